@@ -1,0 +1,69 @@
+//! The element types: f32 and f64.
+
+use std::cell::Cell;
+
+use crate::kernel::Scratch;
+use crate::operations::{self, Job};
+use crate::problem::Geometry;
+use crate::simd::{Dispatch, Level};
+
+/// A type of tensor elements: `f32` or `f64`. Sealed; bf16 and f16 are to come.
+pub trait Element: Sealed + Copy + Default + PartialEq + Send + Sync + std::fmt::Debug + 'static {
+    /// The value as f64, exactly.
+    fn to_f64(self) -> f64;
+
+    /// The nearest value of this type; every NaN becomes the canonical one.
+    fn from_f64(value: f64) -> Self;
+}
+
+/// What the kernels need to know of an element; private by being unnameable.
+pub trait Sealed: Dispatch + Sized {
+    /// A block's variance is taken from plain sums of x and x * x only where the sum of squares is at most this many
+    /// times M2; else from sums about a pivot. For f32, summed in f64 of exact products, 16 bits may go; it also says
+    /// that all elements of a block of 4096 lie within a quarter of the mean, so that x - pivot is exact.
+    const CONDITION_LIMIT: f64;
+    /// The largest power of two that has a normal reciprocal, bounds the factor that brings a channel's spread near 1.
+    const MAX_PRESCALE: f64;
+
+    /// Runs an operation. The one place where the kernels are instantiated, in this crate and not in its users'.
+    fn run(level: Level, geometry: &Geometry, job: &Job<'_, Self>);
+    /// Calls `f` with this thread's scratch memory.
+    fn with_scratch(f: impl FnOnce(&mut Scratch<Self>));
+}
+
+macro_rules! elements {
+    ($($element:ty: $condition_limit:expr, $max_prescale:expr;)*) => {$(
+        impl Element for $element {
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                self as f64
+            }
+            #[inline(always)]
+            fn from_f64(value: f64) -> Self {
+                if value.is_nan() { Self::NAN } else { value as Self }
+            }
+        }
+        impl Sealed for $element {
+            const CONDITION_LIMIT: f64 = $condition_limit;
+            const MAX_PRESCALE: f64 = $max_prescale;
+            fn run(level: Level, geometry: &Geometry, job: &Job<'_, Self>) {
+                operations::run(level, geometry, job);
+            }
+            fn with_scratch(f: impl FnOnce(&mut Scratch<Self>)) {
+                thread_local! {
+                    static SCRATCH: Cell<Option<Box<Scratch<$element>>>> = const { Cell::new(None) };
+                }
+                // Taken out while in use, and made anew where the thread is past giving out its own.
+                let kept = SCRATCH.try_with(Cell::take).ok().flatten();
+                let mut scratch = kept.unwrap_or_else(Scratch::new);
+                f(&mut scratch);
+                let _ = SCRATCH.try_with(|cell| cell.set(Some(scratch)));
+            }
+        }
+    )*};
+}
+
+elements! {
+    f32: 65536.0, (1u128 << 126) as f64;
+    f64: 16.0, f64::from_bits(2045 << 52);
+}

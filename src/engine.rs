@@ -1,0 +1,190 @@
+//! From a checked problem to finished tensors: cuts it by its plan, hands out the tasks, calls the operation in them.
+//!
+//! Every operation is a reduction per channel, an elementwise map, or a map after a reduction ([`Operation`]); the
+//! scheduling is written once for all of them.
+
+use std::ops::Range;
+
+use crate::element::Element;
+use crate::exec;
+use crate::kernel::Scratch;
+use crate::plan::{Block, GROUP, Plan};
+use crate::problem::Geometry;
+use crate::simd::Level;
+use crate::split::Output;
+
+/// What an operation works in: the level, the problem, scratch memory of its own.
+pub struct Task<'a, T> {
+    pub level: Level,
+    pub geometry: &'a Geometry,
+    pub scratch: &'a mut Scratch<T>,
+}
+
+/// An operation on tensors. The slices of states hold one state for each of `channels`.
+pub trait Operation<T: Element>: Sync {
+    /// What the reduction leaves per channel.
+    type State: Copy + Default + Send + Sync;
+    /// How many tensors it reads.
+    const READS: usize;
+
+    /// Whether there is a reduction.
+    fn reduces(&self) -> bool;
+    /// Fills in the coefficients that the reduction takes.
+    fn prepare(&self, task: &mut Task<'_, T>, channels: &Range<usize>);
+    /// The states of one block.
+    fn reduce(
+        &self,
+        task: &mut Task<'_, T>,
+        channels: &Range<usize>,
+        block: &Block,
+        states: &mut [Self::State],
+    );
+    /// left := left and right together; the counts are the elements per channel that each has seen.
+    fn merge(&self, level: Level, left: (&mut [Self::State], usize), right: (&[Self::State], usize));
+    /// Writes what the operation returns per channel.
+    fn finish(&self, level: Level, channels: &Range<usize>, states: &[Self::State]);
+    /// Whether there is a map.
+    fn maps(&self) -> bool;
+    /// Fills in the coefficients that the map takes.
+    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[Self::State]);
+    /// Maps a part of the tensor.
+    fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, part: &Block);
+}
+
+/// Runs an operation.
+pub fn run<T: Element, O: Operation<T>>(level: Level, geometry: &Geometry, operation: &O) {
+    let plan = Plan::new(geometry, O::READS * size_of::<T>(), exec::workers);
+    let engine = Engine { level, geometry, plan, operation };
+    if plan.whole { engine.whole() } else { engine.in_chunks() }
+}
+
+struct Engine<'a, O> {
+    level: Level,
+    geometry: &'a Geometry,
+    plan: Plan,
+    operation: &'a O,
+}
+
+impl<O: Sync> Engine<'_, O> {
+    /// Calls `body` with scratch memory for each task.
+    fn tasks<T: Element>(&self, count: usize, body: impl Fn(usize, Task<'_, T>) + Sync) {
+        exec::for_each(count, self.plan.parallel, |index| {
+            T::with_scratch(|scratch| {
+                body(index, Task { level: self.level, geometry: self.geometry, scratch })
+            });
+        });
+    }
+
+    /// A task takes some channels from statistics to output, while their elements are still in its core's cache.
+    fn whole<T: Element>(&self)
+    where
+        O: Operation<T>,
+    {
+        let Plan { blocks, .. } = self.plan;
+        self.tasks(self.plan.groups(), |group, mut task: Task<'_, T>| {
+            let channels = self.plan.channels(group);
+            let mut states = [O::State::default(); GROUP];
+            let states = &mut states[..channels.len()];
+            if self.operation.reduces() {
+                self.operation.prepare(&mut task, &channels);
+                let mut seen = 0;
+                let mut chunk_states = [O::State::default(); GROUP];
+                for chunk in 0..blocks.chunks() {
+                    let right = &mut chunk_states[..channels.len()];
+                    let count = self.chunk(&mut task, &channels, chunk, right);
+                    self.fold((states, &mut seen), (right, count));
+                }
+                self.operation.finish(self.level, &channels, states);
+            }
+            if self.operation.maps() {
+                self.operation.coefficients(&mut task, &channels, states);
+                self.operation.map(&mut task, &channels, &blocks.whole());
+            }
+        });
+    }
+
+    /// A task takes one chunk of some channels: reductions, then a barrier, then the map.
+    fn in_chunks<T: Element>(&self)
+    where
+        O: Operation<T>,
+    {
+        let Plan { blocks, channels: c, .. } = self.plan;
+        let (chunks, groups) = (blocks.chunks(), self.plan.groups());
+        let mut partial = Vec::new();
+        if self.operation.reduces() {
+            partial.resize(chunks * c, O::State::default());
+            let states = Output::new(&mut partial);
+            self.tasks(chunks * groups, |index, mut task: Task<'_, T>| {
+                let (chunk, channels) = (index / groups, self.plan.channels(index % groups));
+                self.operation.prepare(&mut task, &channels);
+                // SAFETY: in bounds; no other task has this chunk and these channels.
+                let states = unsafe { states.part(chunk * c + channels.start..chunk * c + channels.end) };
+                self.chunk(&mut task, &channels, chunk, states);
+            });
+            self.tasks(groups, |group, _: Task<'_, T>| {
+                let channels = self.plan.channels(group);
+                // The first chunk's states become the channels'.
+                // SAFETY: in bounds; no other task has these channels, of any chunk.
+                let total = unsafe { states.part(channels.clone()) };
+                let mut seen = self.count(0);
+                for chunk in 1..chunks {
+                    // SAFETY: as above; another chunk's part.
+                    let right = unsafe { states.part(chunk * c + channels.start..chunk * c + channels.end) };
+                    self.fold((total, &mut seen), (right, self.count(chunk)));
+                }
+                self.operation.finish(self.level, &channels, total);
+            });
+        }
+        if self.operation.maps() {
+            self.tasks(chunks * groups, |index, mut task: Task<'_, T>| {
+                let (chunk, channels) = (index / groups, self.plan.channels(index % groups));
+                let states = partial.get(channels.clone()).unwrap_or(&[]);
+                self.operation.coefficients(&mut task, &channels, states);
+                for block in blocks.chunk(chunk) {
+                    self.operation.map(&mut task, &channels, &blocks.get(block));
+                }
+            });
+        }
+    }
+
+    /// The elements per channel of a chunk.
+    fn count(&self, chunk: usize) -> usize {
+        let blocks = self.plan.blocks;
+        blocks.chunk(chunk).map(|block| blocks.get(block).count()).sum()
+    }
+
+    /// The states of a chunk's blocks, merged in order, and their count.
+    fn chunk<T: Element>(
+        &self,
+        task: &mut Task<'_, T>,
+        channels: &Range<usize>,
+        chunk: usize,
+        states: &mut [O::State],
+    ) -> usize
+    where
+        O: Operation<T>,
+    {
+        let mut seen = 0;
+        let mut block_states = [O::State::default(); GROUP];
+        for block in self.plan.blocks.chunk(chunk) {
+            let block = self.plan.blocks.get(block);
+            let right = &mut block_states[..channels.len()];
+            self.operation.reduce(task, channels, &block, right);
+            self.fold((states, &mut seen), (right, block.count()));
+        }
+        seen
+    }
+
+    /// Merges `right` into `left`, which is replaced if it has seen nothing.
+    fn fold<T: Element>(&self, left: (&mut [O::State], &mut usize), right: (&[O::State], usize))
+    where
+        O: Operation<T>,
+    {
+        if *left.1 == 0 {
+            left.0.copy_from_slice(right.0);
+        } else {
+            self.operation.merge(self.level, (left.0, *left.1), right);
+        }
+        *left.1 += right.1;
+    }
+}

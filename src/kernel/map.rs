@@ -1,0 +1,197 @@
+//! One output element from the elements at the same place of one or two inputs and the coefficients of its channel.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::{Scratch, flat};
+use crate::plan::Block;
+use crate::problem::{Geometry, Pattern};
+use crate::simd::{Kernel, Lanes};
+use crate::split::{Input, Output};
+
+/// An elementwise formula of `IN` tensors and `K` coefficients per channel.
+pub trait Formula<const IN: usize, const K: usize>: Copy {
+    fn apply<T, S: Lanes<T>>(s: S, x: [S::Vector; IN], k: [S::Vector; K]) -> S::Vector;
+}
+
+/// The deviation of x from the mean, in units of about one standard deviation: x * prescale - mean_high - mean_low
+/// ([`super::channels::Scale`]). The first product is exact, the first difference is so near the mean, where it matters.
+#[inline(always)]
+pub fn deviation<T, S: Lanes<T>>(
+    s: S,
+    x: S::Vector,
+    [prescale, mean_high, mean_low]: [S::Vector; 3],
+) -> S::Vector {
+    s.sub(s.sub(s.mul(x, prescale), mean_high), mean_low)
+}
+
+/// y = d * scale + beta.
+#[derive(Clone, Copy)]
+pub struct Normalize;
+
+impl Formula<1, 5> for Normalize {
+    #[inline(always)]
+    fn apply<T, S: Lanes<T>>(s: S, [x]: [S::Vector; 1], [p, h, l, scale, beta]: [S::Vector; 5]) -> S::Vector {
+        s.add(s.mul(deviation(s, x, [p, h, l]), scale), beta)
+    }
+}
+
+/// dx = (dy - mean(dy) - d * slope) * scale * prescale, slope = mean(dy * xhat) per unit of d.
+///
+/// Scaling in two steps keeps gamma * invstd out of f32, which it may not fit in.
+#[derive(Clone, Copy)]
+pub struct InputGradient;
+
+impl Formula<2, 6> for InputGradient {
+    #[inline(always)]
+    fn apply<T, S: Lanes<T>>(
+        s: S,
+        [x, dy]: [S::Vector; 2],
+        [p, h, l, scale, mean_dy, slope]: [S::Vector; 6],
+    ) -> S::Vector {
+        let along_x = s.mul(deviation(s, x, [p, h, l]), slope);
+        s.mul(s.mul(s.sub(s.sub(dy, mean_dy), along_x), scale), p)
+    }
+}
+
+/// dx = dy * scale * prescale: the statistics did not depend on x.
+#[derive(Clone, Copy)]
+pub struct FrozenGradient;
+
+impl Formula<1, 2> for FrozenGradient {
+    #[inline(always)]
+    fn apply<T, S: Lanes<T>>(s: S, [dy]: [S::Vector; 1], [scale, prescale]: [S::Vector; 2]) -> S::Vector {
+        s.mul(s.mul(dy, scale), prescale)
+    }
+}
+
+/// Applies a formula to a part of a group of channels. `k` says which rows of the scratch's coefficients it takes.
+pub struct Map<'a, T, O, const IN: usize, const K: usize> {
+    pub geometry: &'a Geometry,
+    pub inputs: [Input<'a, T>; IN],
+    pub output: Output<'a, T>,
+    pub channels: Range<usize>,
+    pub part: Block,
+    pub scratch: &'a Scratch<T>,
+    pub k: [usize; K],
+    pub formula: PhantomData<O>,
+}
+
+impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Kernel<T> for Map<'_, T, O, IN, K> {
+    #[inline(always)]
+    fn run<S: Lanes<T>>(self, s: S) {
+        debug_assert!(self.inputs.iter().all(|input| input.len() == self.geometry.len()));
+        debug_assert!(self.output.len() == self.geometry.len());
+        // SAFETY: inputs and output have the geometry's length, and channels and part lie within it.
+        unsafe {
+            match self.geometry.pattern {
+                Pattern::Along => self.along(s),
+                Pattern::Across => self.across(s),
+            }
+        }
+    }
+}
+
+impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, IN, K> {
+    /// A run of `len` elements at `at`, the coefficients of the vector `done` elements into it being `k(done)`.
+    ///
+    /// # Safety
+    /// Inputs and output have the elements.
+    #[inline(always)]
+    unsafe fn run_of<S: Lanes<T>>(&self, s: S, at: usize, len: usize, k: impl Fn(usize) -> [S::Vector; K]) {
+        let mut done = 0;
+        while done + S::N <= len {
+            // SAFETY: N more elements are left.
+            unsafe { self.vector(s, at + done, k(done)) };
+            done += S::N;
+        }
+        if done < len {
+            let count = len - done;
+            // SAFETY: `count` < N more elements are left.
+            unsafe {
+                let x = self.inputs.map(|x| s.load_first(x.as_ptr().add(at + done), count));
+                let y = s.canonical_nan(O::apply(s, x, k(done)));
+                s.store_first(self.output.as_ptr().add(at + done), y, count);
+            }
+        }
+    }
+
+    /// One vector at `at`.
+    ///
+    /// # Safety
+    /// Inputs and output have its elements.
+    #[inline(always)]
+    unsafe fn vector<S: Lanes<T>>(&self, s: S, at: usize, k: [S::Vector; K]) {
+        // SAFETY: says the caller.
+        unsafe {
+            let x = self.inputs.map(|x| s.load(x.as_ptr().add(at)));
+            s.store(self.output.as_ptr().add(at), s.canonical_nan(O::apply(s, x, k)));
+        }
+    }
+
+    /// # Safety
+    /// Channels and part lie within the geometry, whose length inputs and output have.
+    #[inline(always)]
+    unsafe fn along<S: Lanes<T>>(&self, s: S) {
+        for sample in self.part.samples.clone() {
+            for (i, channel) in self.channels.clone().enumerate() {
+                let k = self.k.map(|k| s.splat(self.scratch.coefficients[k][i]));
+                let at = self.geometry.offset(sample, channel, self.part.positions.start);
+                // SAFETY: says the caller.
+                unsafe { self.run_of(s, at, self.part.positions.len(), |_| k) };
+            }
+        }
+    }
+
+    /// # Safety
+    /// Channels and part lie within the geometry, whose length inputs and output have.
+    #[inline(always)]
+    unsafe fn across<S: Lanes<T>>(&self, s: S) {
+        /// Rows that share one load of the coefficients.
+        const BATCH: usize = 8;
+        let (c, width) = (self.geometry.c, self.channels.len());
+        for sample in self.part.samples.clone() {
+            let at = self.geometry.offset(sample, self.channels.start, self.part.positions.start);
+            let rows = self.part.positions.len();
+            if flat(self.geometry, &self.channels) {
+                // Sixteen rows are one run, for which the coefficients are repeated.
+                let period = crate::simd::LANES * c;
+                for done in (0..rows * c).step_by(period) {
+                    let len = period.min(rows * c - done);
+                    // SAFETY: says the caller.
+                    unsafe { self.run_of(s, at + done, len, |column| self.coefficients(s, column)) };
+                }
+                continue;
+            }
+            for row in (0..rows).step_by(BATCH) {
+                let batch = row..(row + BATCH).min(rows);
+                let mut column = 0;
+                while column + S::N <= width {
+                    let k = self.coefficients(s, column);
+                    for row in batch.clone() {
+                        // SAFETY: says the caller.
+                        unsafe { self.vector(s, at + row * c + column, k) };
+                    }
+                    column += S::N;
+                }
+                if column < width {
+                    for row in batch {
+                        let k = |_| self.coefficients(s, column);
+                        // SAFETY: says the caller.
+                        unsafe { self.run_of(s, at + row * c + column, width - column, k) };
+                    }
+                }
+            }
+        }
+    }
+
+    /// The coefficients of the vector of columns from `column` on.
+    #[inline(always)]
+    fn coefficients<S: Lanes<T>>(&self, s: S, column: usize) -> [S::Vector; K] {
+        self.k.map(|k| {
+            let k = &self.scratch.coefficients[k][column..column + S::N];
+            // SAFETY: `k` has N values.
+            unsafe { s.load(k.as_ptr()) }
+        })
+    }
+}

@@ -1,0 +1,356 @@
+//! The operations as the engine runs them: which sums, which coefficients, which map.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use crate::element::Element;
+use crate::engine::{self, Operation, Task};
+use crate::kernel::channels::*;
+use crate::kernel::map::{Formula, FrozenGradient, InputGradient, Map, Normalize};
+use crate::kernel::reduce::{GradientTerms, Pivoted, Plain, Reduce, Terms};
+use crate::kernel::{channels, flat};
+use crate::plan::{Block, GROUP};
+use crate::problem::Geometry;
+use crate::simd::Level;
+use crate::split::{Input, Output};
+use crate::welford::{MergeWeights, Moments, Welford};
+
+/// A checked call.
+pub enum Job<'a, T> {
+    Forward(Forward<'a, T>),
+    Inference(Inference<'a, T>),
+    Backward(Backward<'a, T>),
+}
+
+/// Runs a job; called through `Element::run` alone.
+pub fn run<T: Element>(level: Level, geometry: &Geometry, job: &Job<'_, T>) {
+    match job {
+        Job::Forward(operation) => engine::run(level, geometry, operation),
+        Job::Inference(operation) => engine::run(level, geometry, operation),
+        Job::Backward(operation) => engine::run(level, geometry, operation),
+    }
+}
+
+/// Scale and shift, checked.
+#[derive(Clone, Copy)]
+pub struct Affine<'a, T> {
+    pub gamma: Option<&'a [T]>,
+    pub beta: Option<&'a [T]>,
+    pub eps: f64,
+}
+
+impl<T: Element> Affine<'_, T> {
+    /// Writes the coefficients of [`SCALE`].
+    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, scales: &[Scale]) {
+        let gamma = self.gamma.map(|gamma| &gamma[channels.clone()]);
+        let beta = self.beta.map(|beta| &beta[channels.clone()]);
+        T::dispatch(task.level, Coefficients { scales, gamma, beta, scratch: task.scratch });
+        task.repeat(channels, &SCALE);
+    }
+}
+
+/// The statistics that an operation is given.
+#[derive(Clone, Copy)]
+pub enum Given<'a, T> {
+    /// The batch's own.
+    Batch(&'a [Welford]),
+    /// A mean and a variance per channel.
+    Frozen { mean: &'a [T], var: &'a [T] },
+}
+
+impl<T: Element> Given<'_, T> {
+    fn scales(&self, level: Level, count: usize, channels: &Range<usize>, eps: f64) -> [Scale; GROUP] {
+        let mut scales = [Scale::default(); GROUP];
+        let into = &mut scales[..channels.len()];
+        match self {
+            Given::Batch(states) => {
+                let mut moments = [Moments::default(); GROUP];
+                for (moments, state) in moments.iter_mut().zip(&states[channels.clone()]) {
+                    *moments = state.moments();
+                }
+                let moments = &moments[..channels.len()];
+                T::dispatch(level, BatchScales { moments, count: count as f64, eps, scales: into });
+            }
+            Given::Frozen { mean, var } => {
+                let (mean, var) = (&mean[channels.clone()], &var[channels.clone()]);
+                T::dispatch(level, GivenScales { mean, var, eps, scales: into });
+            }
+        }
+        scales
+    }
+}
+
+impl<T: Element> Task<'_, T> {
+    /// Repeats coefficients where the group's rows are walked as one run.
+    fn repeat(&mut self, channels: &Range<usize>, rows: &[usize]) {
+        if flat(self.geometry, channels) {
+            channels::repeat(self.scratch, rows, channels.len());
+        }
+    }
+
+    /// Sums over a block, to the scratch.
+    fn sums<O: Terms<IN, K>, const IN: usize, const K: usize>(
+        &mut self,
+        _: O,
+        inputs: [Input<'_, T>; IN],
+        channels: &Range<usize>,
+        block: &Block,
+    ) {
+        let (channels, block) = (channels.clone(), block.clone());
+        let kernel = Reduce {
+            geometry: self.geometry,
+            inputs,
+            channels,
+            block,
+            scratch: self.scratch,
+            terms: PhantomData::<O>,
+        };
+        T::dispatch(self.level, kernel);
+    }
+
+    /// Maps a part.
+    fn apply<O: Formula<IN, K>, const IN: usize, const K: usize>(
+        &mut self,
+        _: O,
+        k: [usize; K],
+        inputs: [Input<'_, T>; IN],
+        output: Output<'_, T>,
+        (channels, part): (&Range<usize>, &Block),
+    ) {
+        let (channels, part) = (channels.clone(), part.clone());
+        let kernel = Map {
+            geometry: self.geometry,
+            inputs,
+            output,
+            channels,
+            part,
+            scratch: self.scratch,
+            k,
+            formula: PhantomData::<O>,
+        };
+        T::dispatch(self.level, kernel);
+    }
+}
+
+/// Statistics, and with `y` the normalization by them.
+pub struct Forward<'a, T> {
+    pub x: Input<'a, T>,
+    pub y: Option<Output<'a, T>>,
+    pub affine: Affine<'a, T>,
+    pub states: Output<'a, Welford>,
+    /// Elements per channel.
+    pub count: usize,
+}
+
+impl<T: Element> Operation<T> for Forward<'_, T> {
+    type State = Moments;
+    const READS: usize = 1;
+
+    fn reduces(&self) -> bool {
+        true
+    }
+
+    fn prepare(&self, _: &mut Task<'_, T>, _: &Range<usize>) {}
+
+    /// Plain sums first. Where the variance is small against the mean they are too coarse, and a second look, at
+    /// elements that are still in cache, takes sums about the mean that they gave.
+    fn reduce(&self, task: &mut Task<'_, T>, channels: &Range<usize>, block: &Block, states: &mut [Moments]) {
+        let count = block.count() as f64;
+        task.sums(Plain, [self.x], channels, block);
+        let mut again = false;
+        let condition =
+            Condition { scratch: task.scratch, channels: channels.len(), count, again: &mut again };
+        T::dispatch(task.level, condition);
+        if again {
+            task.repeat(channels, &[PIVOT]);
+            task.sums(Pivoted, [self.x], channels, block);
+        }
+        T::dispatch(task.level, BlockMoments { scratch: task.scratch, count, moments: states });
+    }
+
+    fn merge(&self, level: Level, left: (&mut [Moments], usize), right: (&[Moments], usize)) {
+        let weights = MergeWeights::new(left.1 as u64, right.1 as u64);
+        T::dispatch(level, Merge { left: left.0, right: right.0, weights });
+    }
+
+    fn finish(&self, _: Level, channels: &Range<usize>, states: &[Moments]) {
+        // SAFETY: in bounds; each channel belongs to one task.
+        let out = unsafe { self.states.part(channels.clone()) };
+        for (out, state) in out.iter_mut().zip(states) {
+            *out = Welford::from_moments(self.count as u64, *state);
+        }
+    }
+
+    fn maps(&self) -> bool {
+        self.y.is_some()
+    }
+
+    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, moments: &[Moments]) {
+        let mut scales = [Scale::default(); GROUP];
+        let scales = &mut scales[..channels.len()];
+        let (count, eps) = (self.count as f64, self.affine.eps);
+        T::dispatch(task.level, BatchScales { moments, count, eps, scales });
+        self.affine.coefficients(task, channels, scales);
+    }
+
+    fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, part: &Block) {
+        if let Some(y) = self.y {
+            task.apply(Normalize, SCALE, [self.x], y, (channels, part));
+        }
+    }
+}
+
+/// Normalization by given statistics.
+pub struct Inference<'a, T> {
+    pub x: Input<'a, T>,
+    pub y: Output<'a, T>,
+    pub affine: Affine<'a, T>,
+    pub given: Given<'a, T>,
+}
+
+impl<T: Element> Operation<T> for Inference<'_, T> {
+    type State = ();
+    const READS: usize = 1;
+
+    fn reduces(&self) -> bool {
+        false
+    }
+    fn prepare(&self, _: &mut Task<'_, T>, _: &Range<usize>) {}
+    fn reduce(&self, _: &mut Task<'_, T>, _: &Range<usize>, _: &Block, _: &mut [()]) {}
+    fn merge(&self, _: Level, _: (&mut [()], usize), _: (&[()], usize)) {}
+    fn finish(&self, _: Level, _: &Range<usize>, _: &[()]) {}
+
+    fn maps(&self) -> bool {
+        true
+    }
+
+    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, _: &[()]) {
+        let scales = self.given.scales(task.level, task.geometry.m(), channels, self.affine.eps);
+        self.affine.coefficients(task, channels, &scales[..channels.len()]);
+    }
+
+    fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, part: &Block) {
+        task.apply(Normalize, SCALE, [self.x], self.y, (channels, part));
+    }
+}
+
+/// Gradients, each optional.
+pub struct Backward<'a, T> {
+    pub x: Input<'a, T>,
+    pub dy: Input<'a, T>,
+    pub given: Given<'a, T>,
+    pub gamma: Option<&'a [T]>,
+    pub eps: f64,
+    pub dx: Option<Output<'a, T>>,
+    pub dgamma: Option<Output<'a, T>>,
+    pub dbeta: Option<Output<'a, T>>,
+    pub dmean: Option<Output<'a, T>>,
+    pub dvar: Option<Output<'a, T>>,
+    /// Elements per channel.
+    pub count: usize,
+}
+
+/// Sums over a channel of dy and of dy * d, d the scaled deviation.
+#[derive(Clone, Copy, Default)]
+pub struct GradientSums {
+    dy: f64,
+    dy_d: f64,
+}
+
+impl<T: Element> Backward<'_, T> {
+    fn scales(&self, level: Level, channels: &Range<usize>) -> [Scale; GROUP] {
+        self.given.scales(level, self.count, channels, self.eps)
+    }
+
+    fn affine(&self) -> Affine<'_, T> {
+        Affine { gamma: self.gamma, beta: None, eps: self.eps }
+    }
+}
+
+impl<T: Element> Operation<T> for Backward<'_, T> {
+    type State = GradientSums;
+    const READS: usize = 2;
+
+    fn reduces(&self) -> bool {
+        let per_channel = [&self.dgamma, &self.dbeta, &self.dmean, &self.dvar];
+        per_channel.iter().any(|output| output.is_some()) || matches!(self.given, Given::Batch(_))
+    }
+
+    fn prepare(&self, task: &mut Task<'_, T>, channels: &Range<usize>) {
+        let scales = self.scales(task.level, channels);
+        self.affine().coefficients(task, channels, &scales[..channels.len()]);
+    }
+
+    fn reduce(
+        &self,
+        task: &mut Task<'_, T>,
+        channels: &Range<usize>,
+        block: &Block,
+        states: &mut [GradientSums],
+    ) {
+        task.sums(GradientTerms, [self.x, self.dy], channels, block);
+        let [dy, dy_d] = &task.scratch.sums;
+        for (i, state) in states.iter_mut().enumerate() {
+            *state = GradientSums { dy: dy[i], dy_d: dy_d[i] };
+        }
+    }
+
+    fn merge(&self, _: Level, left: (&mut [GradientSums], usize), right: (&[GradientSums], usize)) {
+        for (left, right) in left.0.iter_mut().zip(right.0) {
+            left.dy += right.dy;
+            left.dy_d += right.dy_d;
+        }
+    }
+
+    /// dL/dmean and dL/dvar as S. Ioffe and C. Szegedy (2015) write them. In the former, the term with dL/dvar has the
+    /// factor sum(x - mean), which is zero for a batch's own mean and not part of it for a frozen one.
+    fn finish(&self, level: Level, channels: &Range<usize>, states: &[GradientSums]) {
+        let scales = self.scales(level, channels);
+        let gamma = |i: usize| self.gamma.map_or(1.0, |gamma| gamma[channels.start + i].to_f64());
+        let write = |output: &Option<Output<'_, T>>, value: &dyn Fn(usize, &Scale, &GradientSums) -> f64| {
+            if let Some(output) = output {
+                // SAFETY: in bounds; each channel belongs to one task.
+                let out = unsafe { output.part(channels.clone()) };
+                for (i, ((out, scale), sums)) in out.iter_mut().zip(&scales).zip(states).enumerate() {
+                    *out = T::from_f64(value(i, scale, sums));
+                }
+            }
+        };
+        write(&self.dbeta, &|_, _, sums| sums.dy);
+        write(&self.dgamma, &|_, scale, sums| sums.dy_d * scale.unit());
+        write(&self.dmean, &|i, scale, sums| -(gamma(i) * scale.invstd * sums.dy));
+        write(&self.dvar, &|i, scale, sums| {
+            -0.5 * gamma(i) * scale.invstd * scale.invstd * (sums.dy_d * scale.unit())
+        });
+    }
+
+    fn maps(&self) -> bool {
+        self.dx.is_some()
+    }
+
+    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[GradientSums]) {
+        let scales = self.scales(task.level, channels);
+        let scales = &scales[..channels.len()];
+        self.affine().coefficients(task, channels, scales);
+        let m = self.count as f64;
+        let k = &mut task.scratch.coefficients;
+        for (i, (sums, scale)) in states.iter().zip(scales).enumerate() {
+            k[MEAN_DY][i] = T::from_f64(sums.dy / m);
+            k[SLOPE][i] = T::from_f64(sums.dy_d / m * (scale.unit() * scale.unit()));
+        }
+        task.repeat(channels, &[MEAN_DY, SLOPE]);
+    }
+
+    fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, part: &Block) {
+        let Some(dx) = self.dx else { return };
+        match self.given {
+            Given::Batch(_) => {
+                let k = [PRESCALE, MEAN_HIGH, MEAN_LOW, FACTOR, MEAN_DY, SLOPE];
+                task.apply(InputGradient, k, [self.x, self.dy], dx, (channels, part));
+            }
+            Given::Frozen { .. } => {
+                task.apply(FrozenGradient, [FACTOR, PRESCALE], [self.dy], dx, (channels, part));
+            }
+        }
+    }
+}

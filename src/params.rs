@@ -1,0 +1,109 @@
+//! The small arguments of the operations: scale and shift, gradients wanted.
+
+use crate::Element;
+
+/// gamma (scale), beta (shift) and eps of y = gamma * (x - mean) / sqrt(var + eps) + beta.
+///
+/// gamma and beta are each optional: 1 and 0 where not given.
+///
+/// ```
+/// use batchnorm::Params;
+/// let gamma = [1.0f32, 0.5];
+/// let params = Params::new(1e-5).gamma(&gamma);
+/// assert!(params.beta.is_none());
+/// ```
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Params<'a, T> {
+    /// Scale per channel, 1 if `None`.
+    pub gamma: Option<&'a [T]>,
+    /// Shift per channel, 0 if `None`.
+    pub beta: Option<&'a [T]>,
+    /// Added to the variance under the root; finite and not negative.
+    pub eps: f64,
+}
+
+impl<'a, T: Element> Params<'a, T> {
+    /// Neither scale nor shift.
+    pub fn new(eps: f64) -> Self {
+        Self { gamma: None, beta: None, eps }
+    }
+
+    /// With a scale per channel.
+    pub fn gamma(self, gamma: &'a [T]) -> Self {
+        Self { gamma: Some(gamma), ..self }
+    }
+
+    /// With a shift per channel.
+    pub fn beta(self, beta: &'a [T]) -> Self {
+        Self { beta: Some(beta), ..self }
+    }
+}
+
+impl<T: Element> Default for Params<'_, T> {
+    /// eps = 1e-5, neither scale nor shift.
+    fn default() -> Self {
+        Self::new(1e-5)
+    }
+}
+
+/// The gradients that a backward pass is to write, each optional; what is not asked for is not computed.
+///
+/// ```
+/// use batchnorm::Gradients;
+/// let (mut dx, mut dgamma) = ([0.0f32; 8], [0.0f32; 2]);
+/// let gradients = Gradients::new().dx(&mut dx).dgamma(&mut dgamma);
+/// assert!(gradients.dbeta.is_none());
+/// ```
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Gradients<'a, T> {
+    /// Gradient with respect to x, of the tensor's length.
+    pub dx: Option<&'a mut [T]>,
+    /// Gradient with respect to gamma, one value per channel.
+    pub dgamma: Option<&'a mut [T]>,
+    /// Gradient with respect to beta, one value per channel.
+    pub dbeta: Option<&'a mut [T]>,
+    /// Gradient with respect to the mean, one value per channel.
+    pub dmean: Option<&'a mut [T]>,
+    /// Gradient with respect to the variance, one value per channel.
+    pub dvar: Option<&'a mut [T]>,
+}
+
+impl<'a, T> Gradients<'a, T> {
+    /// None yet.
+    pub fn new() -> Self {
+        Self { dx: None, dgamma: None, dbeta: None, dmean: None, dvar: None }
+    }
+
+    /// Asks for the gradient with respect to x.
+    pub fn dx(self, dx: &'a mut [T]) -> Self {
+        Self { dx: Some(dx), ..self }
+    }
+
+    /// Asks for the gradient with respect to gamma.
+    pub fn dgamma(self, dgamma: &'a mut [T]) -> Self {
+        Self { dgamma: Some(dgamma), ..self }
+    }
+
+    /// Asks for the gradient with respect to beta.
+    pub fn dbeta(self, dbeta: &'a mut [T]) -> Self {
+        Self { dbeta: Some(dbeta), ..self }
+    }
+
+    /// Asks for the gradient with respect to the mean.
+    pub fn dmean(self, dmean: &'a mut [T]) -> Self {
+        Self { dmean: Some(dmean), ..self }
+    }
+
+    /// Asks for the gradient with respect to the variance.
+    pub fn dvar(self, dvar: &'a mut [T]) -> Self {
+        Self { dvar: Some(dvar), ..self }
+    }
+}
+
+impl<T> Default for Gradients<'_, T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,248 @@
+//! AVX2 and FMA: two registers of 8 f32, four of 4 f64.
+
+use std::arch::x86_64::*;
+use std::array::from_fn;
+
+use super::{Kernel, Lanes};
+
+/// Proof that the CPU has AVX2 and FMA.
+#[derive(Clone, Copy)]
+pub struct Avx2(());
+
+/// Runs a kernel compiled for AVX2 and FMA.
+///
+/// # Safety
+/// The CPU has AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+pub unsafe fn run<T, K: Kernel<T>>(kernel: K)
+where
+    Avx2: Lanes<T>,
+{
+    kernel.run(Avx2(()))
+}
+
+/// Sixteen f32.
+type Two = [__m256; 2];
+/// Sixteen f64, and the sums of sixteen lanes.
+type Four = [__m256d; 4];
+
+/// The lanes of sixteen f32, in f64.
+#[inline(always)]
+fn widen(_: Avx2, v: Two) -> Four {
+    // SAFETY: an `Avx2` exists, so the CPU has AVX2.
+    from_fn(|i| unsafe {
+        let v = v[i / 2];
+        _mm256_cvtps_pd(if i % 2 == 0 { _mm256_castps256_ps128(v) } else { _mm256_extractf128_ps::<1>(v) })
+    })
+}
+
+/// Masks of the first `k` < 16 lanes begin at entry 16 - k.
+static FIRST_32: [i32; 32] = first_mask();
+static FIRST_64: [i64; 32] = {
+    let (narrow, mut wide, mut i) = (first_mask(), [0; 32], 0);
+    while i < 32 {
+        wide[i] = narrow[i] as i64;
+        i += 1;
+    }
+    wide
+};
+
+const fn first_mask() -> [i32; 32] {
+    let (mut mask, mut i) = ([0; 32], 0);
+    while i < 16 {
+        mask[i] = -1;
+        i += 1;
+    }
+    mask
+}
+
+#[inline(always)]
+fn first_32(_: Avx2, k: usize) -> [__m256i; 2] {
+    let from = &FIRST_32[16 - k..32 - k];
+    // SAFETY: an `Avx2` exists, so the CPU has AVX2; `from` has 16 entries.
+    from_fn(|i| unsafe { _mm256_loadu_si256(from.as_ptr().add(8 * i).cast()) })
+}
+
+#[inline(always)]
+fn first_64(_: Avx2, k: usize) -> [__m256i; 4] {
+    let from = &FIRST_64[16 - k..32 - k];
+    // SAFETY: an `Avx2` exists, so the CPU has AVX2; `from` has 16 entries.
+    from_fn(|i| unsafe { _mm256_loadu_si256(from.as_ptr().add(4 * i).cast()) })
+}
+
+/// What is the same for both elements: sums are sixteen f64 in memory.
+macro_rules! sums {
+    () => {
+        type Sums = Four;
+        const N: usize = 16;
+        const STREAMS: usize = 1;
+
+        #[inline(always)]
+        fn zero_sums(self) -> Four {
+            // SAFETY: `self` is proof that the CPU has AVX2.
+            [unsafe { _mm256_setzero_pd() }; 4]
+        }
+        #[inline(always)]
+        unsafe fn load_sums(self, at: *const f64) -> Four {
+            // SAFETY: `self` is proof that the CPU has AVX2; 16 values can be read, says the caller.
+            from_fn(|i| unsafe { _mm256_loadu_pd(at.add(4 * i)) })
+        }
+        #[inline(always)]
+        unsafe fn store_sums(self, at: *mut f64, sums: Four) {
+            for (i, sums) in sums.into_iter().enumerate() {
+                // SAFETY: `self` is proof that the CPU has AVX2; 16 values can be written, says the caller.
+                unsafe { _mm256_storeu_pd(at.add(4 * i), sums) }
+            }
+        }
+    };
+}
+
+impl Lanes<f32> for Avx2 {
+    type Vector = Two;
+    sums!();
+
+    #[inline(always)]
+    unsafe fn load(self, at: *const f32) -> Two {
+        // SAFETY: `self` is proof that the CPU has AVX2; 16 elements can be read, says the caller.
+        from_fn(|i| unsafe { _mm256_loadu_ps(at.add(8 * i)) })
+    }
+    #[inline(always)]
+    unsafe fn load_first(self, at: *const f32, k: usize) -> Two {
+        let mask = first_32(self, k);
+        // SAFETY: `self` is proof that the CPU has AVX2; masked lanes are not read.
+        from_fn(|i| unsafe { _mm256_maskload_ps(at.wrapping_add(8 * i), mask[i]) })
+    }
+    #[inline(always)]
+    unsafe fn store(self, at: *mut f32, v: Two) {
+        for (i, v) in v.into_iter().enumerate() {
+            // SAFETY: `self` is proof that the CPU has AVX2; 16 elements can be written, says the caller.
+            unsafe { _mm256_storeu_ps(at.add(8 * i), v) }
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, at: *mut f32, v: Two, k: usize) {
+        let mask = first_32(self, k);
+        for (i, v) in v.into_iter().enumerate() {
+            // SAFETY: `self` is proof that the CPU has AVX2; masked lanes are not written.
+            unsafe { _mm256_maskstore_ps(at.wrapping_add(8 * i), mask[i], v) }
+        }
+    }
+    #[inline(always)]
+    fn splat(self, value: f32) -> Two {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        [unsafe { _mm256_set1_ps(value) }; 2]
+    }
+    #[inline(always)]
+    fn add(self, a: Two, b: Two) -> Two {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        from_fn(|i| unsafe { _mm256_add_ps(a[i], b[i]) })
+    }
+    #[inline(always)]
+    fn sub(self, a: Two, b: Two) -> Two {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        from_fn(|i| unsafe { _mm256_sub_ps(a[i], b[i]) })
+    }
+    #[inline(always)]
+    fn mul(self, a: Two, b: Two) -> Two {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        from_fn(|i| unsafe { _mm256_mul_ps(a[i], b[i]) })
+    }
+    #[inline(always)]
+    fn keep_first(self, v: Two, k: usize) -> Two {
+        let mask = first_32(self, k);
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        from_fn(|i| unsafe { _mm256_and_ps(v[i], _mm256_castsi256_ps(mask[i])) })
+    }
+    #[inline(always)]
+    fn canonical_nan(self, v: Two) -> Two {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        from_fn(|i| unsafe {
+            let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(v[i], v[i]);
+            _mm256_blendv_ps(v[i], _mm256_set1_ps(f32::NAN), nan)
+        })
+    }
+    #[inline(always)]
+    fn sum(self, sums: Four, v: Two) -> Four {
+        let v = widen(self, v);
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        from_fn(|i| unsafe { _mm256_add_pd(sums[i], v[i]) })
+    }
+    #[inline(always)]
+    fn sum_product(self, sums: Four, a: Two, b: Two) -> Four {
+        let (a, b) = (widen(self, a), widen(self, b));
+        // SAFETY: `self` is proof that the CPU has FMA.
+        from_fn(|i| unsafe { _mm256_fmadd_pd(a[i], b[i], sums[i]) })
+    }
+}
+
+impl Lanes<f64> for Avx2 {
+    type Vector = Four;
+    sums!();
+
+    #[inline(always)]
+    unsafe fn load(self, at: *const f64) -> Four {
+        // SAFETY: 16 elements can be read, says the caller.
+        unsafe { Lanes::<f64>::load_sums(self, at) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(self, at: *const f64, k: usize) -> Four {
+        let mask = first_64(self, k);
+        // SAFETY: `self` is proof that the CPU has AVX2; masked lanes are not read.
+        from_fn(|i| unsafe { _mm256_maskload_pd(at.wrapping_add(4 * i), mask[i]) })
+    }
+    #[inline(always)]
+    unsafe fn store(self, at: *mut f64, v: Four) {
+        // SAFETY: 16 elements can be written, says the caller.
+        unsafe { Lanes::<f64>::store_sums(self, at, v) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, at: *mut f64, v: Four, k: usize) {
+        let mask = first_64(self, k);
+        for (i, v) in v.into_iter().enumerate() {
+            // SAFETY: `self` is proof that the CPU has AVX2; masked lanes are not written.
+            unsafe { _mm256_maskstore_pd(at.wrapping_add(4 * i), mask[i], v) }
+        }
+    }
+    #[inline(always)]
+    fn splat(self, value: f64) -> Four {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        [unsafe { _mm256_set1_pd(value) }; 4]
+    }
+    #[inline(always)]
+    fn add(self, a: Four, b: Four) -> Four {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        from_fn(|i| unsafe { _mm256_add_pd(a[i], b[i]) })
+    }
+    #[inline(always)]
+    fn sub(self, a: Four, b: Four) -> Four {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        from_fn(|i| unsafe { _mm256_sub_pd(a[i], b[i]) })
+    }
+    #[inline(always)]
+    fn mul(self, a: Four, b: Four) -> Four {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        from_fn(|i| unsafe { _mm256_mul_pd(a[i], b[i]) })
+    }
+    #[inline(always)]
+    fn keep_first(self, v: Four, k: usize) -> Four {
+        let mask = first_64(self, k);
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        from_fn(|i| unsafe { _mm256_and_pd(v[i], _mm256_castsi256_pd(mask[i])) })
+    }
+    #[inline(always)]
+    fn canonical_nan(self, v: Four) -> Four {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        from_fn(|i| unsafe {
+            let nan = _mm256_cmp_pd::<_CMP_UNORD_Q>(v[i], v[i]);
+            _mm256_blendv_pd(v[i], _mm256_set1_pd(f64::NAN), nan)
+        })
+    }
+    #[inline(always)]
+    fn sum(self, sums: Four, v: Four) -> Four {
+        Lanes::<f64>::add(self, sums, v)
+    }
+    #[inline(always)]
+    fn sum_product(self, sums: Four, a: Four, b: Four) -> Four {
+        Lanes::<f64>::add(self, sums, Lanes::<f64>::mul(self, a, b))
+    }
+}

@@ -1,0 +1,219 @@
+//! AVX-512F: one register of 16 f32, two of 8 f64.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Lanes};
+
+/// Proof that the CPU has AVX-512F.
+#[derive(Clone, Copy)]
+pub struct Avx512(());
+
+/// Runs a kernel compiled for AVX-512F.
+///
+/// # Safety
+/// The CPU has AVX-512F.
+#[target_feature(enable = "avx512f")]
+pub unsafe fn run<T, K: Kernel<T>>(kernel: K)
+where
+    Avx512: Lanes<T>,
+{
+    kernel.run(Avx512(()))
+}
+
+/// Sixteen f64, and the sums of sixteen lanes.
+type Pair = (__m512d, __m512d);
+
+/// The lanes of a vector of 16 f32, in f64.
+#[inline(always)]
+fn widen(_: Avx512, v: __m512) -> Pair {
+    // SAFETY: an `Avx512` exists, so the CPU has AVX-512F.
+    unsafe {
+        let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)));
+        (_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(high))
+    }
+}
+
+/// The mask of the first `k` < 16 lanes.
+#[inline(always)]
+fn first(k: usize) -> u16 {
+    ((1u32 << k) - 1) as u16
+}
+
+/// What is the same for both elements: sums are sixteen f64 in memory.
+macro_rules! sums {
+    () => {
+        type Sums = Pair;
+        const N: usize = 16;
+        const STREAMS: usize = 4;
+
+        #[inline(always)]
+        fn zero_sums(self) -> Pair {
+            // SAFETY: `self` is proof that the CPU has AVX-512F.
+            unsafe { (_mm512_setzero_pd(), _mm512_setzero_pd()) }
+        }
+        #[inline(always)]
+        unsafe fn load_sums(self, at: *const f64) -> Pair {
+            // SAFETY: `self` is proof that the CPU has AVX-512F; 16 values can be read, says the caller.
+            unsafe { (_mm512_loadu_pd(at), _mm512_loadu_pd(at.add(8))) }
+        }
+        #[inline(always)]
+        unsafe fn store_sums(self, at: *mut f64, sums: Pair) {
+            // SAFETY: `self` is proof that the CPU has AVX-512F; 16 values can be written, says the caller.
+            unsafe {
+                _mm512_storeu_pd(at, sums.0);
+                _mm512_storeu_pd(at.add(8), sums.1);
+            }
+        }
+    };
+}
+
+impl Lanes<f32> for Avx512 {
+    type Vector = __m512;
+    sums!();
+
+    #[inline(always)]
+    unsafe fn load(self, at: *const f32) -> __m512 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F; 16 elements can be read, says the caller.
+        unsafe { _mm512_loadu_ps(at) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(self, at: *const f32, k: usize) -> __m512 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F; masked lanes are not read.
+        unsafe { _mm512_maskz_loadu_ps(first(k), at) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, at: *mut f32, v: __m512) {
+        // SAFETY: `self` is proof that the CPU has AVX-512F; 16 elements can be written, says the caller.
+        unsafe { _mm512_storeu_ps(at, v) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, at: *mut f32, v: __m512, k: usize) {
+        // SAFETY: `self` is proof that the CPU has AVX-512F; masked lanes are not written.
+        unsafe { _mm512_mask_storeu_ps(at, first(k), v) }
+    }
+    #[inline(always)]
+    fn splat(self, value: f32) -> __m512 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { _mm512_set1_ps(value) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn keep_first(self, v: __m512, k: usize) -> __m512 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { _mm512_maskz_mov_ps(first(k), v) }
+    }
+    #[inline(always)]
+    fn canonical_nan(self, v: __m512) -> __m512 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe {
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+            _mm512_mask_mov_ps(v, nan, _mm512_set1_ps(f32::NAN))
+        }
+    }
+    #[inline(always)]
+    fn sum(self, sums: Pair, v: __m512) -> Pair {
+        let (low, high) = widen(self, v);
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { (_mm512_add_pd(sums.0, low), _mm512_add_pd(sums.1, high)) }
+    }
+    #[inline(always)]
+    fn sum_product(self, sums: Pair, a: __m512, b: __m512) -> Pair {
+        let (a, b) = (widen(self, a), widen(self, b));
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { (_mm512_fmadd_pd(a.0, b.0, sums.0), _mm512_fmadd_pd(a.1, b.1, sums.1)) }
+    }
+}
+
+impl Lanes<f64> for Avx512 {
+    type Vector = Pair;
+    sums!();
+
+    #[inline(always)]
+    unsafe fn load(self, at: *const f64) -> Pair {
+        // SAFETY: 16 elements can be read, says the caller.
+        unsafe { Lanes::<f64>::load_sums(self, at) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(self, at: *const f64, k: usize) -> Pair {
+        let mask = first(k);
+        // SAFETY: `self` is proof that the CPU has AVX-512F; masked lanes are not read.
+        unsafe {
+            let high = _mm512_maskz_loadu_pd((mask >> 8) as u8, at.wrapping_add(8));
+            (_mm512_maskz_loadu_pd(mask as u8, at), high)
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(self, at: *mut f64, v: Pair) {
+        // SAFETY: 16 elements can be written, says the caller.
+        unsafe { Lanes::<f64>::store_sums(self, at, v) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, at: *mut f64, v: Pair, k: usize) {
+        let mask = first(k);
+        // SAFETY: `self` is proof that the CPU has AVX-512F; masked lanes are not written.
+        unsafe {
+            _mm512_mask_storeu_pd(at, mask as u8, v.0);
+            _mm512_mask_storeu_pd(at.wrapping_add(8), (mask >> 8) as u8, v.1);
+        }
+    }
+    #[inline(always)]
+    fn splat(self, value: f64) -> Pair {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { (_mm512_set1_pd(value), _mm512_set1_pd(value)) }
+    }
+    #[inline(always)]
+    fn add(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { (_mm512_add_pd(a.0, b.0), _mm512_add_pd(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn sub(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { (_mm512_sub_pd(a.0, b.0), _mm512_sub_pd(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn mul(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { (_mm512_mul_pd(a.0, b.0), _mm512_mul_pd(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn keep_first(self, v: Pair, k: usize) -> Pair {
+        let mask = first(k);
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { (_mm512_maskz_mov_pd(mask as u8, v.0), _mm512_maskz_mov_pd((mask >> 8) as u8, v.1)) }
+    }
+    #[inline(always)]
+    fn canonical_nan(self, v: Pair) -> Pair {
+        #[inline(always)]
+        fn half(v: __m512d) -> __m512d {
+            // SAFETY: called below only, with a proof that the CPU has AVX-512F at hand.
+            unsafe {
+                let nan = _mm512_cmp_pd_mask::<_CMP_UNORD_Q>(v, v);
+                _mm512_mask_mov_pd(v, nan, _mm512_set1_pd(f64::NAN))
+            }
+        }
+        (half(v.0), half(v.1))
+    }
+    #[inline(always)]
+    fn sum(self, sums: Pair, v: Pair) -> Pair {
+        Lanes::<f64>::add(self, sums, v)
+    }
+    #[inline(always)]
+    fn sum_product(self, sums: Pair, a: Pair, b: Pair) -> Pair {
+        Lanes::<f64>::add(self, sums, Lanes::<f64>::mul(self, a, b))
+    }
+}

@@ -1,0 +1,100 @@
+//! Vectors: one trait, one thin implementation per instruction set, and the run-time choice between them.
+//!
+//! Kernels are generic over [`Lanes`] and never name an instruction set. What keeps their bits equal on all of them:
+//! only IEEE add, subtract and multiply; a fused multiply-add only where the product is exact in f64, so that fusing
+//! changes nothing; no horizontal operation (sums over lanes go through memory in a fixed order).
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod level;
+mod portable;
+
+pub use level::Level;
+
+/// The logical width of a reduction: element s of a plane belongs to lane s mod 16 on every instruction set.
+pub const LANES: usize = 16;
+
+/// The vectors of one instruction set for elements of type `T`.
+///
+/// A value of an implementing type is proof that the CPU has the instruction set, which makes the arithmetic safe.
+pub trait Lanes<T>: Copy {
+    /// `N` elements.
+    type Vector: Copy;
+    /// `N` sums in f64.
+    type Sums: Copy;
+    /// Elements per vector; divides [`LANES`].
+    const N: usize;
+    /// How many vectors to keep in flight in a reduction, so that additions need not wait for each other: as many as
+    /// the registers hold.
+    const STREAMS: usize;
+
+    /// # Safety
+    /// `N` elements can be read at `at`, which need not be aligned beyond its element.
+    unsafe fn load(self, at: *const T) -> Self::Vector;
+    /// The first `k` < `N` elements, zero in the other lanes.
+    /// # Safety
+    /// `k` elements can be read at `at`.
+    unsafe fn load_first(self, at: *const T, k: usize) -> Self::Vector;
+    /// # Safety
+    /// `N` elements can be written at `at`.
+    unsafe fn store(self, at: *mut T, v: Self::Vector);
+    /// Writes the first `k` < `N` lanes and nothing else.
+    /// # Safety
+    /// `k` elements can be written at `at`.
+    unsafe fn store_first(self, at: *mut T, v: Self::Vector, k: usize);
+    fn splat(self, value: T) -> Self::Vector;
+    fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    fn sub(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    fn mul(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// Zero in all lanes but the first `k` < `N`.
+    fn keep_first(self, v: Self::Vector, k: usize) -> Self::Vector;
+    /// Every NaN replaced by the canonical one: whose NaN survives an operation differs between CPUs.
+    fn canonical_nan(self, v: Self::Vector) -> Self::Vector;
+
+    fn zero_sums(self) -> Self::Sums;
+    /// sums + v, lane by lane in f64.
+    fn sum(self, sums: Self::Sums, v: Self::Vector) -> Self::Sums;
+    /// sums + a * b, lane by lane in f64. Of f32 the product is exact (48 bits), so a fused multiply-add gives the same
+    /// bits as two operations; of f64 it is two operations.
+    fn sum_product(self, sums: Self::Sums, a: Self::Vector, b: Self::Vector) -> Self::Sums;
+    /// # Safety
+    /// `N` values can be read at `at`.
+    unsafe fn load_sums(self, at: *const f64) -> Self::Sums;
+    /// # Safety
+    /// `N` values can be written at `at`.
+    unsafe fn store_sums(self, at: *mut f64, sums: Self::Sums);
+}
+
+/// Work to be compiled for every instruction set: a struct of arguments with one method.
+pub trait Kernel<T> {
+    /// Does the work. `#[inline(always)]` in every implementation and in all that it calls: only then is it compiled
+    /// with the instruction set of the trampoline that calls it.
+    fn run<S: Lanes<T>>(self, lanes: S);
+}
+
+/// An element type that kernels can be dispatched for.
+pub trait Dispatch: Sized {
+    /// Runs a kernel on `level`, which the CPU must have: [`Level::active`] returns no other.
+    fn dispatch<K: Kernel<Self>>(level: Level, kernel: K);
+}
+
+macro_rules! dispatch {
+    ($($element:ty),*) => {$(
+        impl Dispatch for $element {
+            fn dispatch<K: Kernel<Self>>(level: Level, kernel: K) {
+                match level {
+                    // SAFETY: every `Level` in use was found on this CPU by `Level::available`.
+                    #[cfg(target_arch = "x86_64")]
+                    Level::Avx512 => unsafe { avx512::run(kernel) },
+                    // SAFETY: as above.
+                    #[cfg(target_arch = "x86_64")]
+                    Level::Avx2 => unsafe { avx2::run(kernel) },
+                    _ => kernel.run(portable::Portable),
+                }
+            }
+        }
+    )*};
+}
+dispatch!(f32, f64);

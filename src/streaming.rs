@@ -1,0 +1,52 @@
+//! Statistics over more data than one batch.
+
+use crate::{Element, Error, Shape, Welford, statistics};
+
+/// Per-channel mean and variance of a data set, taken in one batch at a time.
+///
+/// ```
+/// use batchnorm::{Shape, StreamingStatistics};
+/// let mut data_set = StreamingStatistics::new(1);
+/// data_set.update(&Shape::nchw(&[2, 1])?, &[1.0f32, 2.0])?;
+/// data_set.update(&Shape::nchw(&[2, 1])?, &[3.0f32, 4.0])?;
+/// assert_eq!((data_set.states()[0].mean(), data_set.states()[0].variance()), (2.5, 1.25));
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct StreamingStatistics {
+    states: Vec<Welford>,
+    batch: Vec<Welford>,
+}
+
+impl StreamingStatistics {
+    /// Of no data yet.
+    pub fn new(channels: usize) -> Self {
+        Self { states: vec![Welford::new(); channels], batch: vec![Welford::new(); channels] }
+    }
+
+    /// Takes in one batch.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if `x` has not the shape's length, or the shape another number of channels; then nothing has
+    /// been taken in.
+    pub fn update<T: Element>(&mut self, shape: &Shape, x: &[T]) -> Result<(), Error> {
+        statistics(shape, x, &mut self.batch)?;
+        self.states.iter_mut().zip(&self.batch).for_each(|(state, batch)| state.merge(batch));
+        Ok(())
+    }
+
+    /// Takes in what another has seen, of another part of the data set.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if it has another number of channels.
+    pub fn merge(&mut self, other: &Self) -> Result<(), Error> {
+        crate::problem::check_len("other", other.states.len(), self.states.len())?;
+        self.states.iter_mut().zip(&other.states).for_each(|(state, other)| state.merge(other));
+        Ok(())
+    }
+
+    /// The state of each channel.
+    pub fn states(&self) -> &[Welford] {
+        &self.states
+    }
+}
