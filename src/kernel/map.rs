@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{Scratch, flat};
 use crate::plan::Block;
 use crate::problem::{Geometry, Pattern};
-use crate::simd::{Kernel, Lanes};
+use crate::simd::{Kernel, LANES, Lanes};
 use crate::split::{Input, Output};
 
 /// An elementwise formula of `IN` tensors and `K` coefficients per channel.
@@ -93,39 +93,35 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Kernel<T> for 
 }
 
 impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, IN, K> {
-    /// A run of `len` elements at `at`, the coefficients of the vector `done` elements into it being `k(done)`.
-    ///
-    /// # Safety
-    /// Inputs and output have the elements.
-    #[inline(always)]
-    unsafe fn run_of<S: Lanes<T>>(&self, s: S, at: usize, len: usize, k: impl Fn(usize) -> [S::Vector; K]) {
-        let mut done = 0;
-        while done + S::N <= len {
-            // SAFETY: N more elements are left.
-            unsafe { self.vector(s, at + done, k(done)) };
-            done += S::N;
-        }
-        if done < len {
-            let count = len - done;
-            // SAFETY: `count` < N more elements are left.
-            unsafe {
-                let x = self.inputs.map(|x| s.load_first(x.as_ptr().add(at + done), count));
-                let y = s.canonical_nan(O::apply(s, x, k(done)));
-                s.store_first(self.output.as_ptr().add(at + done), y, count);
-            }
-        }
-    }
-
     /// One vector at `at`.
     ///
     /// # Safety
     /// Inputs and output have its elements.
     #[inline(always)]
     unsafe fn vector<S: Lanes<T>>(&self, s: S, at: usize, k: [S::Vector; K]) {
+        let mut x = [s.zero(); IN];
         // SAFETY: says the caller.
         unsafe {
-            let x = self.inputs.map(|x| s.load(x.as_ptr().add(at)));
+            for (x, input) in x.iter_mut().zip(&self.inputs) {
+                *x = s.load(input.as_ptr().add(at));
+            }
             s.store(self.output.as_ptr().add(at), s.canonical_nan(O::apply(s, x, k)));
+        }
+    }
+
+    /// The first `count` < N elements of a vector at `at`.
+    ///
+    /// # Safety
+    /// Inputs and output have these elements.
+    #[inline(always)]
+    unsafe fn tail<S: Lanes<T>>(&self, s: S, at: usize, count: usize, k: [S::Vector; K]) {
+        let mut x = [s.zero(); IN];
+        // SAFETY: says the caller.
+        unsafe {
+            for (x, input) in x.iter_mut().zip(&self.inputs) {
+                *x = s.load_first(input.as_ptr().add(at), count);
+            }
+            s.store_first(self.output.as_ptr().add(at), s.canonical_nan(O::apply(s, x, k)), count);
         }
     }
 
@@ -133,12 +129,25 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
     /// Channels and part lie within the geometry, whose length inputs and output have.
     #[inline(always)]
     unsafe fn along<S: Lanes<T>>(&self, s: S) {
+        let len = self.part.positions.len();
         for sample in self.part.samples.clone() {
             for (i, channel) in self.channels.clone().enumerate() {
-                let k = self.k.map(|k| s.splat(self.scratch.coefficients[k][i]));
+                let mut k = [s.zero(); K];
+                for (k, row) in k.iter_mut().zip(self.k) {
+                    *k = s.splat(self.scratch.coefficients[row][i]);
+                }
                 let at = self.geometry.offset(sample, channel, self.part.positions.start);
-                // SAFETY: says the caller.
-                unsafe { self.run_of(s, at, self.part.positions.len(), |_| k) };
+                let mut done = 0;
+                // SAFETY: the plane has `len` elements from `at` on.
+                unsafe {
+                    while done + S::N <= len {
+                        self.vector(s, at + done, k);
+                        done += S::N;
+                    }
+                    if done < len {
+                        self.tail(s, at + done, len - done, k);
+                    }
+                }
             }
         }
     }
@@ -147,40 +156,50 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
     /// Channels and part lie within the geometry, whose length inputs and output have.
     #[inline(always)]
     unsafe fn across<S: Lanes<T>>(&self, s: S) {
-        /// Rows that share one load of the coefficients.
-        const BATCH: usize = 8;
-        let (c, width) = (self.geometry.c, self.channels.len());
+        let c = self.geometry.c;
+        let rows = self.part.positions.len();
         for sample in self.part.samples.clone() {
             let at = self.geometry.offset(sample, self.channels.start, self.part.positions.start);
-            let rows = self.part.positions.len();
-            if flat(self.geometry, &self.channels) {
-                // Sixteen rows are one run, for which the coefficients are repeated.
-                let period = crate::simd::LANES * c;
-                for done in (0..rows * c).step_by(period) {
-                    let len = period.min(rows * c - done);
-                    // SAFETY: says the caller.
-                    unsafe { self.run_of(s, at + done, len, |column| self.coefficients(s, column)) };
+            // SAFETY: says the caller.
+            unsafe {
+                if flat(self.geometry, &self.channels) {
+                    // Sixteen rows are one run, for which the coefficients are repeated.
+                    let (run, full) = (LANES * c, rows / LANES);
+                    self.rows(s, at, run, full, run);
+                    self.rows(s, at + full * run, run, 1, (rows % LANES) * c);
+                } else {
+                    self.rows(s, at, c, rows, self.channels.len());
                 }
-                continue;
             }
-            for row in (0..rows).step_by(BATCH) {
-                let batch = row..(row + BATCH).min(rows);
-                let mut column = 0;
-                while column + S::N <= width {
-                    let k = self.coefficients(s, column);
-                    for row in batch.clone() {
-                        // SAFETY: says the caller.
-                        unsafe { self.vector(s, at + row * c + column, k) };
+        }
+    }
+
+    /// The first `width` elements of `rows` rows, `stride` elements apart.
+    ///
+    /// # Safety
+    /// Inputs and output have the elements.
+    #[inline(always)]
+    unsafe fn rows<S: Lanes<T>>(&self, s: S, at: usize, stride: usize, rows: usize, width: usize) {
+        /// Rows that share one load of the coefficients.
+        const BATCH: usize = 8;
+        for row in (0..rows).step_by(BATCH) {
+            let batch = row..(row + BATCH).min(rows);
+            let mut column = 0;
+            while column < width {
+                let count = width - column;
+                let k = self.coefficients(s, column);
+                for row in batch.clone() {
+                    let at = at + row * stride + column;
+                    // SAFETY: the row has `count` more elements.
+                    unsafe {
+                        if count >= S::N {
+                            self.vector(s, at, k);
+                        } else {
+                            self.tail(s, at, count, k);
+                        }
                     }
-                    column += S::N;
                 }
-                if column < width {
-                    for row in batch {
-                        let k = |_| self.coefficients(s, column);
-                        // SAFETY: says the caller.
-                        unsafe { self.run_of(s, at + row * c + column, width - column, k) };
-                    }
-                }
+                column += S::N;
             }
         }
     }
@@ -188,10 +207,12 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
     /// The coefficients of the vector of columns from `column` on.
     #[inline(always)]
     fn coefficients<S: Lanes<T>>(&self, s: S, column: usize) -> [S::Vector; K] {
-        self.k.map(|k| {
-            let k = &self.scratch.coefficients[k][column..column + S::N];
-            // SAFETY: `k` has N values.
-            unsafe { s.load(k.as_ptr()) }
-        })
+        let mut k = [s.zero(); K];
+        for (k, row) in k.iter_mut().zip(self.k) {
+            let row = &self.scratch.coefficients[row][column..column + S::N];
+            // SAFETY: `row` has N values.
+            *k = unsafe { s.load(row.as_ptr()) };
+        }
+        k
     }
 }

@@ -138,8 +138,11 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
     ) {
         for row in 0..sweep.rows {
             for u in 0..U {
-                // SAFETY: says the caller.
-                let x = sweep.from.map(|x| unsafe { s.load(x.add(row * sweep.stride + u * sweep.apart)) });
+                let mut x = [s.zero(); IN];
+                for (x, from) in x.iter_mut().zip(sweep.from) {
+                    // SAFETY: says the caller.
+                    *x = unsafe { s.load(from.add(row * sweep.stride + u * sweep.apart)) };
+                }
                 let (a, b) = O::terms(s, x, k[u]);
                 sums[u] = [s.sum(sums[u][0], a), s.sum_product(sums[u][1], a, b)];
             }
@@ -158,8 +161,11 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
         k: [S::Vector; K],
         sums: &mut [S::Sums; 2],
     ) {
-        // SAFETY: says the caller.
-        let x = from.map(|x| unsafe { s.load_first(x, count) });
+        let mut x = [s.zero(); IN];
+        for (x, from) in x.iter_mut().zip(from) {
+            // SAFETY: says the caller.
+            *x = unsafe { s.load_first(from, count) };
+        }
         let (a, b) = O::terms(s, x, k);
         let (a, b) = (s.keep_first(a, count), s.keep_first(b, count));
         *sums = [s.sum(sums[0], a), s.sum_product(sums[1], a, b)];
@@ -231,12 +237,18 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
         let geometry = self.geometry;
         let at = geometry.offset(sample, self.channels.start + channel, self.block.positions.start);
         let len = self.block.positions.len();
-        let k = std::array::from_fn(|u| {
-            std::array::from_fn(|i| s.splat(self.scratch.coefficients[i][channel + u]))
-        });
+        let mut k = [[s.zero(); K]; U];
+        for (u, k) in k.iter_mut().enumerate() {
+            for (k, row) in k.iter_mut().zip(&self.scratch.coefficients) {
+                *k = s.splat(row[channel + u]);
+            }
+        }
         for lane in (0..LANES).step_by(S::N) {
             let column = |u| (channel + u) * LANES + lane;
-            let mut sums: [_; U] = std::array::from_fn(|u| self.sums(s, column(u), first));
+            let mut sums = [[s.zero_sums(); 2]; U];
+            for (u, sums) in sums.iter_mut().enumerate() {
+                *sums = self.sums(s, column(u), first);
+            }
             let rows = (len + LANES - S::N).saturating_sub(lane) / LANES;
             // SAFETY: row r reads the N elements from lane + 16 * r, the last of which end within `len`.
             unsafe {
@@ -368,8 +380,12 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
         coefficient: usize,
         first: bool,
     ) {
-        let mut sums: [_; U] = std::array::from_fn(|u| self.sums(s, column + u * S::N, first));
-        let k = std::array::from_fn(|u| self.coefficients(s, coefficient + u * S::N));
+        let mut sums = [[s.zero_sums(); 2]; U];
+        let mut k = [[s.zero(); K]; U];
+        for u in 0..U {
+            sums[u] = self.sums(s, column + u * S::N, first);
+            k[u] = self.coefficients(s, coefficient + u * S::N);
+        }
         // SAFETY: says the caller.
         unsafe {
             let from = self.inputs.map(|x| x.as_ptr().add(at));
@@ -383,10 +399,12 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
     /// The coefficients of the vector of columns from `column` on.
     #[inline(always)]
     fn coefficients<S: Lanes<T>>(&self, s: S, column: usize) -> [S::Vector; K] {
-        std::array::from_fn(|i| {
-            let k = &self.scratch.coefficients[i][column..column + S::N];
-            // SAFETY: `k` has N values.
-            unsafe { s.load(k.as_ptr()) }
-        })
+        let mut k = [s.zero(); K];
+        for (k, row) in k.iter_mut().zip(&self.scratch.coefficients) {
+            let row = &row[column..column + S::N];
+            // SAFETY: `row` has N values.
+            *k = unsafe { s.load(row.as_ptr()) };
+        }
+        k
     }
 }

@@ -1,7 +1,6 @@
 //! AVX2 and FMA: two registers of 8 f32, four of 4 f64.
 
 use std::arch::x86_64::*;
-use std::array::from_fn;
 
 use super::{Kernel, Lanes};
 
@@ -21,6 +20,23 @@ where
     kernel.run(Avx2(()))
 }
 
+/// `[f(0), f(1)]` or `[f(0), .. f(3)]`, spelt out: an intrinsic in a closure (of `array::from_fn`, say) can end up in a
+/// function without the instruction set, and then is a call.
+macro_rules! each {
+    (2, $i:ident => $value:expr) => {
+        each!([0 1] $i => $value)
+    };
+    (4, $i:ident => $value:expr) => {
+        each!([0 1 2 3] $i => $value)
+    };
+    ([$($n:literal)*] $i:ident => $value:expr) => {
+        [$({
+            const $i: usize = $n;
+            $value
+        }),*]
+    };
+}
+
 /// Sixteen f32.
 type Two = [__m256; 2];
 /// Sixteen f64, and the sums of sixteen lanes.
@@ -30,9 +46,9 @@ type Four = [__m256d; 4];
 #[inline(always)]
 fn widen(_: Avx2, v: Two) -> Four {
     // SAFETY: an `Avx2` exists, so the CPU has AVX2.
-    from_fn(|i| unsafe {
-        let v = v[i / 2];
-        _mm256_cvtps_pd(if i % 2 == 0 { _mm256_castps256_ps128(v) } else { _mm256_extractf128_ps::<1>(v) })
+    each!(4, I => unsafe {
+        let v = v[I / 2];
+        _mm256_cvtps_pd(if I % 2 == 0 { _mm256_castps256_ps128(v) } else { _mm256_extractf128_ps::<1>(v) })
     })
 }
 
@@ -60,14 +76,14 @@ const fn first_mask() -> [i32; 32] {
 fn first_32(_: Avx2, k: usize) -> [__m256i; 2] {
     let from = &FIRST_32[16 - k..32 - k];
     // SAFETY: an `Avx2` exists, so the CPU has AVX2; `from` has 16 entries.
-    from_fn(|i| unsafe { _mm256_loadu_si256(from.as_ptr().add(8 * i).cast()) })
+    each!(2, I => unsafe { _mm256_loadu_si256(from.as_ptr().add(8 * I).cast()) })
 }
 
 #[inline(always)]
 fn first_64(_: Avx2, k: usize) -> [__m256i; 4] {
     let from = &FIRST_64[16 - k..32 - k];
     // SAFETY: an `Avx2` exists, so the CPU has AVX2; `from` has 16 entries.
-    from_fn(|i| unsafe { _mm256_loadu_si256(from.as_ptr().add(4 * i).cast()) })
+    each!(4, I => unsafe { _mm256_loadu_si256(from.as_ptr().add(4 * I).cast()) })
 }
 
 /// What is the same for both elements: sums are sixteen f64 in memory.
@@ -85,7 +101,7 @@ macro_rules! sums {
         #[inline(always)]
         unsafe fn load_sums(self, at: *const f64) -> Four {
             // SAFETY: `self` is proof that the CPU has AVX2; 16 values can be read, says the caller.
-            from_fn(|i| unsafe { _mm256_loadu_pd(at.add(4 * i)) })
+            each!(4, I => unsafe { _mm256_loadu_pd(at.add(4 * I)) })
         }
         #[inline(always)]
         unsafe fn store_sums(self, at: *mut f64, sums: Four) {
@@ -104,13 +120,13 @@ impl Lanes<f32> for Avx2 {
     #[inline(always)]
     unsafe fn load(self, at: *const f32) -> Two {
         // SAFETY: `self` is proof that the CPU has AVX2; 16 elements can be read, says the caller.
-        from_fn(|i| unsafe { _mm256_loadu_ps(at.add(8 * i)) })
+        each!(2, I => unsafe { _mm256_loadu_ps(at.add(8 * I)) })
     }
     #[inline(always)]
     unsafe fn load_first(self, at: *const f32, k: usize) -> Two {
         let mask = first_32(self, k);
         // SAFETY: `self` is proof that the CPU has AVX2; masked lanes are not read.
-        from_fn(|i| unsafe { _mm256_maskload_ps(at.wrapping_add(8 * i), mask[i]) })
+        each!(2, I => unsafe { _mm256_maskload_ps(at.wrapping_add(8 * I), mask[I]) })
     }
     #[inline(always)]
     unsafe fn store(self, at: *mut f32, v: Two) {
@@ -128,6 +144,11 @@ impl Lanes<f32> for Avx2 {
         }
     }
     #[inline(always)]
+    fn zero(self) -> Two {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        unsafe { [_mm256_setzero_ps(); 2] }
+    }
+    #[inline(always)]
     fn splat(self, value: f32) -> Two {
         // SAFETY: `self` is proof that the CPU has AVX2.
         [unsafe { _mm256_set1_ps(value) }; 2]
@@ -135,43 +156,43 @@ impl Lanes<f32> for Avx2 {
     #[inline(always)]
     fn add(self, a: Two, b: Two) -> Two {
         // SAFETY: `self` is proof that the CPU has AVX2.
-        from_fn(|i| unsafe { _mm256_add_ps(a[i], b[i]) })
+        each!(2, I => unsafe { _mm256_add_ps(a[I], b[I]) })
     }
     #[inline(always)]
     fn sub(self, a: Two, b: Two) -> Two {
         // SAFETY: `self` is proof that the CPU has AVX2.
-        from_fn(|i| unsafe { _mm256_sub_ps(a[i], b[i]) })
+        each!(2, I => unsafe { _mm256_sub_ps(a[I], b[I]) })
     }
     #[inline(always)]
     fn mul(self, a: Two, b: Two) -> Two {
         // SAFETY: `self` is proof that the CPU has AVX2.
-        from_fn(|i| unsafe { _mm256_mul_ps(a[i], b[i]) })
+        each!(2, I => unsafe { _mm256_mul_ps(a[I], b[I]) })
     }
     #[inline(always)]
     fn keep_first(self, v: Two, k: usize) -> Two {
         let mask = first_32(self, k);
         // SAFETY: `self` is proof that the CPU has AVX2.
-        from_fn(|i| unsafe { _mm256_and_ps(v[i], _mm256_castsi256_ps(mask[i])) })
+        each!(2, I => unsafe { _mm256_and_ps(v[I], _mm256_castsi256_ps(mask[I])) })
     }
     #[inline(always)]
     fn canonical_nan(self, v: Two) -> Two {
         // SAFETY: `self` is proof that the CPU has AVX2.
-        from_fn(|i| unsafe {
-            let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(v[i], v[i]);
-            _mm256_blendv_ps(v[i], _mm256_set1_ps(f32::NAN), nan)
+        each!(2, I => unsafe {
+            let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(v[I], v[I]);
+            _mm256_blendv_ps(v[I], _mm256_set1_ps(f32::NAN), nan)
         })
     }
     #[inline(always)]
     fn sum(self, sums: Four, v: Two) -> Four {
         let v = widen(self, v);
         // SAFETY: `self` is proof that the CPU has AVX2.
-        from_fn(|i| unsafe { _mm256_add_pd(sums[i], v[i]) })
+        each!(4, I => unsafe { _mm256_add_pd(sums[I], v[I]) })
     }
     #[inline(always)]
     fn sum_product(self, sums: Four, a: Two, b: Two) -> Four {
         let (a, b) = (widen(self, a), widen(self, b));
         // SAFETY: `self` is proof that the CPU has FMA.
-        from_fn(|i| unsafe { _mm256_fmadd_pd(a[i], b[i], sums[i]) })
+        each!(4, I => unsafe { _mm256_fmadd_pd(a[I], b[I], sums[I]) })
     }
 }
 
@@ -188,7 +209,7 @@ impl Lanes<f64> for Avx2 {
     unsafe fn load_first(self, at: *const f64, k: usize) -> Four {
         let mask = first_64(self, k);
         // SAFETY: `self` is proof that the CPU has AVX2; masked lanes are not read.
-        from_fn(|i| unsafe { _mm256_maskload_pd(at.wrapping_add(4 * i), mask[i]) })
+        each!(4, I => unsafe { _mm256_maskload_pd(at.wrapping_add(4 * I), mask[I]) })
     }
     #[inline(always)]
     unsafe fn store(self, at: *mut f64, v: Four) {
@@ -204,6 +225,11 @@ impl Lanes<f64> for Avx2 {
         }
     }
     #[inline(always)]
+    fn zero(self) -> Four {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        unsafe { [_mm256_setzero_pd(); 4] }
+    }
+    #[inline(always)]
     fn splat(self, value: f64) -> Four {
         // SAFETY: `self` is proof that the CPU has AVX2.
         [unsafe { _mm256_set1_pd(value) }; 4]
@@ -211,30 +237,30 @@ impl Lanes<f64> for Avx2 {
     #[inline(always)]
     fn add(self, a: Four, b: Four) -> Four {
         // SAFETY: `self` is proof that the CPU has AVX2.
-        from_fn(|i| unsafe { _mm256_add_pd(a[i], b[i]) })
+        each!(4, I => unsafe { _mm256_add_pd(a[I], b[I]) })
     }
     #[inline(always)]
     fn sub(self, a: Four, b: Four) -> Four {
         // SAFETY: `self` is proof that the CPU has AVX2.
-        from_fn(|i| unsafe { _mm256_sub_pd(a[i], b[i]) })
+        each!(4, I => unsafe { _mm256_sub_pd(a[I], b[I]) })
     }
     #[inline(always)]
     fn mul(self, a: Four, b: Four) -> Four {
         // SAFETY: `self` is proof that the CPU has AVX2.
-        from_fn(|i| unsafe { _mm256_mul_pd(a[i], b[i]) })
+        each!(4, I => unsafe { _mm256_mul_pd(a[I], b[I]) })
     }
     #[inline(always)]
     fn keep_first(self, v: Four, k: usize) -> Four {
         let mask = first_64(self, k);
         // SAFETY: `self` is proof that the CPU has AVX2.
-        from_fn(|i| unsafe { _mm256_and_pd(v[i], _mm256_castsi256_pd(mask[i])) })
+        each!(4, I => unsafe { _mm256_and_pd(v[I], _mm256_castsi256_pd(mask[I])) })
     }
     #[inline(always)]
     fn canonical_nan(self, v: Four) -> Four {
         // SAFETY: `self` is proof that the CPU has AVX2.
-        from_fn(|i| unsafe {
-            let nan = _mm256_cmp_pd::<_CMP_UNORD_Q>(v[i], v[i]);
-            _mm256_blendv_pd(v[i], _mm256_set1_pd(f64::NAN), nan)
+        each!(4, I => unsafe {
+            let nan = _mm256_cmp_pd::<_CMP_UNORD_Q>(v[I], v[I]);
+            _mm256_blendv_pd(v[I], _mm256_set1_pd(f64::NAN), nan)
         })
     }
     #[inline(always)]

@@ -92,6 +92,11 @@ impl Lanes<f32> for Avx512 {
         unsafe { _mm512_mask_storeu_ps(at, first(k), v) }
     }
     #[inline(always)]
+    fn zero(self) -> __m512 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { _mm512_setzero_ps() }
+    }
+    #[inline(always)]
     fn splat(self, value: f32) -> __m512 {
         // SAFETY: `self` is proof that the CPU has AVX-512F.
         unsafe { _mm512_set1_ps(value) }
@@ -169,6 +174,11 @@ impl Lanes<f64> for Avx512 {
             _mm512_mask_storeu_pd(at, mask as u8, v.0);
             _mm512_mask_storeu_pd(at.wrapping_add(8), (mask >> 8) as u8, v.1);
         }
+    }
+    #[inline(always)]
+    fn zero(self) -> Pair {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { (_mm512_setzero_pd(), _mm512_setzero_pd()) }
     }
     #[inline(always)]
     fn splat(self, value: f64) -> Pair {

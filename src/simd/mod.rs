@@ -44,6 +44,7 @@ pub trait Lanes<T>: Copy {
     /// # Safety
     /// `k` elements can be written at `at`.
     unsafe fn store_first(self, at: *mut T, v: Self::Vector, k: usize);
+    fn zero(self) -> Self::Vector;
     fn splat(self, value: T) -> Self::Vector;
     fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     fn sub(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
@@ -69,8 +70,9 @@ pub trait Lanes<T>: Copy {
 
 /// Work to be compiled for every instruction set: a struct of arguments with one method.
 pub trait Kernel<T> {
-    /// Does the work. `#[inline(always)]` in every implementation and in all that it calls: only then is it compiled
-    /// with the instruction set of the trampoline that calls it.
+    /// Does the work. `#[inline(always)]` in every implementation and in all that it calls, and no vector operation in a
+    /// closure (which cannot be told to be inlined): only then is it compiled with the instruction set of the
+    /// trampoline that calls it.
     fn run<S: Lanes<T>>(self, lanes: S);
 }
 

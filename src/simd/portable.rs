@@ -82,6 +82,10 @@ impl Lanes<f32> for Portable {
         unsafe { std::ptr::copy_nonoverlapping(v.to_array().as_ptr(), at, k) }
     }
     #[inline(always)]
+    fn zero(self) -> f32x8 {
+        Lanes::<f32>::splat(self, 0.0)
+    }
+    #[inline(always)]
     fn splat(self, value: f32) -> f32x8 {
         f32x8::splat(value)
     }
@@ -147,6 +151,10 @@ impl Lanes<f64> for Portable {
             Lanes::<f64>::store_sums(self, lanes.as_mut_ptr(), v);
             std::ptr::copy_nonoverlapping(lanes.as_ptr(), at, k);
         }
+    }
+    #[inline(always)]
+    fn zero(self) -> Pair {
+        Lanes::<f64>::splat(self, 0.0)
     }
     #[inline(always)]
     fn splat(self, value: f64) -> Pair {
