@@ -1,5 +1,7 @@
 //! The layer: parameters, running statistics, and what a training step needs to remember.
 
+#![forbid(unsafe_code)]
+
 use crate::problem::{check_eps, check_len};
 use crate::{
     Element, Error, Gradients, Params, RunningUpdate, RunningVariance, Shape, UpdateRule, Welford, backward,

@@ -1,5 +1,7 @@
 //! The element types: f32 and f64.
 
+#![forbid(unsafe_code)]
+
 use std::cell::Cell;
 
 use crate::kernel::Scratch;

@@ -1,5 +1,7 @@
 //! What can be wrong with the arguments of a call.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 
 /// Why a call was refused. Nothing has been written when one of these is returned.

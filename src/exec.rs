@@ -1,5 +1,7 @@
 //! The only user of rayon: hands tasks to the current thread pool, or to nobody.
 
+#![forbid(unsafe_code)]
+
 /// The number of threads that tasks may spread over: those of the pool that the call runs in.
 pub fn workers() -> usize {
     #[cfg(feature = "rayon")]
@@ -13,7 +15,7 @@ pub fn for_each(tasks: usize, parallel: bool, task: impl Fn(usize) + Sync) {
     #[cfg(feature = "rayon")]
     if parallel && tasks > 1 {
         use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
-        return (0..tasks).into_par_iter().with_max_len(1).for_each(|index| task(index));
+        return (0..tasks).into_par_iter().with_max_len(1).for_each(&task);
     }
     let _ = parallel;
     (0..tasks).for_each(task);

@@ -1,5 +1,7 @@
 //! Shapes of tensors in memory. The only file that says NCHW and NHWC.
 
+#![forbid(unsafe_code)]
+
 use crate::Error;
 
 /// Where the channel axis lies in memory.

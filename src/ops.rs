@@ -3,6 +3,8 @@
 //! Each takes a [`Shape`] and slices of its length; nothing of the size of a tensor is allocated, and nothing is
 //! written before everything has been checked. An empty problem (no channels, or no elements per channel) is no error.
 
+#![forbid(unsafe_code)]
+
 use crate::operations::{Affine, Backward, Forward, Given, Inference, Job};
 use crate::problem::{Geometry, check_eps, check_len, check_optional};
 use crate::split::{Input, Output};

@@ -1,5 +1,7 @@
 //! The small arguments of the operations: scale and shift, gradients wanted.
 
+#![forbid(unsafe_code)]
+
 use crate::Element;
 
 /// gamma (scale), beta (shift) and eps of y = gamma * (x - mean) / sqrt(var + eps) + beta.

@@ -5,6 +5,8 @@
 //! and s alone, so the bits do not depend on layout, level, threads or caches. Those steer only the *tasks*: which
 //! channels and chunks one task takes.
 
+#![forbid(unsafe_code)]
+
 use std::ops::Range;
 
 use crate::problem::{Geometry, Pattern};

@@ -1,5 +1,7 @@
 //! Checks of arguments, and the form of a problem that everything below works on.
 
+#![forbid(unsafe_code)]
+
 use crate::{Error, Layout, Shape};
 
 pub(crate) fn check_len(argument: &'static str, got: usize, expected: usize) -> Result<(), Error> {

@@ -1,5 +1,7 @@
 //! Running statistics: the rules by which a layer remembers what its batches looked like.
 
+#![forbid(unsafe_code)]
+
 use crate::problem::{check_finite, check_len};
 use crate::{Element, Error, Welford};
 

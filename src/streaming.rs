@@ -1,5 +1,7 @@
 //! Statistics over more data than one batch.
 
+#![forbid(unsafe_code)]
+
 use crate::{Element, Error, Shape, Welford, statistics};
 
 /// Per-channel mean and variance of a data set, taken in one batch at a time.

@@ -1,5 +1,7 @@
 //! An owning buffer, so that examples, tests and users have one.
 
+#![forbid(unsafe_code)]
+
 use aligned_vec::{AVec, ConstAlign};
 use std::ops::{Deref, DerefMut};
 

@@ -5,6 +5,8 @@
 //! mean is carried as an unevaluated sum of two f64 (D. E. Knuth's TwoSum catches what an addition loses): next to a
 //! large mean one f64 is not fine enough to give x - mean to f32's last bits.
 
+#![forbid(unsafe_code)]
+
 /// Count, mean and M2 (sum of squared deviations from the mean) of the elements seen so far, in f64.
 ///
 /// ```
@@ -106,7 +108,7 @@ impl Welford {
     /// Takes in one element: Welford's own update. Exact enough for any data, but a division per element; the
     /// operations on tensors take in blocks.
     pub fn push(&mut self, x: f64) {
-        self.merge(&Self { count: 1, moments: Moments { mean: x, mean_low: 0.0, m2: x - x }.canonical() });
+        self.merge(&Self { count: 1, moments: Moments { mean: x, mean_low: 0.0, m2: 0.0 }.canonical() });
     }
 
     /// Takes in the elements that `other` has seen, as if `self` had seen them too. Any order and grouping gives the

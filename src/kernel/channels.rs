@@ -3,6 +3,8 @@
 //! Plain loops over f64, kernels only so that the compiler may use each level's vectors for them. Rust never
 //! contracts or reorders floating point, so their bits are the same everywhere.
 
+#![forbid(unsafe_code)]
+
 use super::{COLUMNS, GROUP, Scratch};
 use crate::element::Element;
 use crate::simd::{Kernel, LANES, Lanes};
@@ -81,23 +83,21 @@ pub struct Condition<'a, T> {
 impl<T: Element> Kernel<T> for Condition<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        let [sums, squares] = &self.scratch.sums;
+        let Scratch { sums: [sums, squares], pivots, coefficients, .. } = self.scratch;
+        let sums = sums.iter().zip(squares.iter());
         let mut again = 0u64;
-        for i in 0..self.channels.min(GROUP) {
-            let (sum, squares) = (sums[i], squares[i]);
+        for (pivot, (sum, squares)) in pivots[..self.channels].iter_mut().zip(sums) {
             let mean = sum / self.count;
             let m2 = squares - sum * mean;
-            let good = squares <= m2 * T::CONDITION_LIMIT;
             // All zeros are well conditioned too: both sides are zero. NaN is not, and stays NaN about any pivot.
-            let pivot = T::from_f64(mean).to_f64();
-            self.scratch.pivots[i] = if good { 0.0 } else { pivot };
+            let good = *squares <= m2 * T::CONDITION_LIMIT;
+            *pivot = if good { 0.0 } else { T::from_f64(mean).to_f64() };
             again |= u64::from(!good);
         }
         *self.again = again != 0;
         if *self.again {
-            let pivots = &mut self.scratch.coefficients[PIVOT];
-            for i in 0..self.channels.min(GROUP) {
-                pivots[i] = T::from_f64(self.scratch.pivots[i]);
+            for (coefficient, pivot) in coefficients[PIVOT].iter_mut().zip(&pivots[..self.channels]) {
+                *coefficient = T::from_f64(*pivot);
             }
         }
     }

@@ -1,9 +1,9 @@
 //! Sums over one block of a group of channels: of a term, and of the product of two terms, per channel.
 //!
-//! Element s of a plane goes to lane s mod 16, in f64; the lanes are summed by halves (l and l + 8, then + 4, + 2,
-//! + 1). Along a plane, a vector takes the lanes of one channel. Across, sixteen rows of all channels are one long row
-//! whose columns are (lane, channel), and a vector takes neighbouring columns. Either way one lane of one channel adds
-//! up the same numbers in the same order.
+//! Element s of a plane goes to lane s mod 16, in f64; the lanes are summed by halves: l and l + 8, then l and l + 4,
+//! l + 2, l + 1. Along a plane, a vector takes the lanes of one channel. Across, sixteen rows of all channels are one
+//! long row whose columns are (lane, channel), and a vector takes neighbouring columns. Either way one lane of one
+//! channel adds up the same numbers in the same order.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -258,16 +258,16 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
             }
             let done = lane + rows * LANES;
             if done < len {
-                for u in 0..U {
+                for (u, sums) in sums.iter_mut().enumerate() {
                     // SAFETY: len - done elements are left of the plane, fewer than N.
                     unsafe {
                         let from = self.inputs.map(|x| x.as_ptr().add(at + u * geometry.s + done));
-                        Self::tail::<S>(s, from, len - done, k[u], &mut sums[u]);
+                        Self::tail::<S>(s, from, len - done, k[u], sums);
                     }
                 }
             }
-            for u in 0..U {
-                self.put(s, column(u), sums[u]);
+            for (u, sums) in sums.into_iter().enumerate() {
+                self.put(s, column(u), sums);
             }
         }
     }

@@ -47,8 +47,8 @@ type Four = [__m256d; 4];
 fn widen(_: Avx2, v: Two) -> Four {
     // SAFETY: an `Avx2` exists, so the CPU has AVX2.
     each!(4, I => unsafe {
-        let v = v[I / 2];
-        _mm256_cvtps_pd(if I % 2 == 0 { _mm256_castps256_ps128(v) } else { _mm256_extractf128_ps::<1>(v) })
+        let (v, half) = (v[I / 2], I % 2);
+        _mm256_cvtps_pd(if half == 0 { _mm256_castps256_ps128(v) } else { _mm256_extractf128_ps::<1>(v) })
     })
 }
 

@@ -1,5 +1,7 @@
 //! Which instruction set the kernels run on: found at run time, and lowered by force for tests and comparisons.
 
+#![forbid(unsafe_code)]
+
 use std::cell::Cell;
 use std::fmt;
 use std::str::FromStr;
