@@ -17,6 +17,8 @@ use crate::split::Output;
 pub struct Task<'a, T> {
     pub level: Level,
     pub geometry: &'a Geometry,
+    /// Whether to write outputs past the caches.
+    pub stream: bool,
     pub scratch: &'a mut Scratch<T>,
 }
 
@@ -53,7 +55,7 @@ pub trait Operation<T: Element>: Sync {
 
 /// Runs an operation.
 pub fn run<T: Element, O: Operation<T>>(level: Level, geometry: &Geometry, operation: &O) {
-    let plan = Plan::new(geometry, O::READS * size_of::<T>(), exec::workers);
+    let plan = Plan::new(geometry, size_of::<T>(), O::READS, exec::workers);
     let engine = Engine { level, geometry, plan, operation };
     if plan.whole { engine.whole() } else { engine.in_chunks() }
 }
@@ -69,9 +71,8 @@ impl<O: Sync> Engine<'_, O> {
     /// Calls `body` with scratch memory for each task.
     fn tasks<T: Element>(&self, count: usize, body: impl Fn(usize, Task<'_, T>) + Sync) {
         exec::for_each(count, self.plan.parallel, |index| {
-            T::with_scratch(|scratch| {
-                body(index, Task { level: self.level, geometry: self.geometry, scratch })
-            });
+            let Self { level, geometry, plan: Plan { stream, .. }, .. } = *self;
+            T::with_scratch(|scratch| body(index, Task { level, geometry, stream, scratch }));
         });
     }
 

@@ -124,6 +124,7 @@ impl<T: Element> Task<'_, T> {
             output,
             channels,
             part,
+            stream: self.stream,
             scratch: self.scratch,
             k,
             formula: PhantomData::<O>,

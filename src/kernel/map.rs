@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{Scratch, flat};
 use crate::plan::Block;
 use crate::problem::{Geometry, Pattern};
-use crate::simd::{Kernel, LANES, Lanes};
+use crate::simd::{Kernel, LANES, LINE, Lanes};
 use crate::split::{Input, Output};
 
 /// An elementwise formula of `IN` tensors and `K` coefficients per channel.
@@ -72,6 +72,8 @@ pub struct Map<'a, T, O, const IN: usize, const K: usize> {
     pub output: Output<'a, T>,
     pub channels: Range<usize>,
     pub part: Block,
+    /// Whether to write past the caches.
+    pub stream: bool,
     pub scratch: &'a Scratch<T>,
     pub k: [usize; K],
     pub formula: PhantomData<O>,
@@ -84,51 +86,67 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Kernel<T> for 
         debug_assert!(self.output.len() == self.geometry.len());
         // SAFETY: inputs and output have the geometry's length, and channels and part lie within it.
         unsafe {
-            match self.geometry.pattern {
-                Pattern::Along => self.along(s),
-                Pattern::Across => self.across(s),
+            match (self.geometry.pattern, self.stream) {
+                (Pattern::Along, false) => self.along::<S, false>(s),
+                (Pattern::Along, true) => self.along::<S, true>(s),
+                (Pattern::Across, false) => self.across::<S, false>(s),
+                (Pattern::Across, true) => self.across::<S, true>(s),
             }
+        }
+        if self.stream {
+            s.fence();
         }
     }
 }
 
 impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, IN, K> {
+    /// How many of the elements from `at` on to write one by one before the output is aligned to a line.
+    #[inline(always)]
+    fn head<const STREAM: bool>(&self, at: usize) -> usize {
+        if STREAM { self.output.as_ptr().wrapping_add(at).align_offset(LINE) } else { 0 }
+    }
+
     /// One vector at `at`.
     ///
     /// # Safety
-    /// Inputs and output have its elements.
+    /// Inputs and output have its elements; for `STREAM`, the output is aligned to a line there.
     #[inline(always)]
-    unsafe fn vector<S: Lanes<T>>(&self, s: S, at: usize, k: [S::Vector; K]) {
+    unsafe fn vector<S: Lanes<T>, const STREAM: bool>(&self, s: S, at: usize, k: [S::Vector; K]) {
         let mut x = [s.zero(); IN];
         // SAFETY: says the caller.
         unsafe {
             for (x, input) in x.iter_mut().zip(&self.inputs) {
                 *x = s.load(input.as_ptr().add(at));
             }
-            s.store(self.output.as_ptr().add(at), s.canonical_nan(O::apply(s, x, k)));
+            let (y, at) = (s.canonical_nan(O::apply(s, x, k)), self.output.as_ptr().add(at));
+            if STREAM { s.stream(at, y) } else { s.store(at, y) }
         }
     }
 
-    /// The first `count` < N elements of a vector at `at`.
+    /// `count` elements at `at`, fewer than a line or a vector has.
     ///
     /// # Safety
     /// Inputs and output have these elements.
     #[inline(always)]
-    unsafe fn tail<S: Lanes<T>>(&self, s: S, at: usize, count: usize, k: [S::Vector; K]) {
+    unsafe fn few<S: Lanes<T>>(&self, s: S, at: usize, count: usize, k: [S::Vector; K]) {
         let mut x = [s.zero(); IN];
-        // SAFETY: says the caller.
-        unsafe {
-            for (x, input) in x.iter_mut().zip(&self.inputs) {
-                *x = s.load_first(input.as_ptr().add(at), count);
+        for done in (0..count).step_by(S::N) {
+            let count = (count - done).min(S::N);
+            // SAFETY: says the caller.
+            unsafe {
+                for (x, input) in x.iter_mut().zip(&self.inputs) {
+                    *x = s.load_first(input.as_ptr().add(at + done), count);
+                }
+                let y = s.canonical_nan(O::apply(s, x, k));
+                s.store_first(self.output.as_ptr().add(at + done), y, count);
             }
-            s.store_first(self.output.as_ptr().add(at), s.canonical_nan(O::apply(s, x, k)), count);
         }
     }
 
     /// # Safety
     /// Channels and part lie within the geometry, whose length inputs and output have.
     #[inline(always)]
-    unsafe fn along<S: Lanes<T>>(&self, s: S) {
+    unsafe fn along<S: Lanes<T>, const STREAM: bool>(&self, s: S) {
         let len = self.part.positions.len();
         for sample in self.part.samples.clone() {
             for (i, channel) in self.channels.clone().enumerate() {
@@ -137,16 +155,15 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
                     *k = s.splat(self.scratch.coefficients[row][i]);
                 }
                 let at = self.geometry.offset(sample, channel, self.part.positions.start);
-                let mut done = 0;
                 // SAFETY: the plane has `len` elements from `at` on.
                 unsafe {
+                    let mut done = self.head::<STREAM>(at).min(len);
+                    self.few(s, at, done, k);
                     while done + S::N <= len {
-                        self.vector(s, at + done, k);
+                        self.vector::<S, STREAM>(s, at + done, k);
                         done += S::N;
                     }
-                    if done < len {
-                        self.tail(s, at + done, len - done, k);
-                    }
+                    self.few(s, at + done, len - done, k);
                 }
             }
         }
@@ -155,7 +172,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
     /// # Safety
     /// Channels and part lie within the geometry, whose length inputs and output have.
     #[inline(always)]
-    unsafe fn across<S: Lanes<T>>(&self, s: S) {
+    unsafe fn across<S: Lanes<T>, const STREAM: bool>(&self, s: S) {
         let c = self.geometry.c;
         let rows = self.part.positions.len();
         for sample in self.part.samples.clone() {
@@ -165,41 +182,51 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
                 if flat(self.geometry, &self.channels) {
                     // Sixteen rows are one run, for which the coefficients are repeated.
                     let (run, full) = (LANES * c, rows / LANES);
-                    self.rows(s, at, run, full, run);
-                    self.rows(s, at + full * run, run, 1, (rows % LANES) * c);
+                    self.rows::<S, STREAM>(s, at, run, full, run);
+                    self.rows::<S, false>(s, at + full * run, run, 1, (rows % LANES) * c);
+                } else if STREAM && (c * size_of::<T>()).is_multiple_of(LINE) {
+                    self.rows::<S, true>(s, at, c, rows, self.channels.len());
                 } else {
-                    self.rows(s, at, c, rows, self.channels.len());
+                    self.rows::<S, false>(s, at, c, rows, self.channels.len());
                 }
             }
         }
     }
 
-    /// The first `width` elements of `rows` rows, `stride` elements apart.
+    /// The first `width` elements of `rows` rows, `stride` elements apart (for `STREAM`, a multiple of a line).
     ///
     /// # Safety
     /// Inputs and output have the elements.
     #[inline(always)]
-    unsafe fn rows<S: Lanes<T>>(&self, s: S, at: usize, stride: usize, rows: usize, width: usize) {
+    unsafe fn rows<S: Lanes<T>, const STREAM: bool>(
+        &self,
+        s: S,
+        at: usize,
+        stride: usize,
+        rows: usize,
+        width: usize,
+    ) {
         /// Rows that share one load of the coefficients.
         const BATCH: usize = 8;
         for row in (0..rows).step_by(BATCH) {
             let batch = row..(row + BATCH).min(rows);
             let mut column = 0;
             while column < width {
-                let count = width - column;
                 let k = self.coefficients(s, column);
+                let head = self.head::<STREAM>(at + column);
+                let count = if head == 0 { S::N } else { head.min(S::N) }.min(width - column);
                 for row in batch.clone() {
                     let at = at + row * stride + column;
                     // SAFETY: the row has `count` more elements.
                     unsafe {
-                        if count >= S::N {
-                            self.vector(s, at, k);
+                        if head == 0 && count == S::N {
+                            self.vector::<S, STREAM>(s, at, k);
                         } else {
-                            self.tail(s, at, count, k);
+                            self.few(s, at, count, k);
                         }
                     }
                 }
-                column += S::N;
+                column += count;
             }
         }
     }

@@ -52,7 +52,7 @@ fn widen(_: Avx2, v: Two) -> Four {
     })
 }
 
-/// Masks of the first `k` < 16 lanes begin at entry 16 - k.
+/// Masks of the first `k` <= 16 lanes begin at entry 16 - k.
 static FIRST_32: [i32; 32] = first_mask();
 static FIRST_64: [i64; 32] = {
     let (narrow, mut wide, mut i) = (first_mask(), [0; 32], 0);
@@ -93,6 +93,11 @@ macro_rules! sums {
         const N: usize = 16;
         const STREAMS: usize = 1;
 
+        #[inline(always)]
+        fn fence(self) {
+            // SAFETY: every x86-64 CPU has SSE.
+            unsafe { _mm_sfence() }
+        }
         #[inline(always)]
         fn zero_sums(self) -> Four {
             // SAFETY: `self` is proof that the CPU has AVX2.
@@ -141,6 +146,14 @@ impl Lanes<f32> for Avx2 {
         for (i, v) in v.into_iter().enumerate() {
             // SAFETY: `self` is proof that the CPU has AVX2; masked lanes are not written.
             unsafe { _mm256_maskstore_ps(at.wrapping_add(8 * i), mask[i], v) }
+        }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, at: *mut f32, v: Two) {
+        for (i, v) in v.into_iter().enumerate() {
+            // SAFETY: `self` is proof that the CPU has AVX2; 16 elements can be written at an aligned `at`, says the
+            // caller.
+            unsafe { _mm256_stream_ps(at.add(8 * i), v) }
         }
     }
     #[inline(always)]
@@ -222,6 +235,14 @@ impl Lanes<f64> for Avx2 {
         for (i, v) in v.into_iter().enumerate() {
             // SAFETY: `self` is proof that the CPU has AVX2; masked lanes are not written.
             unsafe { _mm256_maskstore_pd(at.wrapping_add(4 * i), mask[i], v) }
+        }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, at: *mut f64, v: Four) {
+        for (i, v) in v.into_iter().enumerate() {
+            // SAFETY: `self` is proof that the CPU has AVX2; 16 elements can be written at an aligned `at`, says the
+            // caller.
+            unsafe { _mm256_stream_pd(at.add(4 * i), v) }
         }
     }
     #[inline(always)]

@@ -33,7 +33,7 @@ fn widen(_: Avx512, v: __m512) -> Pair {
     }
 }
 
-/// The mask of the first `k` < 16 lanes.
+/// The mask of the first `k` <= 16 lanes.
 #[inline(always)]
 fn first(k: usize) -> u16 {
     ((1u32 << k) - 1) as u16
@@ -46,6 +46,11 @@ macro_rules! sums {
         const N: usize = 16;
         const STREAMS: usize = 4;
 
+        #[inline(always)]
+        fn fence(self) {
+            // SAFETY: every x86-64 CPU has SSE.
+            unsafe { _mm_sfence() }
+        }
         #[inline(always)]
         fn zero_sums(self) -> Pair {
             // SAFETY: `self` is proof that the CPU has AVX-512F.
@@ -90,6 +95,11 @@ impl Lanes<f32> for Avx512 {
     unsafe fn store_first(self, at: *mut f32, v: __m512, k: usize) {
         // SAFETY: `self` is proof that the CPU has AVX-512F; masked lanes are not written.
         unsafe { _mm512_mask_storeu_ps(at, first(k), v) }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, at: *mut f32, v: __m512) {
+        // SAFETY: `self` is proof that the CPU has AVX-512F; a line can be written at an aligned `at`, says the caller.
+        unsafe { _mm512_stream_ps(at, v) }
     }
     #[inline(always)]
     fn zero(self) -> __m512 {
@@ -173,6 +183,15 @@ impl Lanes<f64> for Avx512 {
         unsafe {
             _mm512_mask_storeu_pd(at, mask as u8, v.0);
             _mm512_mask_storeu_pd(at.wrapping_add(8), (mask >> 8) as u8, v.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, at: *mut f64, v: Pair) {
+        // SAFETY: `self` is proof that the CPU has AVX-512F; two lines can be written at an aligned `at`, says the
+        // caller.
+        unsafe {
+            _mm512_stream_pd(at, v.0);
+            _mm512_stream_pd(at.add(8), v.1);
         }
     }
     #[inline(always)]

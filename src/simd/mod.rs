@@ -16,6 +16,9 @@ pub use level::Level;
 /// The logical width of a reduction: element s of a plane belongs to lane s mod 16 on every instruction set.
 pub const LANES: usize = 16;
 
+/// Bytes of a cache line.
+pub const LINE: usize = 64;
+
 /// The vectors of one instruction set for elements of type `T`.
 ///
 /// A value of an implementing type is proof that the CPU has the instruction set, which makes the arithmetic safe.
@@ -33,23 +36,29 @@ pub trait Lanes<T>: Copy {
     /// # Safety
     /// `N` elements can be read at `at`, which need not be aligned beyond its element.
     unsafe fn load(self, at: *const T) -> Self::Vector;
-    /// The first `k` < `N` elements, zero in the other lanes.
+    /// The first `k` <= `N` elements, zero in the other lanes.
     /// # Safety
     /// `k` elements can be read at `at`.
     unsafe fn load_first(self, at: *const T, k: usize) -> Self::Vector;
     /// # Safety
     /// `N` elements can be written at `at`.
     unsafe fn store(self, at: *mut T, v: Self::Vector);
-    /// Writes the first `k` < `N` lanes and nothing else.
+    /// Writes the first `k` <= `N` lanes and nothing else.
     /// # Safety
     /// `k` elements can be written at `at`.
     unsafe fn store_first(self, at: *mut T, v: Self::Vector, k: usize);
+    /// Like `store`, past the caches where the instruction set can; `fence` has to follow before other threads may look.
+    /// # Safety
+    /// `N` elements can be written at `at`, which is aligned to [`LINE`].
+    unsafe fn stream(self, at: *mut T, v: Self::Vector);
+    /// Orders what `stream` wrote before all that comes later.
+    fn fence(self);
     fn zero(self) -> Self::Vector;
     fn splat(self, value: T) -> Self::Vector;
     fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     fn sub(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     fn mul(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
-    /// Zero in all lanes but the first `k` < `N`.
+    /// Zero in all lanes but the first `k` <= `N`.
     fn keep_first(self, v: Self::Vector, k: usize) -> Self::Vector;
     /// Every NaN replaced by the canonical one: whose NaN survives an operation differs between CPUs.
     fn canonical_nan(self, v: Self::Vector) -> Self::Vector;

@@ -37,6 +37,8 @@ macro_rules! common {
         const STREAMS: usize = 1;
 
         #[inline(always)]
+        fn fence(self) {}
+        #[inline(always)]
         fn zero_sums(self) -> Pair {
             [f64x4::splat(0.0); 2]
         }
@@ -80,6 +82,12 @@ impl Lanes<f32> for Portable {
     unsafe fn store_first(self, at: *mut f32, v: f32x8, k: usize) {
         // SAFETY: `k` <= 8 elements can be written, says the caller.
         unsafe { std::ptr::copy_nonoverlapping(v.to_array().as_ptr(), at, k) }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, at: *mut f32, v: f32x8) {
+        // `wide` has no store that goes past the caches.
+        // SAFETY: 8 elements can be written, says the caller.
+        unsafe { Lanes::<f32>::store(self, at, v) }
     }
     #[inline(always)]
     fn zero(self) -> f32x8 {
@@ -151,6 +159,12 @@ impl Lanes<f64> for Portable {
             Lanes::<f64>::store_sums(self, lanes.as_mut_ptr(), v);
             std::ptr::copy_nonoverlapping(lanes.as_ptr(), at, k);
         }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, at: *mut f64, v: Pair) {
+        // `wide` has no store that goes past the caches.
+        // SAFETY: 8 elements can be written, says the caller.
+        unsafe { Lanes::<f64>::store(self, at, v) }
     }
     #[inline(always)]
     fn zero(self) -> Pair {
