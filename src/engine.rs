@@ -47,8 +47,14 @@ pub trait Operation<T: Element>: Sync {
     fn finish(&self, level: Level, channels: &Range<usize>, states: &[Self::State]);
     /// Whether there is a map.
     fn maps(&self) -> bool;
-    /// Fills in the coefficients that the map takes.
-    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[Self::State]);
+    /// Fills in the coefficients that the map takes, from column `at` on.
+    fn coefficients(
+        &self,
+        task: &mut Task<'_, T>,
+        channels: &Range<usize>,
+        at: usize,
+        states: &[Self::State],
+    );
     /// Maps a part of the tensor.
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, part: &Block);
 }
@@ -57,7 +63,7 @@ pub trait Operation<T: Element>: Sync {
 pub fn run<T: Element, O: Operation<T>>(level: Level, geometry: &Geometry, operation: &O) {
     let plan = Plan::new(geometry, size_of::<T>(), O::READS, exec::workers);
     let engine = Engine { level, geometry, plan, operation };
-    if plan.whole { engine.whole() } else { engine.in_chunks() }
+    exec::enter(plan.parallel, || if plan.whole { engine.whole() } else { engine.in_chunks() });
 }
 
 struct Engine<'a, O> {
@@ -68,11 +74,16 @@ struct Engine<'a, O> {
 }
 
 impl<O: Sync> Engine<'_, O> {
-    /// Calls `body` with scratch memory for each task.
-    fn tasks<T: Element>(&self, count: usize, body: impl Fn(usize, Task<'_, T>) + Sync) {
-        exec::for_each(count, self.plan.parallel, |index| {
-            let Self { level, geometry, plan: Plan { stream, .. }, .. } = *self;
-            T::with_scratch(|scratch| body(index, Task { level, geometry, stream, scratch }));
+    /// Calls `body` with scratch memory and each of a range of units.
+    fn tasks<T: Element>(
+        &self,
+        units: usize,
+        tasks: usize,
+        body: impl Fn(Range<usize>, &mut Task<'_, T>) + Sync,
+    ) {
+        let Self { level, geometry, plan: Plan { stream, parallel, .. }, .. } = *self;
+        exec::for_each(units, tasks, parallel, |range| {
+            T::with_scratch(|scratch| body(range, &mut Task { level, geometry, stream, scratch }));
         });
     }
 
@@ -82,67 +93,88 @@ impl<O: Sync> Engine<'_, O> {
         O: Operation<T>,
     {
         let Plan { blocks, .. } = self.plan;
-        self.tasks(self.plan.groups(), |group, mut task: Task<'_, T>| {
-            let channels = self.plan.channels(group);
-            let mut states = [O::State::default(); GROUP];
-            let states = &mut states[..channels.len()];
-            if self.operation.reduces() {
-                self.operation.prepare(&mut task, &channels);
-                let mut seen = 0;
-                let mut chunk_states = [O::State::default(); GROUP];
-                for chunk in 0..blocks.chunks() {
-                    let right = &mut chunk_states[..channels.len()];
-                    let count = self.chunk(&mut task, &channels, chunk, right);
-                    self.fold((states, &mut seen), (right, count));
+        let spans = self.plan.spans();
+        self.tasks(spans, spans, |range, task: &mut Task<'_, T>| {
+            for channels in range.flat_map(|span| self.plan.groups(self.plan.span(span))) {
+                let mut states = [O::State::default(); GROUP];
+                let states = &mut states[..channels.len()];
+                if self.operation.reduces() {
+                    self.operation.prepare(task, &channels);
+                    let mut seen = 0;
+                    let mut chunk_states = [O::State::default(); GROUP];
+                    for chunk in 0..blocks.chunks() {
+                        let right = &mut chunk_states[..channels.len()];
+                        let count = self.chunk(task, &channels, chunk, right);
+                        self.fold((states, &mut seen), (right, count));
+                    }
+                    self.operation.finish(self.level, &channels, states);
                 }
-                self.operation.finish(self.level, &channels, states);
-            }
-            if self.operation.maps() {
-                self.operation.coefficients(&mut task, &channels, states);
-                self.operation.map(&mut task, &channels, &blocks.whole());
+                if self.operation.maps() {
+                    self.operation.coefficients(task, &channels, 0, states);
+                    self.operation.map(task, &channels, &blocks.whole());
+                }
             }
         });
     }
 
-    /// A task takes one chunk of some channels: reductions, then a barrier, then the map.
+    /// A task takes chunks of some channels: reductions, then a barrier, then the map.
     fn in_chunks<T: Element>(&self)
     where
         O: Operation<T>,
     {
         let Plan { blocks, channels: c, .. } = self.plan;
-        let (chunks, groups) = (blocks.chunks(), self.plan.groups());
+        let (chunks, spans) = (blocks.chunks(), self.plan.spans());
+        // A task's range of units is a range of chunks, of one span mostly.
+        let unit = |index: usize| (index % chunks, index / chunks);
         let mut partial = Vec::new();
         if self.operation.reduces() {
             partial.resize(chunks * c, O::State::default());
             let states = Output::new(&mut partial);
-            self.tasks(chunks * groups, |index, mut task: Task<'_, T>| {
-                let (chunk, channels) = (index / groups, self.plan.channels(index % groups));
-                self.operation.prepare(&mut task, &channels);
-                // SAFETY: in bounds; no other task has this chunk and these channels.
-                let states = unsafe { states.part(chunk * c + channels.start..chunk * c + channels.end) };
-                self.chunk(&mut task, &channels, chunk, states);
-            });
-            self.tasks(groups, |group, _: Task<'_, T>| {
-                let channels = self.plan.channels(group);
-                // The first chunk's states become the channels'.
-                // SAFETY: in bounds; no other task has these channels, of any chunk.
-                let total = unsafe { states.part(channels.clone()) };
-                let mut seen = self.count(0);
-                for chunk in 1..chunks {
-                    // SAFETY: as above; another chunk's part.
-                    let right = unsafe { states.part(chunk * c + channels.start..chunk * c + channels.end) };
-                    self.fold((total, &mut seen), (right, self.count(chunk)));
+            self.tasks(chunks * spans, self.plan.tasks, |units, task: &mut Task<'_, T>| {
+                for (chunk, span) in units.map(unit) {
+                    for channels in self.plan.groups(self.plan.span(span)) {
+                        self.operation.prepare(task, &channels);
+                        // SAFETY: in bounds; no other task has this chunk and these channels.
+                        let states =
+                            unsafe { states.part(chunk * c + channels.start..chunk * c + channels.end) };
+                        self.chunk(task, &channels, chunk, states);
+                    }
                 }
-                self.operation.finish(self.level, &channels, total);
+            });
+            let tasks = if self.plan.merge_parallel() { self.plan.tasks } else { 1 };
+            let groups = c.div_ceil(GROUP);
+            self.tasks(groups, tasks, |range, _: &mut Task<'_, T>| {
+                for group in range {
+                    let channels = group * GROUP..((group + 1) * GROUP).min(c);
+                    // The first chunk's states become the channels'.
+                    // SAFETY: in bounds; no other task has these channels, of any chunk.
+                    let total = unsafe { states.part(channels.clone()) };
+                    let mut seen = self.count(0);
+                    for chunk in 1..chunks {
+                        // SAFETY: as above; another chunk's part.
+                        let right =
+                            unsafe { states.part(chunk * c + channels.start..chunk * c + channels.end) };
+                        self.fold((total, &mut seen), (right, self.count(chunk)));
+                    }
+                    self.operation.finish(self.level, &channels, total);
+                }
             });
         }
         if self.operation.maps() {
-            self.tasks(chunks * groups, |index, mut task: Task<'_, T>| {
-                let (chunk, channels) = (index / groups, self.plan.channels(index % groups));
-                let states = partial.get(channels.clone()).unwrap_or(&[]);
-                self.operation.coefficients(&mut task, &channels, states);
-                for block in blocks.chunk(chunk) {
-                    self.operation.map(&mut task, &channels, &blocks.get(block));
+            self.tasks(chunks * spans, self.plan.tasks, |units, task: &mut Task<'_, T>| {
+                let mut ready = None;
+                for (chunk, span) in units.map(unit) {
+                    let channels = self.plan.span(span);
+                    if ready != Some(span) {
+                        for group in self.plan.groups(channels.clone()) {
+                            let states = partial.get(group.clone()).unwrap_or(&[]);
+                            self.operation.coefficients(task, &group, group.start - channels.start, states);
+                        }
+                        ready = Some(span);
+                    }
+                    for block in blocks.chunk(chunk) {
+                        self.operation.map(task, &channels, &blocks.get(block));
+                    }
                 }
             });
         }

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 /// The number of threads that tasks may spread over: those of the pool that the call runs in.
 pub fn workers() -> usize {
     #[cfg(feature = "rayon")]
@@ -10,13 +12,25 @@ pub fn workers() -> usize {
     1
 }
 
-/// Calls `task` once for each index, in any order, on the pool if `parallel`.
-pub fn for_each(tasks: usize, parallel: bool, task: impl Fn(usize) + Sync) {
+/// Calls `body` from within the pool if `parallel`, so that several rounds of tasks enter it once.
+pub fn enter(parallel: bool, body: impl FnOnce() + Send) {
     #[cfg(feature = "rayon")]
-    if parallel && tasks > 1 {
-        use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
-        return (0..tasks).into_par_iter().with_max_len(1).for_each(&task);
+    if parallel {
+        return rayon::scope(|_| body());
     }
     let _ = parallel;
-    (0..tasks).for_each(task);
+    body();
+}
+
+/// Calls `task` with ranges that make up 0..`units`, about `tasks` of them, in any order, on the pool if `parallel`.
+pub fn for_each(units: usize, tasks: usize, parallel: bool, task: impl Fn(Range<usize>) + Sync) {
+    #[cfg(feature = "rayon")]
+    if parallel && units > 1 && tasks > 1 {
+        use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
+        let tasks = tasks.min(units);
+        let range = |i: usize| i * units / tasks..(i + 1) * units / tasks;
+        return (0..tasks).into_par_iter().with_max_len(1).for_each(|i| task(range(i)));
+    }
+    let _ = (tasks, parallel);
+    task(0..units);
 }

@@ -41,10 +41,10 @@ pub struct Affine<'a, T> {
 
 impl<T: Element> Affine<'_, T> {
     /// Writes the coefficients of [`SCALE`].
-    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, scales: &[Scale]) {
+    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, scales: &[Scale]) {
         let gamma = self.gamma.map(|gamma| &gamma[channels.clone()]);
         let beta = self.beta.map(|beta| &beta[channels.clone()]);
-        T::dispatch(task.level, Coefficients { scales, gamma, beta, scratch: task.scratch });
+        T::dispatch(task.level, Coefficients { scales, gamma, beta, at, scratch: task.scratch });
         task.repeat(channels, &SCALE);
     }
 }
@@ -186,12 +186,12 @@ impl<T: Element> Operation<T> for Forward<'_, T> {
         self.y.is_some()
     }
 
-    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, moments: &[Moments]) {
+    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, moments: &[Moments]) {
         let mut scales = [Scale::default(); GROUP];
         let scales = &mut scales[..channels.len()];
         let (count, eps) = (self.count as f64, self.affine.eps);
         T::dispatch(task.level, BatchScales { moments, count, eps, scales });
-        self.affine.coefficients(task, channels, scales);
+        self.affine.coefficients(task, channels, at, scales);
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, part: &Block) {
@@ -225,9 +225,9 @@ impl<T: Element> Operation<T> for Inference<'_, T> {
         true
     }
 
-    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, _: &[()]) {
+    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, _: &[()]) {
         let scales = self.given.scales(task.level, task.geometry.m(), channels, self.affine.eps);
-        self.affine.coefficients(task, channels, &scales[..channels.len()]);
+        self.affine.coefficients(task, channels, at, &scales[..channels.len()]);
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, part: &Block) {
@@ -279,7 +279,7 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
 
     fn prepare(&self, task: &mut Task<'_, T>, channels: &Range<usize>) {
         let scales = self.scales(task.level, channels);
-        self.affine().coefficients(task, channels, &scales[..channels.len()]);
+        self.affine().coefficients(task, channels, 0, &scales[..channels.len()]);
     }
 
     fn reduce(
@@ -329,15 +329,21 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
         self.dx.is_some()
     }
 
-    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[GradientSums]) {
+    fn coefficients(
+        &self,
+        task: &mut Task<'_, T>,
+        channels: &Range<usize>,
+        at: usize,
+        states: &[GradientSums],
+    ) {
         let scales = self.scales(task.level, channels);
         let scales = &scales[..channels.len()];
-        self.affine().coefficients(task, channels, scales);
+        self.affine().coefficients(task, channels, at, scales);
         let m = self.count as f64;
         let k = &mut task.scratch.coefficients;
         for (i, (sums, scale)) in states.iter().zip(scales).enumerate() {
-            k[MEAN_DY][i] = T::from_f64(sums.dy / m);
-            k[SLOPE][i] = T::from_f64(sums.dy_d / m * (scale.unit() * scale.unit()));
+            k[MEAN_DY][at + i] = T::from_f64(sums.dy / m);
+            k[SLOPE][at + i] = T::from_f64(sums.dy_d / m * (scale.unit() * scale.unit()));
         }
         task.repeat(channels, &[MEAN_DY, SLOPE]);
     }

@@ -16,14 +16,21 @@ use crate::simd::LANES;
 /// f32 results could show (`Element::CONDITION_LIMIT` counts on this size). Fuzzing shrinks it to reach every merge.
 pub const BLOCK: usize = if cfg!(fuzzing) { 64 } else { 4096 };
 
-/// Blocks per chunk. A chunk is the least that tasks share a channel by.
-const CHUNK: usize = 4;
+/// With many channels blocks are shorter, down to this: in NHWC the rows of a block are a task's least, and must leave
+/// enough of them to share out. Shorter ones would show in NCHW, where each costs a sum over lanes.
+const SHORT_BLOCK: usize = BLOCK / 8;
+
+/// Elements of all channels of a block, where the two bounds above allow it.
+const BLOCK_ROWS: usize = 1 << 18;
 
 /// The most chunks of a channel, which bounds the scratch memory for their states.
-const MAX_CHUNKS: usize = 4096;
+const MAX_CHUNKS: usize = 256;
 
-/// The most channels that a task takes at once; its states and coefficients stay in L1.
+/// The most channels that are reduced at once: their sums per lane stay in L1.
 pub const GROUP: usize = 64;
+
+/// The most channels that are mapped at once: in NHWC, runs of 2 KiB of f32.
+pub const SPAN: usize = 512;
 
 /// What one task's part of the tensor should fit in: half of the smallest L2 of today's servers and desktops, where
 /// the statistics have just put the data that normalization reads again.
@@ -33,6 +40,9 @@ const CACHE_BYTES: usize = 512 << 10;
 /// reads it, and writing past it saves reading the lines first: measured 57 against 43 GB/s copying 100 MB (4 cores,
 /// 32 MB of L3), even at 50 MB, 81 against 180 at 25 MB.
 const STREAM_BYTES: usize = 48 << 20;
+
+/// States to merge below this are merged on one thread.
+const PARALLEL_STATES: usize = 4096;
 
 /// Tensors below this are done on the calling thread: waking a pool costs several microseconds.
 const PARALLEL_BYTES: usize = 128 << 10;
@@ -71,15 +81,17 @@ pub struct Blocks {
 
 impl Blocks {
     pub fn of(geometry: &Geometry) -> Self {
-        let Geometry { n, s, .. } = *geometry;
-        let (planes, segment) = if s <= BLOCK {
-            (BLOCK / s, s)
+        let Geometry { n, c, s, .. } = *geometry;
+        let most = (BLOCK_ROWS / c).clamp(SHORT_BLOCK, BLOCK);
+        // Evenly: as many blocks as needed, none much shorter than the others.
+        let (planes, segment) = if s <= most {
+            (n.div_ceil(n.div_ceil(most / s)), s)
         } else {
-            (1, s.div_ceil(s.div_ceil(BLOCK)).next_multiple_of(LANES))
+            (1, s.div_ceil(s.div_ceil(most)).next_multiple_of(LANES))
         };
         let segments = s.div_ceil(segment);
         let blocks = Self { n, s, planes, segments, segment, chunk: 1 };
-        Self { chunk: CHUNK.max(blocks.len().div_ceil(MAX_CHUNKS)), ..blocks }
+        Self { chunk: blocks.len().div_ceil(MAX_CHUNKS), ..blocks }
     }
 
     /// The number of blocks.
@@ -118,10 +130,14 @@ pub struct Plan {
     pub blocks: Blocks,
     /// Channels of the tensor.
     pub channels: usize,
-    /// Channels per task.
+    /// Channels that are reduced at once.
     pub group: usize,
-    /// Whether a task takes some channels whole, from statistics to output, or one chunk of them at a time.
+    /// Channels of a task, and that are mapped at once; a multiple of `group`.
+    pub span: usize,
+    /// Whether a task takes its channels whole, from statistics to output, or one chunk of them at a time.
     pub whole: bool,
+    /// About how many tasks to make.
+    pub tasks: usize,
     /// Whether to use the thread pool.
     pub parallel: bool,
     /// Whether to write outputs past the caches.
@@ -139,28 +155,40 @@ impl Plan {
         let workers = if large { workers() } else { 1 };
         let parallel = workers > 1;
         let c = geometry.c;
+        let tasks = if parallel { workers * TASKS_PER_THREAD } else { 1 };
         let fitting = CACHE_BYTES / geometry.m().saturating_mul(element_bytes).clamp(1, CACHE_BYTES);
-        let sharing = if parallel { c / (workers * TASKS_PER_THREAD) } else { c };
-        let group = fitting.min(sharing);
-        let (group, whole) = match geometry.pattern {
-            // One channel at a time, however long it is, as long as there are enough of them for the threads.
-            Pattern::Along => (group.clamp(1, GROUP), c >= workers),
-            // A cache line's worth of channels must fit with all its rows, or rows are read in part again and again.
-            Pattern::Across if fitting >= LANES.min(c) && c >= workers * LANES => {
-                (group.next_multiple_of(LANES).min(GROUP), true)
+        let (group, span, whole) = match geometry.pattern {
+            // As many channels as stay in cache, for long runs; one, however long it is, as long as there is one for
+            // each thread.
+            Pattern::Along => {
+                let group = fitting.min(c / tasks).clamp(1, GROUP);
+                (group, group, c >= workers)
             }
-            Pattern::Across => (GROUP, workers == 1 && c <= GROUP && fitting >= c),
+            // Rows in full, or nearly: strips of them that stay in cache until they are read again are slower, since
+            // rows a power of two apart compete for a few cache sets.
+            Pattern::Across => (GROUP, SPAN, !parallel && c <= GROUP && fitting >= c),
         };
-        Self { blocks, channels: c, group, whole, parallel, stream }
+        Self { blocks, channels: c, group, span, whole, tasks, parallel, stream }
     }
 
-    /// The number of channel groups.
-    pub fn groups(&self) -> usize {
-        self.channels.div_ceil(self.group)
+    /// The channels of a span.
+    pub fn span(&self, index: usize) -> Range<usize> {
+        index * self.span..((index + 1) * self.span).min(self.channels)
     }
 
-    /// The channels of a group.
-    pub fn channels(&self, group: usize) -> Range<usize> {
-        group * self.group..((group + 1) * self.group).min(self.channels)
+    /// The number of spans.
+    pub fn spans(&self) -> usize {
+        self.channels.div_ceil(self.span)
+    }
+
+    /// The groups of some channels.
+    pub fn groups(&self, channels: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let (end, group) = (channels.end, self.group);
+        channels.step_by(group).map(move |start| start..(start + group).min(end))
+    }
+
+    /// Whether there are so many states to merge that it pays to share them out.
+    pub fn merge_parallel(&self) -> bool {
+        self.parallel && self.blocks.chunks() * self.channels >= PARALLEL_STATES
     }
 }

@@ -142,6 +142,8 @@ pub struct Coefficients<'a, T> {
     /// gamma and beta of the group's channels.
     pub gamma: Option<&'a [T]>,
     pub beta: Option<&'a [T]>,
+    /// The column of the first of them.
+    pub at: usize,
     pub scratch: &'a mut Scratch<T>,
 }
 
@@ -150,12 +152,13 @@ impl<T: Element> Kernel<T> for Coefficients<'_, T> {
     fn run<S: Lanes<T>>(self, _: S) {
         let k = &mut self.scratch.coefficients;
         for (i, scale) in self.scales.iter().enumerate().take(GROUP) {
-            k[PRESCALE][i] = T::from_f64(scale.prescale);
-            k[MEAN_HIGH][i] = T::from_f64(scale.mean_high);
-            k[MEAN_LOW][i] = T::from_f64(scale.mean_low);
+            let column = self.at + i;
+            k[PRESCALE][column] = T::from_f64(scale.prescale);
+            k[MEAN_HIGH][column] = T::from_f64(scale.mean_high);
+            k[MEAN_LOW][column] = T::from_f64(scale.mean_low);
             let gamma = self.gamma.map_or(1.0, |gamma| gamma[i].to_f64());
-            k[FACTOR][i] = T::from_f64(gamma * scale.unit());
-            k[BETA][i] = self.beta.map_or(T::from_f64(0.0), |beta| beta[i]);
+            k[FACTOR][column] = T::from_f64(gamma * scale.unit());
+            k[BETA][column] = self.beta.map_or(T::from_f64(0.0), |beta| beta[i]);
         }
     }
 }

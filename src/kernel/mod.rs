@@ -7,12 +7,14 @@ pub mod reduce;
 
 use std::ops::Range;
 
-use crate::plan::GROUP;
+use crate::plan::{GROUP, SPAN};
 use crate::problem::{Geometry, Pattern};
 use crate::simd::LANES;
 
-/// Columns of coefficients: the channels of a group, once or once for each of 16 rows.
+/// Columns of coefficients: the channels of a span, or those of a group once for each of 16 rows. The last vector of
+/// them can be loaded whole.
 pub const COLUMNS: usize = GROUP * LANES;
+const _: () = assert!(SPAN + LANES <= COLUMNS);
 
 /// The most coefficients per channel that a kernel takes.
 pub const COEFFICIENTS: usize = 6;

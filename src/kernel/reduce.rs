@@ -9,9 +9,9 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::{Scratch, flat};
-use crate::plan::Block;
+use crate::plan::{Block, GROUP};
 use crate::problem::{Geometry, Pattern};
-use crate::simd::{Kernel, LANES, Lanes};
+use crate::simd::{Kernel, LANES, Lanes, prefetch};
 use crate::split::Input;
 
 /// What is summed: from `IN` tensors and `K` coefficients per channel.
@@ -122,7 +122,12 @@ struct Sweep<const IN: usize, T> {
     /// Elements from one row to the next.
     stride: usize,
     rows: usize,
+    /// Elements from what is read to what will be read a while later, and is asked for now.
+    ahead: usize,
 }
+
+/// How far ahead to prefetch: what the memory delivers to one core in about the time it takes to deliver anything.
+const AHEAD_BYTES: usize = 2048;
 
 impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O, IN, K> {
     /// Adds whole vectors into their sums.
@@ -140,8 +145,10 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
             for u in 0..U {
                 let mut x = [s.zero(); IN];
                 for (x, from) in x.iter_mut().zip(sweep.from) {
+                    let at = row * sweep.stride + u * sweep.apart;
+                    prefetch(from.wrapping_add(at + sweep.ahead));
                     // SAFETY: says the caller.
-                    *x = unsafe { s.load(from.add(row * sweep.stride + u * sweep.apart)) };
+                    *x = unsafe { s.load(from.add(at)) };
                 }
                 let (a, b) = O::terms(s, x, k[u]);
                 sums[u] = [s.sum(sums[u][0], a), s.sum_product(sums[u][1], a, b)];
@@ -237,6 +244,8 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
         let geometry = self.geometry;
         let at = geometry.offset(sample, self.channels.start + channel, self.block.positions.start);
         let len = self.block.positions.len();
+        let run = self.channels.len() * geometry.s;
+        let ahead = AHEAD_BYTES / size_of::<T>();
         let mut k = [[s.zero(); K]; U];
         for (u, k) in k.iter_mut().enumerate() {
             for (k, row) in k.iter_mut().zip(&self.scratch.coefficients) {
@@ -250,10 +259,18 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
                 *sums = self.sums(s, column(u), first);
             }
             let rows = (len + LANES - S::N).saturating_sub(lane) / LANES;
+            // The group's planes of a sample are one run; what comes after its end is the next sample's.
+            let near =
+                run.saturating_sub(channel * geometry.s + self.block.positions.start + ahead).div_ceil(LANES);
+            let near = near.min(rows);
+            let beyond = ahead + geometry.c * geometry.s - run;
             // SAFETY: row r reads the N elements from lane + 16 * r, the last of which end within `len`.
             unsafe {
                 let from = self.inputs.map(|x| x.as_ptr().add(at).wrapping_add(lane));
-                let sweep = Sweep { from, apart: geometry.s, stride: LANES, rows };
+                let sweep = Sweep { from, apart: geometry.s, stride: LANES, rows: near, ahead };
+                Self::sweep::<S, U>(s, &sweep, k, &mut sums);
+                let from = from.map(|x| x.wrapping_add(near * LANES));
+                let sweep = Sweep { from, rows: rows - near, ahead: beyond, ..sweep };
                 Self::sweep::<S, U>(s, &sweep, k, &mut sums);
             }
             let done = lane + rows * LANES;
@@ -389,7 +406,7 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
         // SAFETY: says the caller.
         unsafe {
             let from = self.inputs.map(|x| x.as_ptr().add(at));
-            Self::sweep::<S, U>(s, &Sweep { from, apart: S::N, stride, rows }, k, &mut sums);
+            Self::sweep::<S, U>(s, &Sweep { from, apart: S::N, stride, rows, ahead: GROUP }, k, &mut sums);
         }
         for (u, sums) in sums.into_iter().enumerate() {
             self.put(s, column + u * S::N, sums);

@@ -19,6 +19,19 @@ pub const LANES: usize = 16;
 /// Bytes of a cache line.
 pub const LINE: usize = 64;
 
+/// Asks for the line at `at`, which may lie anywhere, to be brought near.
+#[inline(always)]
+pub fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 CPU has SSE; a prefetch reads nothing that a program could notice.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// The vectors of one instruction set for elements of type `T`.
 ///
 /// A value of an implementing type is proof that the CPU has the instruction set, which makes the arithmetic safe.
