@@ -192,3 +192,93 @@ impl Plan {
         self.parallel && self.blocks.chunks() * self.channels >= PARALLEL_STATES
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATTERNS: [Pattern; 2] = [Pattern::Along, Pattern::Across];
+    const SIZES: [usize; 16] = [1, 2, 7, 15, 16, 17, 49, 63, 64, 65, 513, 784, 4095, 4096, 4097, 50_176];
+
+    fn geometries() -> impl Iterator<Item = Geometry> {
+        PATTERNS.into_iter().flat_map(|pattern| {
+            SIZES.into_iter().flat_map(move |n| {
+                SIZES
+                    .into_iter()
+                    .flat_map(move |c| SIZES.into_iter().map(move |s| Geometry { n, c, s, pattern }))
+            })
+        })
+    }
+
+    #[test]
+    fn blocks_are_a_partition_in_order() {
+        for geometry in geometries() {
+            let blocks = Blocks::of(&geometry);
+            let (mut sample, mut position, mut elements) = (0, 0, 0);
+            for index in 0..blocks.chunks() {
+                assert!(!blocks.chunk(index).is_empty(), "{geometry:?}");
+                for index in blocks.chunk(index) {
+                    let block = blocks.get(index);
+                    assert_eq!(
+                        (block.samples.start, block.positions.start),
+                        (sample, position),
+                        "{geometry:?}"
+                    );
+                    assert!((1..=BLOCK).contains(&block.count()), "{geometry:?} {block:?}");
+                    elements += block.count();
+                    (sample, position) = if block.positions.end == geometry.s {
+                        (block.samples.end, 0)
+                    } else {
+                        assert!(block.samples.len() == 1 && block.positions.end.is_multiple_of(LANES));
+                        (sample, block.positions.end)
+                    };
+                }
+            }
+            assert_eq!((sample, position, elements), (geometry.n, 0, geometry.m()), "{geometry:?}");
+        }
+    }
+
+    #[test]
+    fn the_order_of_arithmetic_ignores_layout_and_threads() {
+        for geometry in geometries() {
+            let [along, across] = PATTERNS.map(|pattern| Blocks::of(&Geometry { pattern, ..geometry }));
+            assert_eq!(along, across);
+            for workers in [1, 2, 3, 7] {
+                assert_eq!(Plan::new(&geometry, 4, 2, || workers).blocks, along);
+            }
+        }
+    }
+
+    #[test]
+    fn groups_and_spans_partition_the_channels() {
+        for geometry in geometries() {
+            for workers in [1, 4] {
+                let plan = Plan::new(&geometry, 4, 1, || workers);
+                let mut channel = 0;
+                for span in 0..plan.spans() {
+                    let span = plan.span(span);
+                    assert!(span.len() <= SPAN, "{geometry:?}");
+                    for group in plan.groups(span) {
+                        assert!(group.start == channel && (1..=GROUP).contains(&group.len()), "{geometry:?}");
+                        channel = group.end;
+                    }
+                }
+                assert_eq!(channel, geometry.c, "{geometry:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn small_problems_do_not_ask_for_threads() {
+        let geometry = Geometry { n: 1, c: 64, s: 64, pattern: Pattern::Along };
+        assert!(!Plan::new(&geometry, 4, 1, || unreachable!("a small problem")).parallel);
+    }
+
+    #[test]
+    fn scratch_states_are_a_small_part_of_the_tensor() {
+        for geometry in geometries().filter(|geometry| geometry.m() > BLOCK) {
+            let chunks = Blocks::of(&geometry).chunks();
+            assert!(chunks <= MAX_CHUNKS && chunks <= geometry.m().div_ceil(SHORT_BLOCK / 2), "{geometry:?}");
+        }
+    }
+}
