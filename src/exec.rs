@@ -12,6 +12,14 @@ pub fn workers() -> usize {
     1
 }
 
+/// Whether the calling thread is one of a pool's.
+pub fn inside_pool() -> bool {
+    #[cfg(feature = "rayon")]
+    return rayon::current_thread_index().is_some();
+    #[cfg(not(feature = "rayon"))]
+    false
+}
+
 /// Calls `body` from within the pool if `parallel`, so that several rounds of tasks enter it once.
 pub fn enter(parallel: bool, body: impl FnOnce() + Send) {
     #[cfg(feature = "rayon")]

@@ -9,6 +9,7 @@
 
 use std::ops::Range;
 
+use crate::exec;
 use crate::problem::{Geometry, Pattern};
 use crate::simd::LANES;
 
@@ -44,8 +45,10 @@ const STREAM_BYTES: usize = 48 << 20;
 /// States to merge below this are merged on one thread.
 const PARALLEL_STATES: usize = 4096;
 
-/// Tensors below this are done on the calling thread: waking a pool costs several microseconds.
-const PARALLEL_BYTES: usize = 128 << 10;
+/// Tensors below this are done on the calling thread, which takes about as long as handing them out: a call from
+/// within the pool pays some 5 microseconds for that, one from outside 25 and, if the pool sleeps, up to 100.
+const PARALLEL_BYTES: usize = 256 << 10;
+const PARALLEL_BYTES_OUTSIDE: usize = 1 << 20;
 
 /// Tasks per thread, so that an unlucky thread can be relieved of some.
 const TASKS_PER_THREAD: usize = 4;
@@ -151,8 +154,9 @@ impl Plan {
         let blocks = Blocks::of(geometry);
         let element_bytes = reads * bytes;
         let stream = geometry.len().saturating_mul(element_bytes + bytes) >= STREAM_BYTES;
-        let large = geometry.len().saturating_mul(element_bytes) >= PARALLEL_BYTES;
-        let workers = if large { workers() } else { 1 };
+        let all = geometry.len().saturating_mul(element_bytes);
+        let worth = if exec::inside_pool() { PARALLEL_BYTES } else { PARALLEL_BYTES_OUTSIDE };
+        let workers = if all >= worth { workers() } else { 1 };
         let parallel = workers > 1;
         let c = geometry.c;
         let tasks = if parallel { workers * TASKS_PER_THREAD } else { 1 };
