@@ -5,10 +5,10 @@ use std::ops::Range;
 
 use crate::element::Element;
 use crate::engine::{self, Operation, Task};
+use crate::kernel::Columns;
 use crate::kernel::channels::*;
 use crate::kernel::map::{Formula, FrozenGradient, InputGradient, Map, Normalize};
 use crate::kernel::reduce::{GradientTerms, Pivoted, Plain, Reduce, Terms};
-use crate::kernel::{channels, flat};
 use crate::plan::{Block, GROUP};
 use crate::problem::Geometry;
 use crate::simd::Level;
@@ -45,7 +45,7 @@ impl<T: Element> Affine<'_, T> {
         let gamma = self.gamma.map(|gamma| &gamma[channels.clone()]);
         let beta = self.beta.map(|beta| &beta[channels.clone()]);
         T::dispatch(task.level, Coefficients { scales, gamma, beta, at, scratch: task.scratch });
-        task.repeat(channels, &SCALE);
+        task.lay_out(channels, SCALE);
     }
 }
 
@@ -81,10 +81,12 @@ impl<T: Element> Given<'_, T> {
 }
 
 impl<T: Element> Task<'_, T> {
-    /// Repeats coefficients where the group's rows are walked as one run.
-    fn repeat(&mut self, channels: &Range<usize>, rows: &[usize]) {
-        if flat(self.geometry, channels) {
-            channels::repeat(self.scratch, rows, channels.len());
+    /// Lays out coefficients for the loops over these channels.
+    fn lay_out<const K: usize>(&mut self, channels: &Range<usize>, rows: [usize; K]) {
+        let columns = Columns::of(self.geometry, channels);
+        if columns != Columns::Channels {
+            let kernel = LayOut { scratch: self.scratch, rows, channels: channels.len(), columns };
+            T::dispatch(self.level, kernel);
         }
     }
 
@@ -163,7 +165,7 @@ impl<T: Element> Operation<T> for Forward<'_, T> {
             Condition { scratch: task.scratch, channels: channels.len(), count, again: &mut again };
         T::dispatch(task.level, condition);
         if again {
-            task.repeat(channels, &[PIVOT]);
+            task.lay_out(channels, [PIVOT]);
             task.sums(Pivoted, [self.x], channels, block);
         }
         T::dispatch(task.level, BlockMoments { scratch: task.scratch, count, moments: states });
@@ -345,7 +347,7 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
             k[MEAN_DY][at + i] = T::from_f64(sums.dy / m);
             k[SLOPE][at + i] = T::from_f64(sums.dy_d / m * (scale.unit() * scale.unit()));
         }
-        task.repeat(channels, &[MEAN_DY, SLOPE]);
+        task.lay_out(channels, [MEAN_DY, SLOPE]);
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, part: &Block) {

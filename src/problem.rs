@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use crate::plan::GROUP;
+use crate::simd::LANES;
 use crate::{Error, Layout, Shape};
 
 pub(crate) fn check_len(argument: &'static str, got: usize, expected: usize) -> Result<(), Error> {
@@ -24,6 +26,9 @@ pub(crate) fn check_eps(eps: f64) -> Result<(), Error> {
     if eps.is_finite() && eps >= 0.0 { Ok(()) } else { Err(Error::Epsilon { eps }) }
 }
 
+/// The most positions of a plane for [`Geometry::small_planes`]: 7 x 7 and 8 x 8 are. Part of the order of arithmetic.
+pub const SMALL_PLANE: usize = 64;
+
 /// Which axis is contiguous.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pattern {
@@ -45,8 +50,8 @@ pub struct Geometry {
 impl Geometry {
     /// `None` if there is nothing to compute.
     ///
-    /// Where both layouts are the same memory they must become the same problem, and one whose planes are long: a
-    /// single channel is one plane of n * s, single positions are a plane of n positions.
+    /// Where both layouts are the same memory they must become the same problem: a single channel is one plane of n * s;
+    /// single positions have the kept axis contiguous, and if there are few channels are better one plane of n positions.
     pub fn of(shape: &Shape) -> Option<Self> {
         let (n, c, s) = (shape.batch(), shape.channels(), shape.spatial());
         if shape.len() == 0 {
@@ -54,10 +59,24 @@ impl Geometry {
         }
         Some(match shape.layout() {
             _ if c == 1 => Self { n: 1, c, s: n * s, pattern: Pattern::Along },
-            _ if s == 1 => Self { n: 1, c, s: n, pattern: Pattern::Across },
+            _ if s == 1 && c < GROUP => Self { n: 1, c, s: n, pattern: Pattern::Across },
+            _ if s == 1 => Self { n, c, s, pattern: Pattern::Across },
             Layout::Nchw => Self { n, c, s, pattern: Pattern::Along },
             Layout::Nhwc => Self { n, c, s, pattern: Pattern::Across },
         })
+    }
+
+    /// Whether planes are so small that each of their positions is a lane of its own, summed down the samples: then the
+    /// positions of neighbouring channels, which are contiguous, fill vectors that single planes would leave half empty.
+    /// (If all of them together fill a few.)
+    pub fn small_planes(&self) -> bool {
+        self.n > 1 && self.s <= SMALL_PLANE && self.c * self.s >= GROUP
+    }
+
+    /// The number of lanes that a channel's elements are dealt out to: position s goes to lane s of small planes, else to
+    /// lane s mod 16.
+    pub fn lanes(&self) -> usize {
+        if self.small_planes() { self.s } else { self.s.min(LANES) }
     }
 
     /// Elements per channel.

@@ -5,9 +5,10 @@
 
 #![forbid(unsafe_code)]
 
-use super::{COLUMNS, GROUP, Scratch};
+use super::{Columns, GROUP, Scratch};
 use crate::element::Element;
-use crate::simd::{Kernel, LANES, Lanes};
+use crate::problem::SMALL_PLANE;
+use crate::simd::{Kernel, Lanes};
 use crate::welford::{MergeWeights, Moments};
 
 /// Rows of the scratch's coefficients: what each holds once a task is under way.
@@ -163,12 +164,35 @@ impl<T: Element> Kernel<T> for Coefficients<'_, T> {
     }
 }
 
-/// Repeats the coefficients of `channels` channels over sixteen rows, for flat runs.
-pub fn repeat<T: Copy>(scratch: &mut Scratch<T>, rows: &[usize], channels: usize) {
-    for &k in rows {
-        let row: &mut [T; COLUMNS] = &mut scratch.coefficients[k];
-        for repetition in 1..LANES {
-            row.copy_within(0..channels, repetition * channels);
+/// Lays out coefficients per channel, which are in the first `channels` columns, for the columns there are.
+pub struct LayOut<'a, T, const K: usize> {
+    pub scratch: &'a mut Scratch<T>,
+    pub rows: [usize; K],
+    pub channels: usize,
+    pub columns: Columns,
+}
+
+impl<T: Element, const K: usize> Kernel<T> for LayOut<'_, T, K> {
+    #[inline(always)]
+    fn run<S: Lanes<T>>(self, _: S) {
+        for k in self.rows {
+            let row = &mut self.scratch.coefficients[k];
+            match self.columns {
+                Columns::Channels => (),
+                Columns::Rows(rows) => {
+                    for repetition in 1..rows {
+                        row.copy_within(0..self.channels, repetition * self.channels);
+                    }
+                }
+                Columns::Positions(positions) => {
+                    let mut values = [T::default(); GROUP];
+                    values[..self.channels].copy_from_slice(&row[..self.channels]);
+                    for (channel, value) in values[..self.channels].iter().enumerate() {
+                        // A fixed length is a few whole stores; what is too much is the next channel's, or no one's.
+                        row[channel * positions..][..SMALL_PLANE].fill(*value);
+                    }
+                }
+            }
         }
     }
 }

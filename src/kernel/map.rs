@@ -3,10 +3,10 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::{Scratch, flat};
+use super::{Columns, Scratch};
 use crate::plan::Block;
 use crate::problem::{Geometry, Pattern};
-use crate::simd::{Kernel, LANES, LINE, Lanes};
+use crate::simd::{Kernel, LINE, Lanes};
 use crate::split::{Input, Output};
 
 /// An elementwise formula of `IN` tensors and `K` coefficients per channel.
@@ -86,11 +86,10 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Kernel<T> for 
         debug_assert!(self.output.len() == self.geometry.len());
         // SAFETY: inputs and output have the geometry's length, and channels and part lie within it.
         unsafe {
-            match (self.geometry.pattern, self.stream) {
-                (Pattern::Along, false) => self.along::<S, false>(s),
-                (Pattern::Along, true) => self.along::<S, true>(s),
-                (Pattern::Across, false) => self.across::<S, false>(s),
-                (Pattern::Across, true) => self.across::<S, true>(s),
+            if self.stream {
+                self.part::<S, true>(s);
+            } else {
+                self.part::<S, false>(s);
             }
         }
         if self.stream {
@@ -146,59 +145,94 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
     /// # Safety
     /// Channels and part lie within the geometry, whose length inputs and output have.
     #[inline(always)]
-    unsafe fn along<S: Lanes<T>, const STREAM: bool>(&self, s: S) {
-        let len = self.part.positions.len();
-        for sample in self.part.samples.clone() {
-            for (i, channel) in self.channels.clone().enumerate() {
-                let mut k = [s.zero(); K];
-                for (k, row) in k.iter_mut().zip(self.k) {
-                    *k = s.splat(self.scratch.coefficients[row][i]);
+    unsafe fn part<S: Lanes<T>, const STREAM: bool>(&self, s: S) {
+        let Geometry { c, s: plane, pattern, .. } = *self.geometry;
+        let Block { samples, positions } = &self.part;
+        let width = self.channels.len();
+        let at = |sample| self.geometry.offset(sample, self.channels.start, positions.start);
+        // SAFETY: says the caller; parts of small planes are whole planes.
+        unsafe {
+            match (pattern, Columns::of(self.geometry, &self.channels)) {
+                (_, Columns::Positions(_)) => {
+                    self.rows::<S, STREAM>(s, at(samples.start), c * plane, samples.len(), width * plane);
                 }
-                let at = self.geometry.offset(sample, channel, self.part.positions.start);
-                // SAFETY: the plane has `len` elements from `at` on.
-                unsafe {
-                    let mut done = self.head::<STREAM>(at).min(len);
-                    self.few(s, at, done, k);
-                    while done + S::N <= len {
-                        self.vector::<S, STREAM>(s, at + done, k);
-                        done += S::N;
+                (Pattern::Along, _) => {
+                    for sample in samples.clone() {
+                        for (channel, at) in (at(sample)..).step_by(plane).take(width).enumerate() {
+                            self.run_of::<S, STREAM>(s, at, positions.len(), channel);
+                        }
                     }
-                    self.few(s, at + done, len - done, k);
+                }
+                (Pattern::Across, columns) => {
+                    // Rows follow each other from plane to plane where parts are whole planes.
+                    let whole = positions.len() == plane;
+                    let (planes, rows) =
+                        if whole { (1, samples.len() * plane) } else { (samples.len(), positions.len()) };
+                    for sample in samples.clone().take(planes) {
+                        let at = at(sample);
+                        if let Columns::Rows(repeated) = columns {
+                            let (run, full) = (repeated * c, rows / repeated);
+                            self.rows::<S, STREAM>(s, at, run, full, run);
+                            self.rows::<S, false>(s, at + full * run, run, 1, (rows % repeated) * c);
+                        } else {
+                            self.rows::<S, STREAM>(s, at, c, rows, width);
+                        }
+                    }
                 }
             }
         }
     }
 
+    /// `len` elements of one channel, the group's `channel`th.
+    ///
     /// # Safety
-    /// Channels and part lie within the geometry, whose length inputs and output have.
+    /// Inputs and output have the elements.
     #[inline(always)]
-    unsafe fn across<S: Lanes<T>, const STREAM: bool>(&self, s: S) {
-        let c = self.geometry.c;
-        let rows = self.part.positions.len();
-        for sample in self.part.samples.clone() {
-            let at = self.geometry.offset(sample, self.channels.start, self.part.positions.start);
-            // SAFETY: says the caller.
-            unsafe {
-                if flat(self.geometry, &self.channels) {
-                    // Sixteen rows are one run, for which the coefficients are repeated.
-                    let (run, full) = (LANES * c, rows / LANES);
-                    self.rows::<S, STREAM>(s, at, run, full, run);
-                    self.rows::<S, false>(s, at + full * run, run, 1, (rows % LANES) * c);
-                } else if STREAM && (c * size_of::<T>()).is_multiple_of(LINE) {
-                    self.rows::<S, true>(s, at, c, rows, self.channels.len());
-                } else {
-                    self.rows::<S, false>(s, at, c, rows, self.channels.len());
-                }
+    unsafe fn run_of<S: Lanes<T>, const STREAM: bool>(&self, s: S, at: usize, len: usize, channel: usize) {
+        let mut k = [s.zero(); K];
+        for (k, row) in k.iter_mut().zip(self.k) {
+            *k = s.splat(self.scratch.coefficients[row][channel]);
+        }
+        // SAFETY: the run has `len` elements from `at` on.
+        unsafe {
+            let mut done = self.head::<STREAM>(at).min(len);
+            self.few(s, at, done, k);
+            while done + S::N <= len {
+                self.vector::<S, STREAM>(s, at + done, k);
+                done += S::N;
             }
+            self.few(s, at + done, len - done, k);
         }
     }
 
-    /// The first `width` elements of `rows` rows, `stride` elements apart (for `STREAM`, a multiple of a line).
+    /// The first `width` elements of `rows` rows, `stride` elements apart; past the caches only if the rows are all
+    /// aligned alike.
     ///
     /// # Safety
     /// Inputs and output have the elements.
     #[inline(always)]
     unsafe fn rows<S: Lanes<T>, const STREAM: bool>(
+        &self,
+        s: S,
+        at: usize,
+        stride: usize,
+        rows: usize,
+        width: usize,
+    ) {
+        // SAFETY: says the caller.
+        unsafe {
+            if STREAM && (stride * size_of::<T>()).is_multiple_of(LINE) {
+                self.aligned_rows::<S, true>(s, at, stride, rows, width);
+            } else {
+                self.aligned_rows::<S, false>(s, at, stride, rows, width);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As of `rows`; for `STREAM`, the stride is a multiple of a line.
+    #[inline(always)]
+    unsafe fn aligned_rows<S: Lanes<T>, const STREAM: bool>(
         &self,
         s: S,
         at: usize,

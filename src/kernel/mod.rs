@@ -8,12 +8,12 @@ pub mod reduce;
 use std::ops::Range;
 
 use crate::plan::{GROUP, SPAN};
-use crate::problem::{Geometry, Pattern};
+use crate::problem::{Geometry, Pattern, SMALL_PLANE};
 use crate::simd::LANES;
 
-/// Columns of coefficients: the channels of a span, or those of a group once for each of 16 rows. The last vector of
-/// them can be loaded whole.
-pub const COLUMNS: usize = GROUP * LANES;
+/// Columns of sums and of coefficients: the channels of a span, or those of a group once for each of its lanes. The last
+/// vector of them can be loaded whole.
+pub const COLUMNS: usize = GROUP * if SMALL_PLANE > LANES { SMALL_PLANE } else { LANES };
 const _: () = assert!(SPAN + LANES <= COLUMNS);
 
 /// The most coefficients per channel that a kernel takes.
@@ -28,8 +28,8 @@ pub struct Scratch<T> {
     pub(crate) sums: [[f64; GROUP]; 2],
     /// The pivot per channel that a block's sums are about.
     pub(crate) pivots: [f64; GROUP],
-    /// Coefficients per channel, repeated over 16 rows where rows are shorter than vectors.
-    pub(crate) coefficients: [[T; COLUMNS]; COEFFICIENTS],
+    /// Coefficients per column ([`Columns`]).
+    pub(crate) coefficients: [[T; COLUMNS + LANES]; COEFFICIENTS],
 }
 
 impl<T: Copy + Default> Scratch<T> {
@@ -39,14 +39,33 @@ impl<T: Copy + Default> Scratch<T> {
             lanes: [[0.0; COLUMNS + LANES]; 2],
             sums: [[0.0; GROUP]; 2],
             pivots: [0.0; GROUP],
-            coefficients: [[T::default(); COLUMNS]; COEFFICIENTS],
+            coefficients: [[T::default(); COLUMNS + LANES]; COEFFICIENTS],
         })
     }
 }
 
-/// Whether a task that takes all `channels` of its tensor walks sixteen rows as one long run: rows that end inside a
-/// vector would waste the rest of it, sixteen of them never do.
-pub fn flat(geometry: &Geometry, channels: &Range<usize>) -> bool {
-    let c = geometry.c;
-    geometry.pattern == Pattern::Across && channels.len() == c && c < GROUP && !c.is_multiple_of(LANES)
+/// What columns are, and so how coefficients per channel are laid out for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Columns {
+    /// Channels.
+    Channels,
+    /// (row, channel) of this many rows that are walked as one long run: rows that end inside a vector would waste the
+    /// rest of it.
+    Rows(usize),
+    /// (channel, position) of small planes with this many positions.
+    Positions(usize),
+}
+
+impl Columns {
+    /// What they are for these channels of a problem.
+    pub fn of(geometry: &Geometry, channels: &Range<usize>) -> Self {
+        let c = geometry.c;
+        match geometry.pattern {
+            Pattern::Along if geometry.small_planes() => Columns::Positions(geometry.s),
+            Pattern::Across if channels.len() == c && c < GROUP && !c.is_multiple_of(LANES) => {
+                Columns::Rows(geometry.lanes())
+            }
+            _ => Columns::Channels,
+        }
+    }
 }

@@ -1,14 +1,14 @@
 //! Sums over one block of a group of channels: of a term, and of the product of two terms, per channel.
 //!
-//! Element s of a plane goes to lane s mod 16, in f64; the lanes are summed by halves: l and l + 8, then l and l + 4,
-//! l + 2, l + 1. Along a plane, a vector takes the lanes of one channel. Across, sixteen rows of all channels are one
-//! long row whose columns are (lane, channel), and a vector takes neighbouring columns. Either way one lane of one
-//! channel adds up the same numbers in the same order.
+//! Element s of a plane goes to lane s mod 16, in f64; of small planes, to a lane of its own. Lanes beyond the sixteenth
+//! are added to the first sixteen, these summed by halves: l and l + 8, then l and l + 4, l + 2, l + 1. Along a plane, a
+//! vector takes the lanes of one channel. Elsewhere the lanes of a group's channels are the columns of a matrix, and a
+//! vector takes neighbouring columns. Either way one lane of one channel adds up the same numbers in the same order.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::{Scratch, flat};
+use super::{Columns, Scratch};
 use crate::plan::{Block, GROUP};
 use crate::problem::{Geometry, Pattern};
 use crate::simd::{Kernel, LANES, Lanes, prefetch};
@@ -69,48 +69,61 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Kernel<T> for Re
     fn run<S: Lanes<T>>(mut self, s: S) {
         let channels = self.channels.len();
         debug_assert!(self.inputs.iter().all(|input| input.len() == self.geometry.len()));
-        match self.geometry.pattern {
-            Pattern::Along => {
-                // SAFETY: the inputs have the geometry's length, and channels and block lie within it.
-                unsafe { self.along(s) };
-                let [a, b] = &mut self.scratch.lanes;
-                sum_lanes_of_planes(a, &mut self.scratch.sums[0], channels);
-                sum_lanes_of_planes(b, &mut self.scratch.sums[1], channels);
+        // SAFETY: the inputs have the geometry's length, and channels and block lie within it.
+        unsafe {
+            match (self.geometry.pattern, self.geometry.small_planes()) {
+                (Pattern::Along, false) => self.along(s),
+                (Pattern::Along, true) => self.along_small(s),
+                (Pattern::Across, false) => self.across(s),
+                (Pattern::Across, true) => self.across_small(s),
             }
-            Pattern::Across => {
-                // SAFETY: as above.
-                unsafe { self.across(s) };
-                let used = self.block.positions.len().min(LANES);
-                let [a, b] = &mut self.scratch.lanes;
-                sum_lanes_of_rows(a, &mut self.scratch.sums[0], channels, used);
-                sum_lanes_of_rows(b, &mut self.scratch.sums[1], channels, used);
+        }
+        let lanes = self.geometry.lanes().min(self.block.positions.len());
+        let Scratch { lanes: [a, b], sums: [sum_a, sum_b], .. } = self.scratch;
+        for (columns, sums) in [(a, sum_a), (b, sum_b)] {
+            match self.geometry.pattern {
+                Pattern::Along => {
+                    let pitch = if self.geometry.small_planes() { lanes } else { LANES };
+                    sum_lanes_of_planes(columns, pitch, lanes, &mut sums[..channels]);
+                }
+                Pattern::Across => sum_lanes_of_rows(columns, lanes, &mut sums[..channels]),
             }
         }
     }
 }
 
-/// Lanes in neighbouring columns: `lanes[channel * 16 + lane]`.
+/// Lanes in neighbouring columns: `columns[channel * pitch + lane]`.
 #[inline(always)]
-fn sum_lanes_of_planes(lanes: &mut [f64], sums: &mut [f64], channels: usize) {
-    for (lanes, sum) in lanes.chunks_exact_mut(LANES).zip(&mut sums[..channels]) {
+fn sum_lanes_of_planes(columns: &[f64], pitch: usize, lanes: usize, sums: &mut [f64]) {
+    for (columns, sum) in columns.chunks_exact(pitch).zip(sums) {
+        let mut first = [0.0; LANES];
+        let sixteens = columns[..lanes].chunks_exact(LANES);
+        let rest = sixteens.remainder();
+        for sixteen in sixteens {
+            first.iter_mut().zip(sixteen).for_each(|(first, more)| *first += more);
+        }
+        first.iter_mut().zip(rest).for_each(|(first, more)| *first += more);
         for half in [8, 4, 2, 1] {
-            let (low, high) = lanes.split_at_mut(half);
-            low.iter_mut().zip(&high[..half]).for_each(|(low, high)| *low += high);
+            let (low, high) = first.split_at_mut(half);
+            low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
         }
-        *sum = lanes[0];
+        *sum = first[0];
     }
 }
 
-/// Lanes in neighbouring rows: `lanes[lane * channels + channel]`, of which only `used` have been written; the others
-/// count as zero.
+/// Lanes in rows: `columns[lane * channels + channel]`.
 #[inline(always)]
-fn sum_lanes_of_rows(lanes: &mut [f64], sums: &mut [f64], channels: usize, used: usize) {
-    for half in [8, 4, 2, 1] {
-        let (low, high) = lanes.split_at_mut(half * channels);
-        let high = &high[..used.saturating_sub(half).min(half) * channels];
-        low.iter_mut().zip(high).for_each(|(low, high)| *low += high);
+fn sum_lanes_of_rows(columns: &mut [f64], lanes: usize, sums: &mut [f64]) {
+    let channels = sums.len();
+    let (first, more) = columns[..lanes * channels].split_at_mut(lanes.min(LANES) * channels);
+    for more in more.chunks(first.len()) {
+        first.iter_mut().zip(more).for_each(|(first, more)| *first += more);
     }
-    sums[..channels].copy_from_slice(&lanes[..channels]);
+    for half in [8, 4, 2, 1] {
+        let (low, high) = first.split_at_mut((half * channels).min(first.len()));
+        low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
+    }
+    sums.copy_from_slice(&first[..channels]);
 }
 
 /// `U` neighbouring vectors going down `rows` rows together.
@@ -299,7 +312,7 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
         /// Sixteens of rows per batch: enough to make up for loading and storing the sums.
         const BATCH: usize = 8;
         let (c, width) = (self.geometry.c, self.channels.len());
-        let flat = flat(self.geometry, &self.channels);
+        let flat = matches!(Columns::of(self.geometry, &self.channels), Columns::Rows(_));
         let Block { samples, positions } = self.block.clone();
         for sample in samples.clone() {
             let rows = positions.len();
@@ -322,6 +335,42 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
                     }
                 }
                 row += batch;
+            }
+        }
+    }
+
+    /// Small planes of neighbouring channels, as columns down the samples.
+    ///
+    /// # Safety
+    /// Channels and block lie within the geometry, whose length the inputs have.
+    #[inline(always)]
+    unsafe fn along_small<S: Lanes<T>>(&mut self, s: S) {
+        let Geometry { c, s: plane, .. } = *self.geometry;
+        let at = self.geometry.offset(self.block.samples.start, self.channels.start, 0);
+        // SAFETY: small planes are never cut, so the block's samples have these columns.
+        unsafe {
+            let width = self.channels.len() * plane;
+            self.columns(s, at, c * plane, self.block.samples.len(), 0, width, true);
+        }
+    }
+
+    /// Positions of small planes, as rows of columns down the samples.
+    ///
+    /// # Safety
+    /// Channels and block lie within the geometry, whose length the inputs have.
+    #[inline(always)]
+    unsafe fn across_small<S: Lanes<T>>(&mut self, s: S) {
+        let Geometry { c, s: plane, .. } = *self.geometry;
+        let at = self.geometry.offset(self.block.samples.start, self.channels.start, 0);
+        let (stride, rows) = (c * plane, self.block.samples.len());
+        let width = self.channels.len();
+        // SAFETY: small planes are never cut, so the block's samples have these columns.
+        unsafe {
+            if let Columns::Rows(_) = Columns::of(self.geometry, &self.channels) {
+                return self.columns(s, at, stride, rows, 0, stride, true);
+            }
+            for lane in 0..plane {
+                self.columns(s, at + lane * c, stride, rows, lane * width, width, true);
             }
         }
     }
