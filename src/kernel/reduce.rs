@@ -227,7 +227,6 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
                 // SAFETY: the channels lie within the group.
                 unsafe {
                     match S::STREAMS {
-                        4 => self.planes::<S, 4>(s, sample, channel, first),
                         2 => self.planes::<S, 2>(s, sample, channel, first),
                         _ => self.planes::<S, 1>(s, sample, channel, first),
                     }
@@ -404,7 +403,6 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
             unsafe {
                 let at = at + done;
                 match S::STREAMS {
-                    4 => self.strip::<S, 4>(s, at, stride, rows, column + done, done, first),
                     2 => self.strip::<S, 2>(s, at, stride, rows, column + done, done, first),
                     _ => self.strip::<S, 1>(s, at, stride, rows, column + done, done, first),
                 }

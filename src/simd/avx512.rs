@@ -44,7 +44,7 @@ macro_rules! sums {
     () => {
         type Sums = Pair;
         const N: usize = 16;
-        const STREAMS: usize = 4;
+        const STREAMS: usize = 2;
 
         #[inline(always)]
         fn fence(self) {
