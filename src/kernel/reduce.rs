@@ -71,11 +71,10 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Kernel<T> for Re
         debug_assert!(self.inputs.iter().all(|input| input.len() == self.geometry.len()));
         // SAFETY: the inputs have the geometry's length, and channels and block lie within it.
         unsafe {
-            match (self.geometry.pattern, self.geometry.small_planes()) {
-                (Pattern::Along, false) => self.along(s),
-                (Pattern::Along, true) => self.along_small(s),
-                (Pattern::Across, false) => self.across(s),
-                (Pattern::Across, true) => self.across_small(s),
+            if self.geometry.pattern == Pattern::Along && !self.geometry.small_planes() {
+                self.along(s);
+            } else {
+                self.matrices(s);
             }
         }
         let lanes = self.geometry.lanes().min(self.block.positions.len());
@@ -137,6 +136,60 @@ struct Sweep<const IN: usize, T> {
     rows: usize,
     /// Elements from what is read to what will be read a while later, and is asked for now.
     ahead: usize,
+}
+
+/// Rows whose columns are lanes of channels. The coefficients of column i are the scratch's of column i.
+struct Matrix {
+    /// Elements from the batch's first to the matrix's.
+    skip: usize,
+    /// Elements from one row to the next.
+    stride: usize,
+    rows: usize,
+    /// The first column's place among the sums.
+    column: usize,
+    width: usize,
+    /// Whether there are no sums yet.
+    first: bool,
+}
+
+impl Matrix {
+    /// How many sixteens of a plane's rows make a batch: enough to make up for loading and storing the sums.
+    const SIXTEENS: usize = 8;
+
+    /// Down the samples of a block of small planes. Positions (NCHW) or rows that fill no vector (NHWC, few channels) are
+    /// all one matrix, else each position has its own.
+    #[inline(always)]
+    fn of_small_planes(geometry: &Geometry, channels: &Range<usize>, rows: usize, part: usize) -> Self {
+        let Geometry { c, s: plane, .. } = *geometry;
+        let whole =
+            Self { skip: 0, stride: c * plane, rows, column: 0, width: channels.len() * plane, first: true };
+        match Columns::of(geometry, channels) {
+            Columns::Channels => {
+                let width = channels.len();
+                Self { skip: part * c, column: part * width, width, ..whole }
+            }
+            _ if part == 0 => whole,
+            _ => Self { width: 0, ..whole },
+        }
+    }
+
+    /// `rows` rows of a plane in NHWC: each lane's are a matrix; or the sixteens of rows are one, the rest another.
+    #[inline(always)]
+    fn of_rows(geometry: &Geometry, channels: &Range<usize>, rows: usize, part: usize, first: bool) -> Self {
+        let c = geometry.c;
+        let (full, rest) = (rows / LANES, rows % LANES);
+        let whole = Self { skip: 0, stride: LANES * c, rows: full, column: 0, width: LANES * c, first };
+        match Columns::of(geometry, channels) {
+            Columns::Channels => {
+                let (rows, width) = (full + usize::from(part < rest), channels.len());
+                Self { skip: part * c, rows, column: part * width, width, ..whole }
+            }
+            _ if part == 0 => Self { width: if full > 0 { whole.width } else { 0 }, ..whole },
+            _ => {
+                Self { skip: full * LANES * c, rows: 1, width: rest * c, first: first && full == 0, ..whole }
+            }
+        }
+    }
 }
 
 /// How far ahead to prefetch: what the memory delivers to one core in about the time it takes to deliver anything.
@@ -223,20 +276,16 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
         for sample in self.block.samples.clone() {
             let first = sample == self.block.samples.start;
             let mut channel = 0;
-            while channel + S::STREAMS <= self.channels.len() {
-                // SAFETY: the channels lie within the group.
-                unsafe {
-                    match S::STREAMS {
-                        2 => self.planes::<S, 2>(s, sample, channel, first),
-                        _ => self.planes::<S, 1>(s, sample, channel, first),
-                    }
+            // SAFETY: the channels lie within the group.
+            unsafe {
+                while S::STREAMS == 2 && channel + 2 <= self.channels.len() {
+                    self.planes::<S, 2>(s, sample, channel, first);
+                    channel += 2;
                 }
-                channel += S::STREAMS;
-            }
-            while channel < self.channels.len() {
-                // SAFETY: as above.
-                unsafe { self.planes::<S, 1>(s, sample, channel, first) };
-                channel += 1;
+                while channel < self.channels.len() {
+                    self.planes::<S, 1>(s, sample, channel, first);
+                    channel += 1;
+                }
             }
         }
     }
@@ -301,121 +350,66 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
         }
     }
 
-    /// Rows in batches of sixteen times a few: the columns' sums stay in registers down a batch and wait in memory
-    /// from one to the next.
+    /// The lanes of the group's channels as columns of matrices, one below the other.
     ///
     /// # Safety
     /// Channels and block lie within the geometry, whose length the inputs have.
     #[inline(always)]
-    unsafe fn across<S: Lanes<T>>(&mut self, s: S) {
-        /// Sixteens of rows per batch: enough to make up for loading and storing the sums.
-        const BATCH: usize = 8;
-        let (c, width) = (self.geometry.c, self.channels.len());
-        let flat = matches!(Columns::of(self.geometry, &self.channels), Columns::Rows(_));
+    unsafe fn matrices<S: Lanes<T>>(&mut self, s: S) {
         let Block { samples, positions } = self.block.clone();
+        let small = self.geometry.small_planes();
+        let columns = Columns::of(self.geometry, &self.channels);
+        // Small planes are one matrix down the samples.
+        let (samples, step) = if small {
+            (samples.start..samples.start + 1, positions.len())
+        } else {
+            (samples, Matrix::SIXTEENS * LANES)
+        };
         for sample in samples.clone() {
-            let rows = positions.len();
-            let mut row = 0;
-            while row < rows {
-                let first = sample == samples.start && row == 0;
-                let at = self.geometry.offset(sample, self.channels.start, positions.start + row);
-                let batch = (rows - row).min(BATCH * LANES);
-                let (full, rest) = (batch / LANES, batch % LANES);
-                // SAFETY: the batch lies within the block, column runs within its rows.
-                unsafe {
-                    if flat {
-                        self.columns(s, at, LANES * c, full, 0, LANES * c, first);
-                        self.columns(s, at + full * LANES * c, 0, 1, 0, rest * c, first && full == 0);
+            for row in positions.clone().step_by(step) {
+                let first = sample == samples.start && row == positions.start;
+                let rows = (positions.end - row).min(step);
+                for part in
+                    0..(if columns == Columns::Channels { rows.min(self.geometry.lanes()) } else { 2 })
+                {
+                    let at = self.geometry.offset(sample, self.channels.start, row);
+                    let matrix = if small {
+                        Matrix::of_small_planes(self.geometry, &self.channels, self.block.samples.len(), part)
                     } else {
-                        for lane in 0..LANES.min(batch) {
-                            let full = full + usize::from(lane < rest);
-                            self.columns(s, at + lane * c, LANES * c, full, lane * width, width, first);
-                        }
-                    }
+                        Matrix::of_rows(self.geometry, &self.channels, rows, part, first)
+                    };
+                    // SAFETY: says the caller; the matrix has the block's rows and the group's columns.
+                    unsafe { self.sum_columns(s, at, &matrix) };
                 }
-                row += batch;
             }
         }
     }
 
-    /// Small planes of neighbouring channels, as columns down the samples.
+    /// Adds the rows of a matrix, whose batch begins at offset `at`, into the sums of its columns.
     ///
-    /// # Safety
-    /// Channels and block lie within the geometry, whose length the inputs have.
-    #[inline(always)]
-    unsafe fn along_small<S: Lanes<T>>(&mut self, s: S) {
-        let Geometry { c, s: plane, .. } = *self.geometry;
-        let at = self.geometry.offset(self.block.samples.start, self.channels.start, 0);
-        // SAFETY: small planes are never cut, so the block's samples have these columns.
-        unsafe {
-            let width = self.channels.len() * plane;
-            self.columns(s, at, c * plane, self.block.samples.len(), 0, width, true);
-        }
-    }
-
-    /// Positions of small planes, as rows of columns down the samples.
-    ///
-    /// # Safety
-    /// Channels and block lie within the geometry, whose length the inputs have.
-    #[inline(always)]
-    unsafe fn across_small<S: Lanes<T>>(&mut self, s: S) {
-        let Geometry { c, s: plane, .. } = *self.geometry;
-        let at = self.geometry.offset(self.block.samples.start, self.channels.start, 0);
-        let (stride, rows) = (c * plane, self.block.samples.len());
-        let width = self.channels.len();
-        // SAFETY: small planes are never cut, so the block's samples have these columns.
-        unsafe {
-            if let Columns::Rows(_) = Columns::of(self.geometry, &self.channels) {
-                return self.columns(s, at, stride, rows, 0, stride, true);
-            }
-            for lane in 0..plane {
-                self.columns(s, at + lane * c, stride, rows, lane * width, width, true);
-            }
-        }
-    }
-
-    /// Down `rows` rows of `width` columns from offset `at`, into the sums from `column` on. The columns are channels,
-    /// or (row, channel) in a flat run, for which the coefficients are repeated.
-    ///
-    /// The last vector of a run adds zeros to (or, at a block's start, writes zeros over) up to N - 1 sums past its
-    /// end. They belong to the next run, which comes later, or to no one.
+    /// The last vector of a row adds zeros to (or, at a block's start, writes zeros over) up to N - 1 sums past the
+    /// matrix's. They belong to the next matrix, which comes later, or to no one.
     ///
     /// # Safety
     /// The inputs have all these elements.
     #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "one rectangle; a struct would only rename them")]
-    unsafe fn columns<S: Lanes<T>>(
-        &mut self,
-        s: S,
-        at: usize,
-        stride: usize,
-        rows: usize,
-        column: usize,
-        width: usize,
-        first: bool,
-    ) {
-        if rows == 0 {
-            return;
-        }
+    unsafe fn sum_columns<S: Lanes<T>>(&mut self, s: S, at: usize, matrix: &Matrix) {
+        let Matrix { width, rows, stride, .. } = *matrix;
+        let at = at + matrix.skip;
         let mut done = 0;
-        while done + S::STREAMS * S::N <= width {
-            // SAFETY: the vectors lie within the columns.
-            unsafe {
-                let at = at + done;
-                match S::STREAMS {
-                    2 => self.strip::<S, 2>(s, at, stride, rows, column + done, done, first),
-                    _ => self.strip::<S, 1>(s, at, stride, rows, column + done, done, first),
-                }
+        // SAFETY: the vectors lie within the columns.
+        unsafe {
+            while S::STREAMS == 2 && done + 2 * S::N <= width {
+                self.strip::<S, 2>(s, at, matrix, done);
+                done += 2 * S::N;
             }
-            done += S::STREAMS * S::N;
+            while done + S::N <= width {
+                self.strip::<S, 1>(s, at, matrix, done);
+                done += S::N;
+            }
         }
-        while done + S::N <= width {
-            // SAFETY: as above.
-            unsafe { self.strip::<S, 1>(s, at + done, stride, rows, column + done, done, first) };
-            done += S::N;
-        }
-        if done < width {
-            let mut sums = self.sums(s, column + done, first);
+        if done < width && rows > 0 {
+            let mut sums = self.sums(s, matrix.column + done, matrix.first);
             let k = self.coefficients(s, done);
             for row in 0..rows {
                 // SAFETY: the row has width - done more columns, fewer than N.
@@ -424,39 +418,30 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
                     Self::tail::<S>(s, from, width - done, k, &mut sums);
                 }
             }
-            self.put(s, column + done, sums);
+            self.put(s, matrix.column + done, sums);
         }
     }
 
-    /// `U` vectors of columns, in step.
+    /// `U` vectors of columns from the matrix's column `done` on, in step.
     ///
     /// # Safety
     /// The inputs have all these elements.
     #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "one rectangle; a struct would only rename them")]
-    unsafe fn strip<S: Lanes<T>, const U: usize>(
-        &mut self,
-        s: S,
-        at: usize,
-        stride: usize,
-        rows: usize,
-        column: usize,
-        coefficient: usize,
-        first: bool,
-    ) {
+    unsafe fn strip<S: Lanes<T>, const U: usize>(&mut self, s: S, at: usize, matrix: &Matrix, done: usize) {
+        let Matrix { stride, rows, column, first, .. } = *matrix;
         let mut sums = [[s.zero_sums(); 2]; U];
         let mut k = [[s.zero(); K]; U];
         for u in 0..U {
-            sums[u] = self.sums(s, column + u * S::N, first);
-            k[u] = self.coefficients(s, coefficient + u * S::N);
+            sums[u] = self.sums(s, column + done + u * S::N, first);
+            k[u] = self.coefficients(s, done + u * S::N);
         }
         // SAFETY: says the caller.
         unsafe {
-            let from = self.inputs.map(|x| x.as_ptr().add(at));
+            let from = self.inputs.map(|x| x.as_ptr().add(at + done));
             Self::sweep::<S, U>(s, &Sweep { from, apart: S::N, stride, rows, ahead: GROUP }, k, &mut sums);
         }
         for (u, sums) in sums.into_iter().enumerate() {
-            self.put(s, column + u * S::N, sums);
+            self.put(s, column + done + u * S::N, sums);
         }
     }
 

@@ -42,8 +42,8 @@ pub trait Lanes<T>: Copy {
     type Sums: Copy;
     /// Elements per vector; divides [`LANES`].
     const N: usize;
-    /// How many vectors to keep in flight in a reduction, so that additions need not wait for each other: as many as
-    /// the registers hold.
+    /// How many vectors to keep in flight in a reduction, 1 or 2: where one's sums are few registers, additions to them
+    /// would wait for each other.
     const STREAMS: usize;
 
     /// # Safety
