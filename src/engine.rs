@@ -63,7 +63,7 @@ pub trait Operation<T: Element>: Sync {
 pub fn run<T: Element, O: Operation<T>>(level: Level, geometry: &Geometry, operation: &O) {
     let plan = Plan::new(geometry, size_of::<T>(), O::READS, exec::workers);
     let engine = Engine { level, geometry, plan, operation };
-    exec::enter(plan.parallel, || if plan.whole { engine.whole() } else { engine.in_chunks() });
+    exec::enter(plan.parallel, &|| if plan.whole { engine.whole() } else { engine.in_chunks() });
 }
 
 struct Engine<'a, O> {
@@ -82,7 +82,7 @@ impl<O: Sync> Engine<'_, O> {
         body: impl Fn(Range<usize>, &mut Task<'_, T>) + Sync,
     ) {
         let Self { level, geometry, plan: Plan { stream, parallel, .. }, .. } = *self;
-        exec::for_each(units, tasks, parallel, |range| {
+        exec::for_each(units, tasks, parallel, &|range| {
             T::with_scratch(|scratch| body(range, &mut Task { level, geometry, stream, scratch }));
         });
     }

@@ -21,7 +21,7 @@ pub fn inside_pool() -> bool {
 }
 
 /// Calls `body` from within the pool if `parallel`, so that several rounds of tasks enter it once.
-pub fn enter(parallel: bool, body: impl FnOnce() + Send) {
+pub fn enter(parallel: bool, body: &(dyn Fn() + Sync)) {
     #[cfg(feature = "rayon")]
     if parallel {
         return rayon::scope(|_| body());
@@ -31,7 +31,8 @@ pub fn enter(parallel: bool, body: impl FnOnce() + Send) {
 }
 
 /// Calls `task` with ranges that make up 0..`units`, about `tasks` of them, in any order, on the pool if `parallel`.
-pub fn for_each(units: usize, tasks: usize, parallel: bool, task: impl Fn(Range<usize>) + Sync) {
+/// Behind a pointer, or every operation would bring its own copy of rayon's machinery.
+pub fn for_each(units: usize, tasks: usize, parallel: bool, task: &(dyn Fn(Range<usize>) + Sync)) {
     #[cfg(feature = "rayon")]
     if parallel && units > 1 && tasks > 1 {
         use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
