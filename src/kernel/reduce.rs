@@ -154,7 +154,7 @@ struct Matrix {
 
 impl Matrix {
     /// How many sixteens of a plane's rows make a batch: enough to make up for loading and storing the sums.
-    const SIXTEENS: usize = 8;
+    const SIXTEENS: usize = 16;
 
     /// Down the samples of a block of small planes. Positions (NCHW) or rows that fill no vector (NHWC, few channels) are
     /// all one matrix, else each position has its own.
