@@ -42,9 +42,9 @@ pub struct Affine<'a, T> {
 impl<T: Element> Affine<'_, T> {
     /// Writes the coefficients of [`SCALE`].
     fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, scales: &[Scale]) {
-        let gamma = self.gamma.map(|gamma| &gamma[channels.clone()]);
         let beta = self.beta.map(|beta| &beta[channels.clone()]);
-        T::dispatch(task.level, Coefficients { scales, gamma, beta, at, scratch: task.scratch });
+        T::dispatch(task.level, Deviations { scales, at, scratch: task.scratch });
+        T::dispatch(task.level, Factors { scales, beta, at, scratch: task.scratch });
         task.lay_out(channels, SCALE);
     }
 }
@@ -59,24 +59,32 @@ pub enum Given<'a, T> {
 }
 
 impl<T: Element> Given<'_, T> {
-    fn scales(&self, level: Level, count: usize, channels: &Range<usize>, eps: f64) -> [Scale; GROUP] {
-        let mut scales = [Scale::default(); GROUP];
-        let into = &mut scales[..channels.len()];
+    /// The scales of normalization (`normalize`) or of a backward pass.
+    fn scales(
+        &self,
+        (level, count, normalize): (Level, usize, bool),
+        channels: &Range<usize>,
+        gamma: Option<&[T]>,
+        eps: f64,
+    ) -> [Scale; GROUP] {
+        let gamma = gamma.map(|gamma| &gamma[channels.clone()]);
+        let mut all = [Scale::default(); GROUP];
+        let scales = &mut all[..channels.len()];
         match self {
             Given::Batch(states) => {
                 let mut moments = [Moments::default(); GROUP];
                 for (moments, state) in moments.iter_mut().zip(&states[channels.clone()]) {
                     *moments = state.moments();
                 }
-                let moments = &moments[..channels.len()];
-                T::dispatch(level, BatchScales { moments, count: count as f64, eps, scales: into });
+                let (moments, count) = (&moments[..channels.len()], count as f64);
+                T::dispatch(level, BatchScales { moments, count, gamma, eps, normalize, scales });
             }
             Given::Frozen { mean, var } => {
                 let (mean, var) = (&mean[channels.clone()], &var[channels.clone()]);
-                T::dispatch(level, GivenScales { mean, var, eps, scales: into });
+                T::dispatch(level, GivenScales { mean, var, gamma, eps, normalize, scales });
             }
         }
-        scales
+        all
     }
 }
 
@@ -191,8 +199,10 @@ impl<T: Element> Operation<T> for Forward<'_, T> {
     fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, moments: &[Moments]) {
         let mut scales = [Scale::default(); GROUP];
         let scales = &mut scales[..channels.len()];
-        let (count, eps) = (self.count as f64, self.affine.eps);
-        T::dispatch(task.level, BatchScales { moments, count, eps, scales });
+        let Affine { gamma, eps, .. } = self.affine;
+        let gamma = gamma.map(|gamma| &gamma[channels.clone()]);
+        let count = self.count as f64;
+        T::dispatch(task.level, BatchScales { moments, count, gamma, eps, normalize: true, scales });
         self.affine.coefficients(task, channels, at, scales);
     }
 
@@ -228,7 +238,8 @@ impl<T: Element> Operation<T> for Inference<'_, T> {
     }
 
     fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, _: &[()]) {
-        let scales = self.given.scales(task.level, task.geometry.m(), channels, self.affine.eps);
+        let Affine { gamma, eps, .. } = self.affine;
+        let scales = self.given.scales((task.level, task.geometry.m(), true), channels, gamma, eps);
         self.affine.coefficients(task, channels, at, &scales[..channels.len()]);
     }
 
@@ -262,11 +273,7 @@ pub struct GradientSums {
 
 impl<T: Element> Backward<'_, T> {
     fn scales(&self, level: Level, channels: &Range<usize>) -> [Scale; GROUP] {
-        self.given.scales(level, self.count, channels, self.eps)
-    }
-
-    fn affine(&self) -> Affine<'_, T> {
-        Affine { gamma: self.gamma, beta: None, eps: self.eps }
+        self.given.scales((level, self.count, false), channels, self.gamma, self.eps)
     }
 }
 
@@ -281,7 +288,9 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
 
     fn prepare(&self, task: &mut Task<'_, T>, channels: &Range<usize>) {
         let scales = self.scales(task.level, channels);
-        self.affine().coefficients(task, channels, 0, &scales[..channels.len()]);
+        let scales = &scales[..channels.len()];
+        T::dispatch(task.level, Deviations { scales, at: 0, scratch: task.scratch });
+        task.lay_out(channels, DEVIATION);
     }
 
     fn reduce(
@@ -309,22 +318,19 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
     /// factor sum(x - mean), which is zero for a batch's own mean and not part of it for a frozen one.
     fn finish(&self, level: Level, channels: &Range<usize>, states: &[GradientSums]) {
         let scales = self.scales(level, channels);
-        let gamma = |i: usize| self.gamma.map_or(1.0, |gamma| gamma[channels.start + i].to_f64());
-        let write = |output: &Option<Output<'_, T>>, value: &dyn Fn(usize, &Scale, &GradientSums) -> f64| {
+        let write = |output: &Option<Output<'_, T>>, value: &dyn Fn(&Scale, &GradientSums) -> f64| {
             if let Some(output) = output {
                 // SAFETY: in bounds; each channel belongs to one task.
                 let out = unsafe { output.part(channels.clone()) };
-                for (i, ((out, scale), sums)) in out.iter_mut().zip(&scales).zip(states).enumerate() {
-                    *out = T::from_f64(value(i, scale, sums));
+                for ((out, scale), sums) in out.iter_mut().zip(&scales).zip(states) {
+                    *out = T::from_f64(value(scale, sums));
                 }
             }
         };
-        write(&self.dbeta, &|_, _, sums| sums.dy);
-        write(&self.dgamma, &|_, scale, sums| sums.dy_d * scale.unit());
-        write(&self.dmean, &|i, scale, sums| -(gamma(i) * scale.invstd * sums.dy));
-        write(&self.dvar, &|i, scale, sums| {
-            -0.5 * gamma(i) * scale.invstd * scale.invstd * (sums.dy_d * scale.unit())
-        });
+        write(&self.dbeta, &|_, sums| sums.dy);
+        write(&self.dgamma, &|scale, sums| sums.dy_d * scale.unit());
+        write(&self.dmean, &|scale, sums| -(scale.gain * sums.dy));
+        write(&self.dvar, &|scale, sums| -0.5 * scale.gain * scale.invstd * (sums.dy_d * scale.unit()));
     }
 
     fn maps(&self) -> bool {
@@ -340,25 +346,29 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
     ) {
         let scales = self.scales(task.level, channels);
         let scales = &scales[..channels.len()];
-        self.affine().coefficients(task, channels, at, scales);
+        T::dispatch(task.level, Deviations { scales, at, scratch: task.scratch });
         let m = self.count as f64;
         let k = &mut task.scratch.coefficients;
-        for (i, (sums, scale)) in states.iter().zip(scales).enumerate() {
-            k[MEAN_DY][at + i] = T::from_f64(sums.dy / m);
-            k[SLOPE][at + i] = T::from_f64(sums.dy_d / m * (scale.unit() * scale.unit()));
+        for (i, scale) in scales.iter().enumerate() {
+            let (half, rest) = scale.halves();
+            k[HALF][at + i] = T::from_f64(half);
+            k[REST][at + i] = T::from_f64(rest);
+            if let Some(sums) = states.get(i) {
+                k[MEAN_DY][at + i] = T::from_f64(sums.dy / m * half);
+                k[SLOPE][at + i] = T::from_f64(sums.dy_d / m * (scale.unit() * scale.unit()) * half);
+            }
         }
-        task.lay_out(channels, [MEAN_DY, SLOPE]);
+        task.lay_out(channels, GRADIENT);
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, part: &Block) {
         let Some(dx) = self.dx else { return };
         match self.given {
             Given::Batch(_) => {
-                let k = [PRESCALE, MEAN_HIGH, MEAN_LOW, FACTOR, MEAN_DY, SLOPE];
-                task.apply(InputGradient, k, [self.x, self.dy], dx, (channels, part));
+                task.apply(InputGradient, GRADIENT, [self.x, self.dy], dx, (channels, part));
             }
             Given::Frozen { .. } => {
-                task.apply(FrozenGradient, [FACTOR, PRESCALE], [self.dy], dx, (channels, part));
+                task.apply(FrozenGradient, [HALF, REST], [self.dy], dx, (channels, part));
             }
         }
     }

@@ -11,8 +11,12 @@ use crate::problem::SMALL_PLANE;
 use crate::simd::{Kernel, Lanes};
 use crate::welford::{MergeWeights, Moments};
 
-/// Rows of the scratch's coefficients: what each holds once a task is under way.
+/// Rows of the scratch's coefficients: what [`Normalize`](super::map::Normalize) takes.
 pub const SCALE: [usize; 5] = [PRESCALE, MEAN_HIGH, MEAN_LOW, FACTOR, BETA];
+/// What the deviation from the mean takes.
+pub const DEVIATION: [usize; 3] = [PRESCALE, MEAN_HIGH, MEAN_LOW];
+/// What [`InputGradient`](super::map::InputGradient) takes.
+pub const GRADIENT: [usize; 7] = [PRESCALE, MEAN_HIGH, MEAN_LOW, HALF, MEAN_DY, SLOPE, REST];
 /// See [`Scale`].
 pub const PRESCALE: usize = 0;
 /// The mean times `PRESCALE`, as an element.
@@ -21,48 +25,61 @@ pub const MEAN_HIGH: usize = 1;
 pub const MEAN_LOW: usize = 2;
 /// gamma * invstd / `PRESCALE`.
 pub const FACTOR: usize = 3;
-/// beta; in backward, which has no use for it, mean(dy).
+/// beta.
 pub const BETA: usize = 4;
 /// Before, while a block's second look needs it: its pivot.
 pub const PIVOT: usize = 0;
-/// In backward.
-pub const MEAN_DY: usize = BETA;
-/// In backward: mean(dy * xhat) per unit of the scaled deviation.
-pub const SLOPE: usize = 5;
+/// In backward, in place of the last two: gamma * invstd as a power of two of half its exponent, and the rest.
+pub const HALF: usize = 3;
+/// See `HALF`.
+pub const REST: usize = 4;
+/// In backward: mean(dy) * `HALF`.
+pub const MEAN_DY: usize = 5;
+/// In backward: mean(dy * xhat) * `HALF` per unit of the scaled deviation.
+pub const SLOPE: usize = 6;
 
-/// How a channel is normalized: y = (x * prescale - mean_high - mean_low) * factor + beta.
+/// How a channel is normalized: y = (x * prescale - mean_high - mean_low) * (gain / prescale) + beta.
 ///
-/// `prescale` is invstd rounded down to a power of two, so that the product with it is exact and neither data of 1e38
-/// nor of 1e-40 leave f32's range on the way; mean_high + mean_low is the mean times `prescale`, to 48 bits, since one f32
-/// is not fine enough next to a large mean.
+/// `prescale` is a power of two, so that the product with it is exact, and such that neither data of 1e38 nor of 1e-40
+/// leave f32's range on the way. mean_high + mean_low is the mean times `prescale`, to 48 bits, since one f32 is not fine
+/// enough next to a large mean.
 #[derive(Clone, Copy, Default)]
 pub struct Scale {
     /// 1 / sqrt(var + eps).
     pub invstd: f64,
+    /// gamma * invstd.
+    pub gain: f64,
     pub prescale: f64,
     mean_high: f64,
     mean_low: f64,
 }
 
 impl Scale {
+    /// With a `prescale` of about `wanted`.
     #[inline(always)]
-    pub fn new<T: Element>(mean: f64, mean_low: f64, invstd: f64) -> Self {
-        // Clearing the mantissa rounds down to a power of two. The bound for large means keeps mean * prescale finite.
+    fn new<T: Element>(mean: f64, mean_low: f64, invstd: f64, gain: f64, wanted: f64) -> Self {
         let largest = T::MAX_PRESCALE;
-        let bound = power_of_two(largest / 1e8 / mean.abs().max(1.0 / largest));
-        let p = power_of_two(invstd);
-        let p = if p < bound { p } else { bound };
+        let p = at_most(power_of_two(wanted), largest);
+        // mean * prescale must stay finite.
+        let p = at_most(p, power_of_two(largest / 1e8 / mean.abs().max(1.0 / largest)));
         let p = if p < 1.0 / largest { 1.0 / largest } else { p };
-        let p = if p > largest { largest } else { p };
         let scaled = mean * p;
         let mean_high = T::from_f64(scaled).to_f64();
-        Self { invstd, prescale: p, mean_high, mean_low: (scaled - mean_high) + mean_low * p }
+        Self { invstd, gain, prescale: p, mean_high, mean_low: (scaled - mean_high) + mean_low * p }
     }
 
-    /// xhat per unit of the scaled deviation, in [1, 2) unless a bound held `prescale` back.
+    /// xhat per unit of the scaled deviation.
     #[inline(always)]
     pub fn unit(&self) -> f64 {
         self.invstd / self.prescale
+    }
+
+    /// `gain` as a power of two and the rest, each of about half its exponent: multiplying by one after the other leaves
+    /// the range of f32 on the way only if the outcome does.
+    #[inline(always)]
+    pub fn halves(&self) -> (f64, f64) {
+        let half = half_power(self.gain);
+        (half, self.gain / half)
     }
 }
 
@@ -70,6 +87,18 @@ impl Scale {
 #[inline(always)]
 fn power_of_two(x: f64) -> f64 {
     f64::from_bits(x.to_bits() & f64::INFINITY.to_bits())
+}
+
+#[inline(always)]
+fn at_most(x: f64, bound: f64) -> f64 {
+    if x < bound { x } else { bound }
+}
+
+/// A power of two of half the exponent of a normal number.
+#[inline(always)]
+fn half_power(x: f64) -> f64 {
+    let exponent = (x.to_bits() >> 52 & 2047) as i64 - 1023;
+    f64::from_bits((((exponent >> 1) + 1023) as u64) << 52)
 }
 
 /// From a block's plain sums: is any channel's variance too small against its mean for them? Those channels get the
@@ -137,18 +166,15 @@ impl<T> Kernel<T> for Merge<'_> {
     }
 }
 
-/// Writes the coefficients of `SCALE` for a group of channels.
-pub struct Coefficients<'a, T> {
+/// Writes the coefficients of `DEVIATION` for a group of channels.
+pub struct Deviations<'a, T> {
     pub scales: &'a [Scale],
-    /// gamma and beta of the group's channels.
-    pub gamma: Option<&'a [T]>,
-    pub beta: Option<&'a [T]>,
     /// The column of the first of them.
     pub at: usize,
     pub scratch: &'a mut Scratch<T>,
 }
 
-impl<T: Element> Kernel<T> for Coefficients<'_, T> {
+impl<T: Element> Kernel<T> for Deviations<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         let k = &mut self.scratch.coefficients;
@@ -157,9 +183,27 @@ impl<T: Element> Kernel<T> for Coefficients<'_, T> {
             k[PRESCALE][column] = T::from_f64(scale.prescale);
             k[MEAN_HIGH][column] = T::from_f64(scale.mean_high);
             k[MEAN_LOW][column] = T::from_f64(scale.mean_low);
-            let gamma = self.gamma.map_or(1.0, |gamma| gamma[i].to_f64());
-            k[FACTOR][column] = T::from_f64(gamma * scale.unit());
-            k[BETA][column] = self.beta.map_or(T::from_f64(0.0), |beta| beta[i]);
+        }
+    }
+}
+
+/// Writes those of normalization beyond `DEVIATION`.
+pub struct Factors<'a, T> {
+    pub scales: &'a [Scale],
+    /// beta of the group's channels.
+    pub beta: Option<&'a [T]>,
+    /// The column of the first of them.
+    pub at: usize,
+    pub scratch: &'a mut Scratch<T>,
+}
+
+impl<T: Element> Kernel<T> for Factors<'_, T> {
+    #[inline(always)]
+    fn run<S: Lanes<T>>(self, _: S) {
+        let k = &mut self.scratch.coefficients;
+        for (i, scale) in self.scales.iter().enumerate().take(GROUP) {
+            k[FACTOR][self.at + i] = T::from_f64(scale.gain / scale.prescale);
+            k[BETA][self.at + i] = self.beta.map_or(T::default(), |beta| beta[i]);
         }
     }
 }
@@ -198,21 +242,31 @@ impl<T: Element, const K: usize> Kernel<T> for LayOut<'_, T, K> {
 }
 
 /// The scales of normalization with a batch's own statistics.
-pub struct BatchScales<'a> {
+pub struct BatchScales<'a, T> {
     pub moments: &'a [Moments],
     pub count: f64,
+    pub gamma: Option<&'a [T]>,
     pub eps: f64,
+    /// Whether deviations are to become outputs, or sums, which gamma has no part in.
+    pub normalize: bool,
     pub scales: &'a mut [Scale],
 }
 
-impl<T: Element> Kernel<T> for BatchScales<'_> {
+impl<T: Element> Kernel<T> for BatchScales<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        for (scale, moments) in self.scales.iter_mut().zip(self.moments) {
-            let var = moments.m2 / self.count + self.eps;
+        for (i, (scale, moments)) in self.scales.iter_mut().zip(self.moments).enumerate() {
+            let var = moments.m2 / self.count;
             // var = 0 and eps = 0: a constant channel normalizes to 0, not to NaN.
-            let invstd = if var == 0.0 { 0.0 } else { 1.0 / var.sqrt() };
-            *scale = Scale::new::<T>(moments.mean, moments.mean_low, invstd);
+            let shifted = var + self.eps;
+            let invstd = if shifted == 0.0 { 0.0 } else { 1.0 / shifted.sqrt() };
+            let gain = gamma_of(self.gamma, i) * invstd;
+            // Deviations of about 1, whatever eps is (of a constant channel, exactly 0); less where what they are
+            // multiplied by would leave the range of normal f32.
+            let wanted = 1.0 / var.sqrt();
+            let limited = self.normalize && gain != 0.0;
+            let wanted = if limited { at_most(wanted, gain.abs() * (1u128 << 100) as f64) } else { wanted };
+            *scale = Scale::new::<T>(moments.mean, moments.mean_low, invstd, gain, wanted);
         }
     }
 }
@@ -221,18 +275,30 @@ impl<T: Element> Kernel<T> for BatchScales<'_> {
 pub struct GivenScales<'a, T> {
     pub mean: &'a [T],
     pub var: &'a [T],
+    pub gamma: Option<&'a [T]>,
     pub eps: f64,
+    /// See [`BatchScales`].
+    pub normalize: bool,
     pub scales: &'a mut [Scale],
 }
 
 impl<T: Element> Kernel<T> for GivenScales<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        for ((scale, mean), var) in self.scales.iter_mut().zip(self.mean).zip(self.var) {
+        for (i, ((scale, mean), var)) in self.scales.iter_mut().zip(self.mean).zip(self.var).enumerate() {
             let var = var.to_f64();
             // A negative variance is not one, whatever eps adds to it.
             let root = if var < 0.0 { f64::NAN } else { (var + self.eps).sqrt() };
-            *scale = Scale::new::<T>(mean.to_f64(), 0.0, 1.0 / root);
+            let (invstd, gamma) = (1.0 / root, gamma_of(self.gamma, i));
+            let gain = gamma * invstd;
+            // Nothing is known of x: half way to y, so that only a y that is out of range can be so before its time.
+            let wanted = if self.normalize && gain.is_finite() { half_power(gain) } else { 1.0 };
+            *scale = Scale::new::<T>(mean.to_f64(), 0.0, invstd, gain, wanted);
         }
     }
+}
+
+#[inline(always)]
+fn gamma_of<T: Element>(gamma: Option<&[T]>, channel: usize) -> f64 {
+    gamma.map_or(1.0, |gamma| gamma[channel].to_f64())
 }

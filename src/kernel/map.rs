@@ -14,8 +14,8 @@ pub trait Formula<const IN: usize, const K: usize>: Copy {
     fn apply<T, S: Lanes<T>>(s: S, x: [S::Vector; IN], k: [S::Vector; K]) -> S::Vector;
 }
 
-/// The deviation of x from the mean, in units of about one standard deviation: x * prescale - mean_high - mean_low
-/// ([`super::channels::Scale`]). The first product is exact, the first difference is so near the mean, where it matters.
+/// The deviation of x from the mean, scaled: x * prescale - mean_high - mean_low ([`super::channels::Scale`]). The product
+/// is exact, the first difference is so near the mean, where it matters.
 #[inline(always)]
 pub fn deviation<T, S: Lanes<T>>(
     s: S,
@@ -25,43 +25,46 @@ pub fn deviation<T, S: Lanes<T>>(
     s.sub(s.sub(s.mul(x, prescale), mean_high), mean_low)
 }
 
-/// y = d * scale + beta.
+/// y = d * factor + beta.
 #[derive(Clone, Copy)]
 pub struct Normalize;
 
 impl Formula<1, 5> for Normalize {
     #[inline(always)]
-    fn apply<T, S: Lanes<T>>(s: S, [x]: [S::Vector; 1], [p, h, l, scale, beta]: [S::Vector; 5]) -> S::Vector {
-        s.add(s.mul(deviation(s, x, [p, h, l]), scale), beta)
+    fn apply<T, S: Lanes<T>>(
+        s: S,
+        [x]: [S::Vector; 1],
+        [p, h, l, factor, beta]: [S::Vector; 5],
+    ) -> S::Vector {
+        s.add(s.mul(deviation(s, x, [p, h, l]), factor), beta)
     }
 }
 
-/// dx = (dy - mean(dy) - d * slope) * scale * prescale, slope = mean(dy * xhat) per unit of d.
-///
-/// Scaling in two steps keeps gamma * invstd out of f32, which it may not fit in.
+/// dx = gamma * invstd * (dy - mean(dy) - xhat * mean(dy * xhat)), with the half of gamma * invstd that is a power of two
+/// multiplied into each term, the rest into the sum ([`super::channels::Scale::halves`]).
 #[derive(Clone, Copy)]
 pub struct InputGradient;
 
-impl Formula<2, 6> for InputGradient {
+impl Formula<2, 7> for InputGradient {
     #[inline(always)]
     fn apply<T, S: Lanes<T>>(
         s: S,
         [x, dy]: [S::Vector; 2],
-        [p, h, l, scale, mean_dy, slope]: [S::Vector; 6],
+        [p, h, l, half, mean_dy, slope, rest]: [S::Vector; 7],
     ) -> S::Vector {
         let along_x = s.mul(deviation(s, x, [p, h, l]), slope);
-        s.mul(s.mul(s.sub(s.sub(dy, mean_dy), along_x), scale), p)
+        s.mul(s.sub(s.sub(s.mul(dy, half), mean_dy), along_x), rest)
     }
 }
 
-/// dx = dy * scale * prescale: the statistics did not depend on x.
+/// dx = gamma * invstd * dy: the statistics did not depend on x.
 #[derive(Clone, Copy)]
 pub struct FrozenGradient;
 
 impl Formula<1, 2> for FrozenGradient {
     #[inline(always)]
-    fn apply<T, S: Lanes<T>>(s: S, [dy]: [S::Vector; 1], [scale, prescale]: [S::Vector; 2]) -> S::Vector {
-        s.mul(s.mul(dy, scale), prescale)
+    fn apply<T, S: Lanes<T>>(s: S, [dy]: [S::Vector; 1], [half, rest]: [S::Vector; 2]) -> S::Vector {
+        s.mul(s.mul(dy, half), rest)
     }
 }
 

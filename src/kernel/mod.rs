@@ -17,7 +17,7 @@ pub const COLUMNS: usize = GROUP * if SMALL_PLANE > LANES { SMALL_PLANE } else {
 const _: () = assert!(SPAN + LANES <= COLUMNS);
 
 /// The most coefficients per channel that a kernel takes.
-pub const COEFFICIENTS: usize = 6;
+pub const COEFFICIENTS: usize = 7;
 
 /// What a task needs beside its part of the tensors. Kept per thread: clearing it anew would cost a small problem more
 /// than its arithmetic.
