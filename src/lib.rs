@@ -35,8 +35,10 @@
 //! **Accuracy**, for f32 and any finite channel of up to 2^30 elements, whatever its mean, spread or order: the variance
 //! is within 2 ulp of the exact value; the mean within half an ulp plus 2^-22 standard deviations; y within 2^-21 of
 //! |gamma * xhat| + |beta|; dx within 2^-20 of |gamma| * invstd * (|dy| + |mean dy| + |xhat * mean(dy * xhat)|); dbeta and
-//! dgamma within 2^-21 of the sum of absolute values; beside these, the rounding of a result that is itself subnormal.
-//! A channel of equal elements has variance 0 and gives exactly beta.
+//! dgamma within 2^-21 of the sum of absolute values. A channel of equal elements has variance 0 and gives exactly beta.
+//! Where these bounds vanish something is left, too small to be seen elsewhere: the rounding of a result that is itself
+//! subnormal; 2^-40 * |gamma| of y, next to the mean; 2^-23 * |gamma| * invstd * |xhat| * rms(dy) of dx, where dy is
+//! orthogonal to xhat.
 //!
 //! **The same bits** for every instruction set, number of threads, alignment and layout, in every run. A NaN result is the
 //! canonical NaN.

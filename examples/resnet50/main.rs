@@ -1,0 +1,104 @@
+//! All 53 batch-norm layers of ResNet-50: time, share of the limit that memory sets, and error, per shape and in all.
+//!
+//! `cargo run --release --example resnet50 -- --help` explains the options.
+
+#[expect(dead_code, reason = "shared with the benchmarks, which also measure statistics")]
+#[path = "../../benches/limit/mod.rs"]
+mod limit;
+mod measure;
+mod options;
+mod picture;
+#[path = "../../benches/shapes/mod.rs"]
+mod shapes;
+mod table;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use limit::Operation;
+use measure::{Layer, OPERATIONS};
+use options::Options;
+use table::Row;
+
+fn main() -> ExitCode {
+    match options::parse(std::env::args().skip(1)) {
+        Ok(Some(options)) => match run(&options) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("error: {error}");
+                ExitCode::FAILURE
+            }
+        },
+        Ok(None) => {
+            print!("{}", options::HELP);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error}\n(--help explains the options)");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Measures and shows everything; whether all results are as exact as promised.
+fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
+    let start = Instant::now();
+    // 0 is rayon's default: all cores, or RAYON_NUM_THREADS.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
+    let threads = pool.current_num_threads();
+    let tables = pool.install(|| measure(options))?;
+
+    let layout = options::layout_name(options.layout);
+    let plural = if threads == 1 { "" } else { "s" };
+    let what = format!("f32, {layout}, {threads} thread{plural}, {}", options.level);
+    println!("Batch normalization of {}: {what}\n", options.network);
+    for ((operation, rows), (_, promised)) in tables.iter().zip(OPERATIONS) {
+        println!("{}", table::text(*operation, rows, promised));
+    }
+    let step = |wanted: &[Operation]| {
+        let all = tables.iter().filter(|(operation, _)| wanted.contains(operation));
+        let (seconds, limit) =
+            all.map(|(_, rows)| table::total(rows)).fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
+        format!("{:.1} ms, limit {:.1} ms, share {:.2}", seconds * 1e3, limit * 1e3, limit / seconds)
+    };
+    println!("all layers, training and backward: {}", step(&[Operation::Training, Operation::Backward]));
+    println!("all layers, inference: {}", step(&[Operation::Inference]));
+    println!("share: limit / time; GB/s: each tensor that must be read or written counted once");
+
+    if let Some(path) = &options.csv {
+        let csv = table::csv(layout, threads, &options.level.to_string(), &tables);
+        std::fs::write(path, csv).map_err(|error| format!("{}: {error}", path.display()))?;
+        println!("table: {}", path.display());
+    }
+    let title = format!("Batch normalization of {}", options.network);
+    picture::draw(&options.picture, &title, &what, &tables)
+        .map_err(|error| format!("{}: {error}", options.picture.display()))?;
+    println!("picture: {}", options.picture.display());
+    println!("took {:.0} s", start.elapsed().as_secs_f64());
+    Ok(tables.iter().zip(OPERATIONS).all(|((_, rows), (_, promised))| table::worst(rows) <= promised))
+}
+
+/// Measures all shapes, on the pool that it is called in.
+fn measure(options: &Options) -> Result<Vec<(Operation, Vec<Row>)>, batchnorm::Error> {
+    let mut tables: Vec<_> = OPERATIONS.iter().map(|(operation, _)| (*operation, Vec::new())).collect();
+    let bar = ProgressBar::new((options.problems.len() * tables.len()) as u64);
+    let style = ProgressStyle::with_template("{bar:32} {pos}/{len} {msg}").expect("a valid template");
+    bar.set_style(style);
+    for problem in &options.problems {
+        bar.set_message(problem.to_string());
+        let shape = problem.shape(options.layout)?;
+        let mut layer = Layer::new(shape)?;
+        for (operation, rows) in &mut tables {
+            bar.set_message(format!("{problem} {}", operation.name()));
+            bar.tick();
+            let measured = layer.measure(*operation, options.time)?;
+            let passes = operation.passes(&shape, size_of::<f32>());
+            rows.push(Row { problem: problem.clone(), passes, measured });
+            bar.inc(1);
+        }
+    }
+    bar.finish_and_clear();
+    Ok(tables)
+}

@@ -1,0 +1,130 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use batchnorm::{Layout, Level};
+
+use crate::shapes::{self, Problem};
+
+/// The shapes of ResNet-50's batch-norm layers.
+const RESNET50: &str = include_str!("../../benches/shapes/resnet50.txt");
+
+pub const HELP: &str = "\
+Batch normalization of all 53 layers of ResNet-50: training, inference and backward, each shape next to the limit that
+memory sets (plain read, copy and triad loops over the same bytes on the same threads) and checked against the scalar
+reference.
+
+Usage: cargo run --release --example resnet50 -- [OPTIONS]
+
+Options:
+  --batch N          samples per batch [default: what the shape file says; 32 for ResNet-50]
+  --layout NAME      nchw or nhwc [default: nchw]
+  --threads N        threads to run on [default: all cores]
+  --level NAME       instruction set of the kernels: portable, avx2 or avx512 [default: the best that the CPU has]
+  --shapes FILE      other shapes, a line of `N C spatial... [xLAYERS]` each [default: ResNet-50]
+  --time SECONDS     time per measurement, of an operation and its limit together [default: 1]
+  --csv FILE         writes the table there too, as comma-separated values
+  --picture FILE     where the picture goes [default: resnet50-LAYOUT.svg]
+  --help             prints this
+
+Exit codes: 0 all well, 1 a result is not as exact as promised or a file cannot be written, 2 wrong options.
+";
+
+/// What the user asks for.
+#[derive(Debug)]
+pub struct Options {
+    /// The network's name for titles.
+    pub network: String,
+    /// Its layers, with the batch asked for.
+    pub problems: Vec<Problem>,
+    pub layout: Layout,
+    /// 0 for all cores.
+    pub threads: usize,
+    pub level: Level,
+    pub time: Duration,
+    pub csv: Option<PathBuf>,
+    pub picture: PathBuf,
+}
+
+/// The name of a layout, as options have it.
+pub fn layout_name(layout: Layout) -> &'static str {
+    match layout {
+        Layout::Nchw => "nchw",
+        Layout::Nhwc => "nhwc",
+    }
+}
+
+/// The options of a command line, `None` if it asks for help; the error says what is wrong with it.
+pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Options>, String> {
+    let mut arguments = arguments.into_iter();
+    let (mut batch, mut file, mut picture) = (None, None, None);
+    let mut options = Options {
+        network: "ResNet-50".to_owned(),
+        problems: Vec::new(),
+        layout: Layout::Nchw,
+        threads: 0,
+        level: Level::active(),
+        time: Duration::from_secs(1),
+        csv: None,
+        picture: PathBuf::new(),
+    };
+    while let Some(argument) = arguments.next() {
+        let (name, inline) = match argument.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (argument, None),
+        };
+        let mut value = || inline.clone().or_else(|| arguments.next()).ok_or(format!("{name} needs a value"));
+        match name.as_str() {
+            "--help" | "-h" => return Ok(None),
+            "--batch" => batch = Some(count(&name, &value()?)?),
+            "--threads" => options.threads = count(&name, &value()?)?,
+            "--layout" => {
+                options.layout = match value()?.as_str() {
+                    "nchw" => Layout::Nchw,
+                    "nhwc" => Layout::Nhwc,
+                    other => return Err(format!("--layout is {other:?}, must be nchw or nhwc")),
+                }
+            }
+            "--level" => {
+                let level = value()?.parse::<Level>().map_err(|error| format!("--level: {error}"))?;
+                Level::force(Some(level)).map_err(|error| format!("--level: {error}"))?;
+                options.level = level;
+            }
+            "--time" => {
+                let text = value()?;
+                let seconds = text.parse().ok().filter(|seconds| (0.0..=3600.0).contains(seconds));
+                let wrong = || format!("--time is {text:?}, must be seconds from 0 to 3600");
+                options.time = Duration::from_secs_f64(seconds.ok_or_else(wrong)?);
+            }
+            "--shapes" => file = Some(PathBuf::from(value()?)),
+            "--csv" => options.csv = Some(value()?.into()),
+            "--picture" => picture = Some(PathBuf::from(value()?)),
+            _ => return Err(format!("unknown option {name:?}")),
+        }
+    }
+
+    options.problems = match &file {
+        None => shapes::parse(RESNET50)?,
+        Some(file) => {
+            options.network = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let wrong = |error: String| format!("--shapes {}: {error}", file.display());
+            let text = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
+            shapes::parse(&text).map_err(wrong)?
+        }
+    };
+    if let Some(batch) = batch {
+        for problem in &mut options.problems {
+            problem.dims[0] = batch;
+            problem.shape(options.layout).map_err(|error| format!("--batch: {error}"))?;
+        }
+    }
+    let name = options.network.to_lowercase().replace("resnet-50", "resnet50");
+    options.picture = picture.unwrap_or_else(|| format!("{name}-{}.svg", layout_name(options.layout)).into());
+    Ok(Some(options))
+}
+
+fn count(name: &str, text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|&count| count > 0);
+    count.ok_or_else(|| format!("{name} is {text:?}, must be a number from 1 on"))
+}
