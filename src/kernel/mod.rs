@@ -21,6 +21,7 @@ pub const COEFFICIENTS: usize = 7;
 
 /// What a task needs beside its part of the tensors. Kept per thread: clearing it anew would cost a small problem more
 /// than its arithmetic.
+#[repr(align(64))]
 pub struct Scratch<T> {
     /// Two sums per lane and channel of the block at hand; a vector of padding lets the last store be whole.
     pub(crate) lanes: [[f64; COLUMNS + LANES]; 2],
