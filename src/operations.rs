@@ -5,10 +5,10 @@ use std::ops::Range;
 
 use crate::element::Element;
 use crate::engine::{self, Operation, Task};
-use crate::kernel::Columns;
 use crate::kernel::channels::*;
 use crate::kernel::map::{Formula, FrozenGradient, InputGradient, Map, Normalize};
 use crate::kernel::reduce::{GradientTerms, Pivoted, Plain, Reduce, Terms};
+use crate::kernel::{Columns, Scratch};
 use crate::plan::{Block, GROUP};
 use crate::problem::Geometry;
 use crate::simd::Level;
@@ -98,8 +98,17 @@ impl<T: Element> Task<'_, T> {
         }
     }
 
+    /// Lays out centers for the loops over these channels.
+    fn lay_out_centers(&mut self, channels: &Range<usize>) {
+        let columns = Columns::of(self.geometry, channels);
+        if columns != Columns::Channels {
+            let kernel = LayOutCenters { scratch: self.scratch, channels: channels.len(), columns };
+            T::dispatch(self.level, kernel);
+        }
+    }
+
     /// Sums over a block, to the scratch.
-    fn sums<O: Terms<IN, K>, const IN: usize, const K: usize>(
+    fn sums<O: Terms<IN>, const IN: usize>(
         &mut self,
         _: O,
         inputs: [Input<'_, T>; IN],
@@ -173,7 +182,7 @@ impl<T: Element> Operation<T> for Forward<'_, T> {
             Condition { scratch: task.scratch, channels: channels.len(), count, again: &mut again };
         T::dispatch(task.level, condition);
         if again {
-            task.lay_out(channels, [PIVOT]);
+            task.lay_out_centers(channels);
             task.sums(Pivoted, [self.x], channels, block);
         }
         T::dispatch(task.level, BlockMoments { scratch: task.scratch, count, moments: states });
@@ -264,7 +273,7 @@ pub struct Backward<'a, T> {
     pub count: usize,
 }
 
-/// Sums over a channel of dy and of dy * d, d the scaled deviation.
+/// Sums over a channel of dy and of dy * (x - mean).
 #[derive(Clone, Copy, Default)]
 pub struct GradientSums {
     dy: f64,
@@ -287,10 +296,14 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
     }
 
     fn prepare(&self, task: &mut Task<'_, T>, channels: &Range<usize>) {
-        let scales = self.scales(task.level, channels);
-        let scales = &scales[..channels.len()];
-        T::dispatch(task.level, Deviations { scales, at: 0, scratch: task.scratch });
-        task.lay_out(channels, DEVIATION);
+        let Scratch { centers, pivots, .. } = &mut *task.scratch;
+        for ((channel, center), beside) in channels.clone().zip(centers).zip(pivots) {
+            (*center, *beside) = match self.given {
+                Given::Batch(states) => (states[channel].moments().mean, states[channel].moments().mean_low),
+                Given::Frozen { mean, .. } => (mean[channel].to_f64(), 0.0),
+            };
+        }
+        task.lay_out_centers(channels);
     }
 
     fn reduce(
@@ -301,9 +314,9 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
         states: &mut [GradientSums],
     ) {
         task.sums(GradientTerms, [self.x, self.dy], channels, block);
-        let [dy, dy_d] = &task.scratch.sums;
+        let Scratch { sums: [dy, dy_d], pivots, .. } = &*task.scratch;
         for (i, state) in states.iter_mut().enumerate() {
-            *state = GradientSums { dy: dy[i], dy_d: dy_d[i] };
+            *state = GradientSums { dy: dy[i], dy_d: dy_d[i] - pivots[i] * dy[i] };
         }
     }
 
@@ -328,9 +341,9 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
             }
         };
         write(&self.dbeta, &|_, sums| sums.dy);
-        write(&self.dgamma, &|scale, sums| sums.dy_d * scale.unit());
+        write(&self.dgamma, &|scale, sums| sums.dy_d * scale.invstd);
         write(&self.dmean, &|scale, sums| -(scale.gain * sums.dy));
-        write(&self.dvar, &|scale, sums| -0.5 * scale.gain * scale.invstd * (sums.dy_d * scale.unit()));
+        write(&self.dvar, &|scale, sums| -0.5 * scale.gain * scale.invstd * (sums.dy_d * scale.invstd));
     }
 
     fn maps(&self) -> bool {
@@ -355,7 +368,7 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
             k[REST][at + i] = T::from_f64(rest);
             if let Some(sums) = states.get(i) {
                 k[MEAN_DY][at + i] = T::from_f64(sums.dy / m * half);
-                k[SLOPE][at + i] = T::from_f64(sums.dy_d / m * (scale.unit() * scale.unit()) * half);
+                k[SLOPE][at + i] = T::from_f64(sums.dy_d * scale.invstd / m * scale.unit() * half);
             }
         }
         task.lay_out(channels, GRADIENT);

@@ -13,8 +13,6 @@ use crate::welford::{MergeWeights, Moments};
 
 /// Rows of the scratch's coefficients: what [`Normalize`](super::map::Normalize) takes.
 pub const SCALE: [usize; 5] = [PRESCALE, MEAN_HIGH, MEAN_LOW, FACTOR, BETA];
-/// What the deviation from the mean takes.
-pub const DEVIATION: [usize; 3] = [PRESCALE, MEAN_HIGH, MEAN_LOW];
 /// What [`InputGradient`](super::map::InputGradient) takes.
 pub const GRADIENT: [usize; 7] = [PRESCALE, MEAN_HIGH, MEAN_LOW, HALF, MEAN_DY, SLOPE, REST];
 /// See [`Scale`].
@@ -27,15 +25,13 @@ pub const MEAN_LOW: usize = 2;
 pub const FACTOR: usize = 3;
 /// beta.
 pub const BETA: usize = 4;
-/// Before, while a block's second look needs it: its pivot.
-pub const PIVOT: usize = 0;
 /// In backward, in place of the last two: gamma * invstd as a power of two of half its exponent, and the rest.
 pub const HALF: usize = 3;
 /// See `HALF`.
 pub const REST: usize = 4;
 /// In backward: mean(dy) * `HALF`.
 pub const MEAN_DY: usize = 5;
-/// In backward: mean(dy * xhat) * `HALF` per unit of the scaled deviation.
+/// In backward: xhat per unit of the scaled deviation, times mean(dy * xhat) * `HALF`.
 pub const SLOPE: usize = 6;
 
 /// How a channel is normalized: y = (x * prescale - mean_high - mean_low) * (gain / prescale) + beta.
@@ -113,7 +109,7 @@ pub struct Condition<'a, T> {
 impl<T: Element> Kernel<T> for Condition<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        let Scratch { sums: [sums, squares], pivots, coefficients, .. } = self.scratch;
+        let Scratch { sums: [sums, squares], pivots, centers, .. } = self.scratch;
         let sums = sums.iter().zip(squares.iter());
         let mut again = 0u64;
         for (pivot, (sum, squares)) in pivots[..self.channels].iter_mut().zip(sums) {
@@ -126,9 +122,7 @@ impl<T: Element> Kernel<T> for Condition<'_, T> {
         }
         *self.again = again != 0;
         if *self.again {
-            for (coefficient, pivot) in coefficients[PIVOT].iter_mut().zip(&pivots[..self.channels]) {
-                *coefficient = T::from_f64(*pivot);
-            }
+            centers[..self.channels].copy_from_slice(&pivots[..self.channels]);
         }
     }
 }
@@ -220,22 +214,40 @@ impl<T: Element, const K: usize> Kernel<T> for LayOut<'_, T, K> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         for k in self.rows {
-            let row = &mut self.scratch.coefficients[k];
-            match self.columns {
-                Columns::Channels => (),
-                Columns::Rows(rows) => {
-                    for repetition in 1..rows {
-                        row.copy_within(0..self.channels, repetition * self.channels);
-                    }
-                }
-                Columns::Positions(positions) => {
-                    let mut values = [T::default(); GROUP];
-                    values[..self.channels].copy_from_slice(&row[..self.channels]);
-                    for (channel, value) in values[..self.channels].iter().enumerate() {
-                        // A fixed length is a few whole stores; what is too much is the next channel's, or no one's.
-                        row[channel * positions..][..SMALL_PLANE].fill(*value);
-                    }
-                }
+            lay_out(&mut self.scratch.coefficients[k], self.channels, self.columns);
+        }
+    }
+}
+
+/// Lays out the centers, like [`LayOut`].
+pub struct LayOutCenters<'a, T> {
+    pub scratch: &'a mut Scratch<T>,
+    pub channels: usize,
+    pub columns: Columns,
+}
+
+impl<T: Element> Kernel<T> for LayOutCenters<'_, T> {
+    #[inline(always)]
+    fn run<S: Lanes<T>>(self, _: S) {
+        lay_out(&mut self.scratch.centers, self.channels, self.columns);
+    }
+}
+
+#[inline(always)]
+fn lay_out<T: Element>(row: &mut [T], channels: usize, columns: Columns) {
+    match columns {
+        Columns::Channels => (),
+        Columns::Rows(rows) => {
+            for repetition in 1..rows {
+                row.copy_within(0..channels, repetition * channels);
+            }
+        }
+        Columns::Positions(positions) => {
+            let mut values = [T::default(); GROUP];
+            values[..channels].copy_from_slice(&row[..channels]);
+            for (channel, value) in values[..channels].iter().enumerate() {
+                // A fixed length is a few whole stores; what is too much is the next channel's, or no one's.
+                row[channel * positions..][..SMALL_PLANE].fill(*value);
             }
         }
     }

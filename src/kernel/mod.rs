@@ -27,7 +27,9 @@ pub struct Scratch<T> {
     pub(crate) lanes: [[f64; COLUMNS + LANES]; 2],
     /// The same, summed over lanes.
     pub(crate) sums: [[f64; GROUP]; 2],
-    /// The pivot per channel that a block's sums are about.
+    /// What a block's sums are about, per column ([`Columns`]).
+    pub(crate) centers: [f64; COLUMNS + LANES],
+    /// The pivot per channel that a block's sums are about; in backward, what the mean is beside its center.
     pub(crate) pivots: [f64; GROUP],
     /// Coefficients per column ([`Columns`]).
     pub(crate) coefficients: [[T; COLUMNS + LANES]; COEFFICIENTS],
@@ -39,6 +41,7 @@ impl<T: Copy + Default> Scratch<T> {
         Box::new(Self {
             lanes: [[0.0; COLUMNS + LANES]; 2],
             sums: [[0.0; GROUP]; 2],
+            centers: [0.0; COLUMNS + LANES],
             pivots: [0.0; GROUP],
             coefficients: [[T::default(); COLUMNS + LANES]; COEFFICIENTS],
         })

@@ -14,48 +14,72 @@ use crate::problem::{Geometry, Pattern};
 use crate::simd::{Kernel, LANES, Lanes, prefetch};
 use crate::split::Input;
 
-/// What is summed: from `IN` tensors and `K` coefficients per channel.
-pub trait Terms<const IN: usize, const K: usize>: Copy {
-    /// The terms (a, b) of one vector: a and a * b are summed.
-    fn terms<T, S: Lanes<T>>(s: S, x: [S::Vector; IN], k: [S::Vector; K]) -> (S::Vector, S::Vector);
+/// What is summed of `IN` tensors: a term, and its product with another.
+pub trait Terms<const IN: usize>: Copy {
+    /// Whether the terms are about a center per channel.
+    const CENTERED: bool;
+
+    /// The terms of one vector.
+    fn terms<T, S: Lanes<T>>(s: S, x: [S::Vector; IN], center: S::Wide) -> [S::Wide; 2];
+
+    /// sum + a * b.
+    fn add_product<T, S: Lanes<T>>(s: S, sum: S::Wide, a: S::Wide, b: S::Wide) -> S::Wide;
 }
 
 /// x and x * x.
 #[derive(Clone, Copy)]
 pub struct Plain;
 
-impl Terms<1, 0> for Plain {
+impl Terms<1> for Plain {
+    const CENTERED: bool = false;
+
     #[inline(always)]
-    fn terms<T, S: Lanes<T>>(_: S, [x]: [S::Vector; 1], _: [S::Vector; 0]) -> (S::Vector, S::Vector) {
-        (x, x)
+    fn terms<T, S: Lanes<T>>(s: S, [x]: [S::Vector; 1], _: S::Wide) -> [S::Wide; 2] {
+        [s.widen(x); 2]
+    }
+    #[inline(always)]
+    fn add_product<T, S: Lanes<T>>(s: S, sum: S::Wide, a: S::Wide, b: S::Wide) -> S::Wide {
+        s.add_element_product(sum, a, b)
     }
 }
 
-/// d = x - pivot and d * d.
+/// d = x - pivot and d * d. Where a block of f32 has a pivot other than zero, d is an f32 too (`Element::CONDITION_LIMIT`).
 #[derive(Clone, Copy)]
 pub struct Pivoted;
 
-impl Terms<1, 1> for Pivoted {
+impl Terms<1> for Pivoted {
+    const CENTERED: bool = true;
+
     #[inline(always)]
-    fn terms<T, S: Lanes<T>>(s: S, [x]: [S::Vector; 1], [pivot]: [S::Vector; 1]) -> (S::Vector, S::Vector) {
-        let d = s.sub(x, pivot);
-        (d, d)
+    fn terms<T, S: Lanes<T>>(s: S, [x]: [S::Vector; 1], pivot: S::Wide) -> [S::Wide; 2] {
+        [s.sub_wide(s.widen(x), pivot); 2]
+    }
+    #[inline(always)]
+    fn add_product<T, S: Lanes<T>>(s: S, sum: S::Wide, a: S::Wide, b: S::Wide) -> S::Wide {
+        s.add_element_product(sum, a, b)
     }
 }
 
-/// dy and dy * d, d the scaled deviation of x from the mean ([`super::channels::Scale`]).
+/// dy and dy * (x - mean), the latter in f64: rounded to f32, its errors would outlast the cancellation of a sum over
+/// gradients of both signs.
 #[derive(Clone, Copy)]
 pub struct GradientTerms;
 
-impl Terms<2, 3> for GradientTerms {
+impl Terms<2> for GradientTerms {
+    const CENTERED: bool = true;
+
     #[inline(always)]
-    fn terms<T, S: Lanes<T>>(s: S, [x, dy]: [S::Vector; 2], k: [S::Vector; 3]) -> (S::Vector, S::Vector) {
-        (dy, super::map::deviation(s, x, k))
+    fn terms<T, S: Lanes<T>>(s: S, [x, dy]: [S::Vector; 2], mean: S::Wide) -> [S::Wide; 2] {
+        [s.widen(dy), s.sub_wide(s.widen(x), mean)]
+    }
+    #[inline(always)]
+    fn add_product<T, S: Lanes<T>>(s: S, sum: S::Wide, a: S::Wide, b: S::Wide) -> S::Wide {
+        s.add_product(sum, a, b)
     }
 }
 
 /// The sums of one block, to `scratch.sums`.
-pub struct Reduce<'a, T, O, const IN: usize, const K: usize> {
+pub struct Reduce<'a, T, O, const IN: usize> {
     pub geometry: &'a Geometry,
     pub inputs: [Input<'a, T>; IN],
     pub channels: Range<usize>,
@@ -64,7 +88,7 @@ pub struct Reduce<'a, T, O, const IN: usize, const K: usize> {
     pub terms: PhantomData<O>,
 }
 
-impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Kernel<T> for Reduce<'_, T, O, IN, K> {
+impl<T: Copy, O: Terms<IN>, const IN: usize> Kernel<T> for Reduce<'_, T, O, IN> {
     #[inline(always)]
     fn run<S: Lanes<T>>(mut self, s: S) {
         let channels = self.channels.len();
@@ -138,7 +162,7 @@ struct Sweep<const IN: usize, T> {
     ahead: usize,
 }
 
-/// Rows whose columns are lanes of channels. The coefficients of column i are the scratch's of column i.
+/// Rows whose columns are lanes of channels. The center of column i is the scratch's of column i.
 struct Matrix {
     /// Elements from the batch's first to the matrix's.
     skip: usize,
@@ -195,7 +219,7 @@ impl Matrix {
 /// How far ahead to prefetch: what the memory delivers to one core in about the time it takes to deliver anything.
 const AHEAD_BYTES: usize = 2048;
 
-impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O, IN, K> {
+impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
     /// Adds whole vectors into their sums.
     ///
     /// # Safety
@@ -204,8 +228,8 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
     unsafe fn sweep<S: Lanes<T>, const U: usize>(
         s: S,
         sweep: &Sweep<IN, T>,
-        k: [[S::Vector; K]; U],
-        sums: &mut [[S::Sums; 2]; U],
+        centers: [S::Wide; U],
+        sums: &mut [[S::Wide; 2]; U],
     ) {
         for row in 0..sweep.rows {
             for u in 0..U {
@@ -216,8 +240,8 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
                     // SAFETY: says the caller.
                     *x = unsafe { s.load(from.add(at)) };
                 }
-                let (a, b) = O::terms(s, x, k[u]);
-                sums[u] = [s.sum(sums[u][0], a), s.sum_product(sums[u][1], a, b)];
+                let [a, b] = O::terms(s, x, centers[u]);
+                sums[u] = [s.add_wide(sums[u][0], a), O::add_product(s, sums[u][1], a, b)];
             }
         }
     }
@@ -231,39 +255,39 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
         s: S,
         from: [*const T; IN],
         count: usize,
-        k: [S::Vector; K],
-        sums: &mut [S::Sums; 2],
+        center: S::Wide,
+        sums: &mut [S::Wide; 2],
     ) {
         let mut x = [s.zero(); IN];
         for (x, from) in x.iter_mut().zip(from) {
             // SAFETY: says the caller.
             *x = unsafe { s.load_first(from, count) };
         }
-        let (a, b) = O::terms(s, x, k);
+        let [a, b] = O::terms(s, x, center);
         let (a, b) = (s.keep_first(a, count), s.keep_first(b, count));
-        *sums = [s.sum(sums[0], a), s.sum_product(sums[1], a, b)];
+        *sums = [s.add_wide(sums[0], a), O::add_product(s, sums[1], a, b)];
     }
 
     /// The sums at `column` so far, or zero at a block's start.
     #[inline(always)]
-    fn sums<S: Lanes<T>>(&self, s: S, column: usize, first: bool) -> [S::Sums; 2] {
+    fn sums<S: Lanes<T>>(&self, s: S, column: usize, first: bool) -> [S::Wide; 2] {
         if first {
-            return [s.zero_sums(); 2];
+            return [s.zero_wide(); 2];
         }
         let [a, b] = &self.scratch.lanes;
         let (a, b) = (&a[column..column + S::N], &b[column..column + S::N]);
         // SAFETY: both slices have N values.
-        unsafe { [s.load_sums(a.as_ptr()), s.load_sums(b.as_ptr())] }
+        unsafe { [s.load_wide(a.as_ptr()), s.load_wide(b.as_ptr())] }
     }
 
     #[inline(always)]
-    fn put<S: Lanes<T>>(&mut self, s: S, column: usize, sums: [S::Sums; 2]) {
+    fn put<S: Lanes<T>>(&mut self, s: S, column: usize, sums: [S::Wide; 2]) {
         let [a, b] = &mut self.scratch.lanes;
         let (a, b) = (&mut a[column..column + S::N], &mut b[column..column + S::N]);
         // SAFETY: both slices have N values.
         unsafe {
-            s.store_sums(a.as_mut_ptr(), sums[0]);
-            s.store_sums(b.as_mut_ptr(), sums[1]);
+            s.store_wide(a.as_mut_ptr(), sums[0]);
+            s.store_wide(b.as_mut_ptr(), sums[1]);
         }
     }
 
@@ -307,15 +331,15 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
         let len = self.block.positions.len();
         let run = self.channels.len() * geometry.s;
         let ahead = AHEAD_BYTES / size_of::<T>();
-        let mut k = [[s.zero(); K]; U];
-        for (u, k) in k.iter_mut().enumerate() {
-            for (k, row) in k.iter_mut().zip(&self.scratch.coefficients) {
-                *k = s.splat(row[channel + u]);
+        let mut centers = [s.zero_wide(); U];
+        if O::CENTERED {
+            for (u, center) in centers.iter_mut().enumerate() {
+                *center = s.splat_wide(self.scratch.centers[channel + u]);
             }
         }
         for lane in (0..LANES).step_by(S::N) {
             let column = |u| (channel + u) * LANES + lane;
-            let mut sums = [[s.zero_sums(); 2]; U];
+            let mut sums = [[s.zero_wide(); 2]; U];
             for (u, sums) in sums.iter_mut().enumerate() {
                 *sums = self.sums(s, column(u), first);
             }
@@ -329,10 +353,10 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
             unsafe {
                 let from = self.inputs.map(|x| x.as_ptr().add(at).wrapping_add(lane));
                 let sweep = Sweep { from, apart: geometry.s, stride: LANES, rows: near, ahead };
-                Self::sweep::<S, U>(s, &sweep, k, &mut sums);
+                Self::sweep::<S, U>(s, &sweep, centers, &mut sums);
                 let from = from.map(|x| x.wrapping_add(near * LANES));
                 let sweep = Sweep { from, rows: rows - near, ahead: beyond, ..sweep };
-                Self::sweep::<S, U>(s, &sweep, k, &mut sums);
+                Self::sweep::<S, U>(s, &sweep, centers, &mut sums);
             }
             let done = lane + rows * LANES;
             if done < len {
@@ -340,7 +364,7 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
                     // SAFETY: len - done elements are left of the plane, fewer than N.
                     unsafe {
                         let from = self.inputs.map(|x| x.as_ptr().add(at + u * geometry.s + done));
-                        Self::tail::<S>(s, from, len - done, k[u], sums);
+                        Self::tail::<S>(s, from, len - done, centers[u], sums);
                     }
                 }
             }
@@ -410,12 +434,12 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
         }
         if done < width && rows > 0 {
             let mut sums = self.sums(s, matrix.column + done, matrix.first);
-            let k = self.coefficients(s, done);
+            let center = self.center(s, done);
             for row in 0..rows {
                 // SAFETY: the row has width - done more columns, fewer than N.
                 unsafe {
                     let from = self.inputs.map(|x| x.as_ptr().add(at + done + row * stride));
-                    Self::tail::<S>(s, from, width - done, k, &mut sums);
+                    Self::tail::<S>(s, from, width - done, center, &mut sums);
                 }
             }
             self.put(s, matrix.column + done, sums);
@@ -429,31 +453,35 @@ impl<T: Copy, O: Terms<IN, K>, const IN: usize, const K: usize> Reduce<'_, T, O,
     #[inline(always)]
     unsafe fn strip<S: Lanes<T>, const U: usize>(&mut self, s: S, at: usize, matrix: &Matrix, done: usize) {
         let Matrix { stride, rows, column, first, .. } = *matrix;
-        let mut sums = [[s.zero_sums(); 2]; U];
-        let mut k = [[s.zero(); K]; U];
+        let mut sums = [[s.zero_wide(); 2]; U];
+        let mut centers = [s.zero_wide(); U];
         for u in 0..U {
             sums[u] = self.sums(s, column + done + u * S::N, first);
-            k[u] = self.coefficients(s, done + u * S::N);
+            centers[u] = self.center(s, done + u * S::N);
         }
         // SAFETY: says the caller.
         unsafe {
             let from = self.inputs.map(|x| x.as_ptr().add(at + done));
-            Self::sweep::<S, U>(s, &Sweep { from, apart: S::N, stride, rows, ahead: GROUP }, k, &mut sums);
+            Self::sweep::<S, U>(
+                s,
+                &Sweep { from, apart: S::N, stride, rows, ahead: GROUP },
+                centers,
+                &mut sums,
+            );
         }
         for (u, sums) in sums.into_iter().enumerate() {
             self.put(s, column + done + u * S::N, sums);
         }
     }
 
-    /// The coefficients of the vector of columns from `column` on.
+    /// The centers of the vector of columns from `column` on.
     #[inline(always)]
-    fn coefficients<S: Lanes<T>>(&self, s: S, column: usize) -> [S::Vector; K] {
-        let mut k = [s.zero(); K];
-        for (k, row) in k.iter_mut().zip(&self.scratch.coefficients) {
-            let row = &row[column..column + S::N];
-            // SAFETY: `row` has N values.
-            *k = unsafe { s.load(row.as_ptr()) };
+    fn center<S: Lanes<T>>(&self, s: S, column: usize) -> S::Wide {
+        if !O::CENTERED {
+            return s.zero_wide();
         }
-        k
+        let centers = &self.scratch.centers[column..column + S::N];
+        // SAFETY: `centers` has N values.
+        unsafe { s.load_wide(centers.as_ptr()) }
     }
 }

@@ -42,16 +42,6 @@ type Two = [__m256; 2];
 /// Sixteen f64, and the sums of sixteen lanes.
 type Four = [__m256d; 4];
 
-/// The lanes of sixteen f32, in f64.
-#[inline(always)]
-fn widen(_: Avx2, v: Two) -> Four {
-    // SAFETY: an `Avx2` exists, so the CPU has AVX2.
-    each!(4, I => unsafe {
-        let (v, half) = (v[I / 2], I % 2);
-        _mm256_cvtps_pd(if half == 0 { _mm256_castps256_ps128(v) } else { _mm256_extractf128_ps::<1>(v) })
-    })
-}
-
 /// Masks of the first `k` <= 16 lanes begin at entry 16 - k.
 static FIRST_32: [i32; 32] = first_mask();
 static FIRST_64: [i64; 32] = {
@@ -86,10 +76,10 @@ fn first_64(_: Avx2, k: usize) -> [__m256i; 4] {
     each!(4, I => unsafe { _mm256_loadu_si256(from.as_ptr().add(4 * I).cast()) })
 }
 
-/// What is the same for both elements: sums are sixteen f64 in memory.
-macro_rules! sums {
+/// What is the same for both elements: f64 are four registers.
+macro_rules! wide {
     () => {
-        type Sums = Four;
+        type Wide = Four;
         const N: usize = 16;
         const STREAMS: usize = 1;
 
@@ -99,28 +89,54 @@ macro_rules! sums {
             unsafe { _mm_sfence() }
         }
         #[inline(always)]
-        fn zero_sums(self) -> Four {
+        fn zero_wide(self) -> Four {
             // SAFETY: `self` is proof that the CPU has AVX2.
             [unsafe { _mm256_setzero_pd() }; 4]
         }
         #[inline(always)]
-        unsafe fn load_sums(self, at: *const f64) -> Four {
+        fn splat_wide(self, value: f64) -> Four {
+            // SAFETY: `self` is proof that the CPU has AVX2.
+            [unsafe { _mm256_set1_pd(value) }; 4]
+        }
+        #[inline(always)]
+        unsafe fn load_wide(self, at: *const f64) -> Four {
             // SAFETY: `self` is proof that the CPU has AVX2; 16 values can be read, says the caller.
             each!(4, I => unsafe { _mm256_loadu_pd(at.add(4 * I)) })
         }
         #[inline(always)]
-        unsafe fn store_sums(self, at: *mut f64, sums: Four) {
-            for (i, sums) in sums.into_iter().enumerate() {
+        unsafe fn store_wide(self, at: *mut f64, v: Four) {
+            for (i, v) in v.into_iter().enumerate() {
                 // SAFETY: `self` is proof that the CPU has AVX2; 16 values can be written, says the caller.
-                unsafe { _mm256_storeu_pd(at.add(4 * i), sums) }
+                unsafe { _mm256_storeu_pd(at.add(4 * i), v) }
             }
+        }
+        #[inline(always)]
+        fn add_wide(self, a: Four, b: Four) -> Four {
+            // SAFETY: `self` is proof that the CPU has AVX2.
+            each!(4, I => unsafe { _mm256_add_pd(a[I], b[I]) })
+        }
+        #[inline(always)]
+        fn sub_wide(self, a: Four, b: Four) -> Four {
+            // SAFETY: `self` is proof that the CPU has AVX2.
+            each!(4, I => unsafe { _mm256_sub_pd(a[I], b[I]) })
+        }
+        #[inline(always)]
+        fn keep_first(self, v: Four, k: usize) -> Four {
+            let mask = first_64(self, k);
+            // SAFETY: `self` is proof that the CPU has AVX2.
+            each!(4, I => unsafe { _mm256_and_pd(v[I], _mm256_castsi256_pd(mask[I])) })
+        }
+        #[inline(always)]
+        fn add_product(self, sum: Four, a: Four, b: Four) -> Four {
+            // SAFETY: `self` is proof that the CPU has AVX2.
+            each!(4, I => unsafe { _mm256_add_pd(sum[I], _mm256_mul_pd(a[I], b[I])) })
         }
     };
 }
 
 impl Lanes<f32> for Avx2 {
     type Vector = Two;
-    sums!();
+    wide!();
 
     #[inline(always)]
     unsafe fn load(self, at: *const f32) -> Two {
@@ -182,12 +198,6 @@ impl Lanes<f32> for Avx2 {
         each!(2, I => unsafe { _mm256_mul_ps(a[I], b[I]) })
     }
     #[inline(always)]
-    fn keep_first(self, v: Two, k: usize) -> Two {
-        let mask = first_32(self, k);
-        // SAFETY: `self` is proof that the CPU has AVX2.
-        each!(2, I => unsafe { _mm256_and_ps(v[I], _mm256_castsi256_ps(mask[I])) })
-    }
-    #[inline(always)]
     fn canonical_nan(self, v: Two) -> Two {
         // SAFETY: `self` is proof that the CPU has AVX2.
         each!(2, I => unsafe {
@@ -196,27 +206,28 @@ impl Lanes<f32> for Avx2 {
         })
     }
     #[inline(always)]
-    fn sum(self, sums: Four, v: Two) -> Four {
-        let v = widen(self, v);
+    fn widen(self, v: Two) -> Four {
         // SAFETY: `self` is proof that the CPU has AVX2.
-        each!(4, I => unsafe { _mm256_add_pd(sums[I], v[I]) })
+        each!(4, I => unsafe {
+            let (v, half) = (v[I / 2], I % 2);
+            _mm256_cvtps_pd(if half == 0 { _mm256_castps256_ps128(v) } else { _mm256_extractf128_ps::<1>(v) })
+        })
     }
     #[inline(always)]
-    fn sum_product(self, sums: Four, a: Two, b: Two) -> Four {
-        let (a, b) = (widen(self, a), widen(self, b));
+    fn add_element_product(self, sum: Four, a: Four, b: Four) -> Four {
         // SAFETY: `self` is proof that the CPU has FMA.
-        each!(4, I => unsafe { _mm256_fmadd_pd(a[I], b[I], sums[I]) })
+        each!(4, I => unsafe { _mm256_fmadd_pd(a[I], b[I], sum[I]) })
     }
 }
 
 impl Lanes<f64> for Avx2 {
     type Vector = Four;
-    sums!();
+    wide!();
 
     #[inline(always)]
     unsafe fn load(self, at: *const f64) -> Four {
         // SAFETY: 16 elements can be read, says the caller.
-        unsafe { Lanes::<f64>::load_sums(self, at) }
+        unsafe { Lanes::<f64>::load_wide(self, at) }
     }
     #[inline(always)]
     unsafe fn load_first(self, at: *const f64, k: usize) -> Four {
@@ -227,7 +238,7 @@ impl Lanes<f64> for Avx2 {
     #[inline(always)]
     unsafe fn store(self, at: *mut f64, v: Four) {
         // SAFETY: 16 elements can be written, says the caller.
-        unsafe { Lanes::<f64>::store_sums(self, at, v) }
+        unsafe { Lanes::<f64>::store_wide(self, at, v) }
     }
     #[inline(always)]
     unsafe fn store_first(self, at: *mut f64, v: Four, k: usize) {
@@ -247,34 +258,24 @@ impl Lanes<f64> for Avx2 {
     }
     #[inline(always)]
     fn zero(self) -> Four {
-        // SAFETY: `self` is proof that the CPU has AVX2.
-        unsafe { [_mm256_setzero_pd(); 4] }
+        Lanes::<f64>::zero_wide(self)
     }
     #[inline(always)]
     fn splat(self, value: f64) -> Four {
-        // SAFETY: `self` is proof that the CPU has AVX2.
-        [unsafe { _mm256_set1_pd(value) }; 4]
+        Lanes::<f64>::splat_wide(self, value)
     }
     #[inline(always)]
     fn add(self, a: Four, b: Four) -> Four {
-        // SAFETY: `self` is proof that the CPU has AVX2.
-        each!(4, I => unsafe { _mm256_add_pd(a[I], b[I]) })
+        Lanes::<f64>::add_wide(self, a, b)
     }
     #[inline(always)]
     fn sub(self, a: Four, b: Four) -> Four {
-        // SAFETY: `self` is proof that the CPU has AVX2.
-        each!(4, I => unsafe { _mm256_sub_pd(a[I], b[I]) })
+        Lanes::<f64>::sub_wide(self, a, b)
     }
     #[inline(always)]
     fn mul(self, a: Four, b: Four) -> Four {
         // SAFETY: `self` is proof that the CPU has AVX2.
         each!(4, I => unsafe { _mm256_mul_pd(a[I], b[I]) })
-    }
-    #[inline(always)]
-    fn keep_first(self, v: Four, k: usize) -> Four {
-        let mask = first_64(self, k);
-        // SAFETY: `self` is proof that the CPU has AVX2.
-        each!(4, I => unsafe { _mm256_and_pd(v[I], _mm256_castsi256_pd(mask[I])) })
     }
     #[inline(always)]
     fn canonical_nan(self, v: Four) -> Four {
@@ -285,11 +286,11 @@ impl Lanes<f64> for Avx2 {
         })
     }
     #[inline(always)]
-    fn sum(self, sums: Four, v: Four) -> Four {
-        Lanes::<f64>::add(self, sums, v)
+    fn widen(self, v: Four) -> Four {
+        v
     }
     #[inline(always)]
-    fn sum_product(self, sums: Four, a: Four, b: Four) -> Four {
-        Lanes::<f64>::add(self, sums, Lanes::<f64>::mul(self, a, b))
+    fn add_element_product(self, sum: Four, a: Four, b: Four) -> Four {
+        Lanes::<f64>::add_product(self, sum, a, b)
     }
 }

@@ -23,26 +23,16 @@ where
 /// Sixteen f64, and the sums of sixteen lanes.
 type Pair = (__m512d, __m512d);
 
-/// The lanes of a vector of 16 f32, in f64.
-#[inline(always)]
-fn widen(_: Avx512, v: __m512) -> Pair {
-    // SAFETY: an `Avx512` exists, so the CPU has AVX-512F.
-    unsafe {
-        let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)));
-        (_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(high))
-    }
-}
-
 /// The mask of the first `k` <= 16 lanes.
 #[inline(always)]
 fn first(k: usize) -> u16 {
     ((1u32 << k) - 1) as u16
 }
 
-/// What is the same for both elements: sums are sixteen f64 in memory.
-macro_rules! sums {
+/// What is the same for both elements: f64 are pairs of registers.
+macro_rules! wide {
     () => {
-        type Sums = Pair;
+        type Wide = Pair;
         const N: usize = 16;
         const STREAMS: usize = 2;
 
@@ -52,21 +42,49 @@ macro_rules! sums {
             unsafe { _mm_sfence() }
         }
         #[inline(always)]
-        fn zero_sums(self) -> Pair {
+        fn zero_wide(self) -> Pair {
             // SAFETY: `self` is proof that the CPU has AVX-512F.
             unsafe { (_mm512_setzero_pd(), _mm512_setzero_pd()) }
         }
         #[inline(always)]
-        unsafe fn load_sums(self, at: *const f64) -> Pair {
+        fn splat_wide(self, value: f64) -> Pair {
+            // SAFETY: `self` is proof that the CPU has AVX-512F.
+            unsafe { (_mm512_set1_pd(value), _mm512_set1_pd(value)) }
+        }
+        #[inline(always)]
+        unsafe fn load_wide(self, at: *const f64) -> Pair {
             // SAFETY: `self` is proof that the CPU has AVX-512F; 16 values can be read, says the caller.
             unsafe { (_mm512_loadu_pd(at), _mm512_loadu_pd(at.add(8))) }
         }
         #[inline(always)]
-        unsafe fn store_sums(self, at: *mut f64, sums: Pair) {
+        unsafe fn store_wide(self, at: *mut f64, v: Pair) {
             // SAFETY: `self` is proof that the CPU has AVX-512F; 16 values can be written, says the caller.
             unsafe {
-                _mm512_storeu_pd(at, sums.0);
-                _mm512_storeu_pd(at.add(8), sums.1);
+                _mm512_storeu_pd(at, v.0);
+                _mm512_storeu_pd(at.add(8), v.1);
+            }
+        }
+        #[inline(always)]
+        fn add_wide(self, a: Pair, b: Pair) -> Pair {
+            // SAFETY: `self` is proof that the CPU has AVX-512F.
+            unsafe { (_mm512_add_pd(a.0, b.0), _mm512_add_pd(a.1, b.1)) }
+        }
+        #[inline(always)]
+        fn sub_wide(self, a: Pair, b: Pair) -> Pair {
+            // SAFETY: `self` is proof that the CPU has AVX-512F.
+            unsafe { (_mm512_sub_pd(a.0, b.0), _mm512_sub_pd(a.1, b.1)) }
+        }
+        #[inline(always)]
+        fn keep_first(self, v: Pair, k: usize) -> Pair {
+            let mask = first(k);
+            // SAFETY: `self` is proof that the CPU has AVX-512F.
+            unsafe { (_mm512_maskz_mov_pd(mask as u8, v.0), _mm512_maskz_mov_pd((mask >> 8) as u8, v.1)) }
+        }
+        #[inline(always)]
+        fn add_product(self, sum: Pair, a: Pair, b: Pair) -> Pair {
+            // SAFETY: `self` is proof that the CPU has AVX-512F.
+            unsafe {
+                (_mm512_add_pd(sum.0, _mm512_mul_pd(a.0, b.0)), _mm512_add_pd(sum.1, _mm512_mul_pd(a.1, b.1)))
             }
         }
     };
@@ -74,7 +92,7 @@ macro_rules! sums {
 
 impl Lanes<f32> for Avx512 {
     type Vector = __m512;
-    sums!();
+    wide!();
 
     #[inline(always)]
     unsafe fn load(self, at: *const f32) -> __m512 {
@@ -127,11 +145,6 @@ impl Lanes<f32> for Avx512 {
         unsafe { _mm512_mul_ps(a, b) }
     }
     #[inline(always)]
-    fn keep_first(self, v: __m512, k: usize) -> __m512 {
-        // SAFETY: `self` is proof that the CPU has AVX-512F.
-        unsafe { _mm512_maskz_mov_ps(first(k), v) }
-    }
-    #[inline(always)]
     fn canonical_nan(self, v: __m512) -> __m512 {
         // SAFETY: `self` is proof that the CPU has AVX-512F.
         unsafe {
@@ -140,27 +153,28 @@ impl Lanes<f32> for Avx512 {
         }
     }
     #[inline(always)]
-    fn sum(self, sums: Pair, v: __m512) -> Pair {
-        let (low, high) = widen(self, v);
+    fn widen(self, v: __m512) -> Pair {
         // SAFETY: `self` is proof that the CPU has AVX-512F.
-        unsafe { (_mm512_add_pd(sums.0, low), _mm512_add_pd(sums.1, high)) }
+        unsafe {
+            let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)));
+            (_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(high))
+        }
     }
     #[inline(always)]
-    fn sum_product(self, sums: Pair, a: __m512, b: __m512) -> Pair {
-        let (a, b) = (widen(self, a), widen(self, b));
+    fn add_element_product(self, sum: Pair, a: Pair, b: Pair) -> Pair {
         // SAFETY: `self` is proof that the CPU has AVX-512F.
-        unsafe { (_mm512_fmadd_pd(a.0, b.0, sums.0), _mm512_fmadd_pd(a.1, b.1, sums.1)) }
+        unsafe { (_mm512_fmadd_pd(a.0, b.0, sum.0), _mm512_fmadd_pd(a.1, b.1, sum.1)) }
     }
 }
 
 impl Lanes<f64> for Avx512 {
     type Vector = Pair;
-    sums!();
+    wide!();
 
     #[inline(always)]
     unsafe fn load(self, at: *const f64) -> Pair {
         // SAFETY: 16 elements can be read, says the caller.
-        unsafe { Lanes::<f64>::load_sums(self, at) }
+        unsafe { Lanes::<f64>::load_wide(self, at) }
     }
     #[inline(always)]
     unsafe fn load_first(self, at: *const f64, k: usize) -> Pair {
@@ -174,7 +188,7 @@ impl Lanes<f64> for Avx512 {
     #[inline(always)]
     unsafe fn store(self, at: *mut f64, v: Pair) {
         // SAFETY: 16 elements can be written, says the caller.
-        unsafe { Lanes::<f64>::store_sums(self, at, v) }
+        unsafe { Lanes::<f64>::store_wide(self, at, v) }
     }
     #[inline(always)]
     unsafe fn store_first(self, at: *mut f64, v: Pair, k: usize) {
@@ -196,34 +210,24 @@ impl Lanes<f64> for Avx512 {
     }
     #[inline(always)]
     fn zero(self) -> Pair {
-        // SAFETY: `self` is proof that the CPU has AVX-512F.
-        unsafe { (_mm512_setzero_pd(), _mm512_setzero_pd()) }
+        Lanes::<f64>::zero_wide(self)
     }
     #[inline(always)]
     fn splat(self, value: f64) -> Pair {
-        // SAFETY: `self` is proof that the CPU has AVX-512F.
-        unsafe { (_mm512_set1_pd(value), _mm512_set1_pd(value)) }
+        Lanes::<f64>::splat_wide(self, value)
     }
     #[inline(always)]
     fn add(self, a: Pair, b: Pair) -> Pair {
-        // SAFETY: `self` is proof that the CPU has AVX-512F.
-        unsafe { (_mm512_add_pd(a.0, b.0), _mm512_add_pd(a.1, b.1)) }
+        Lanes::<f64>::add_wide(self, a, b)
     }
     #[inline(always)]
     fn sub(self, a: Pair, b: Pair) -> Pair {
-        // SAFETY: `self` is proof that the CPU has AVX-512F.
-        unsafe { (_mm512_sub_pd(a.0, b.0), _mm512_sub_pd(a.1, b.1)) }
+        Lanes::<f64>::sub_wide(self, a, b)
     }
     #[inline(always)]
     fn mul(self, a: Pair, b: Pair) -> Pair {
         // SAFETY: `self` is proof that the CPU has AVX-512F.
         unsafe { (_mm512_mul_pd(a.0, b.0), _mm512_mul_pd(a.1, b.1)) }
-    }
-    #[inline(always)]
-    fn keep_first(self, v: Pair, k: usize) -> Pair {
-        let mask = first(k);
-        // SAFETY: `self` is proof that the CPU has AVX-512F.
-        unsafe { (_mm512_maskz_mov_pd(mask as u8, v.0), _mm512_maskz_mov_pd((mask >> 8) as u8, v.1)) }
     }
     #[inline(always)]
     fn canonical_nan(self, v: Pair) -> Pair {
@@ -238,11 +242,11 @@ impl Lanes<f64> for Avx512 {
         (half(v.0), half(v.1))
     }
     #[inline(always)]
-    fn sum(self, sums: Pair, v: Pair) -> Pair {
-        Lanes::<f64>::add(self, sums, v)
+    fn widen(self, v: Pair) -> Pair {
+        v
     }
     #[inline(always)]
-    fn sum_product(self, sums: Pair, a: Pair, b: Pair) -> Pair {
-        Lanes::<f64>::add(self, sums, Lanes::<f64>::mul(self, a, b))
+    fn add_element_product(self, sum: Pair, a: Pair, b: Pair) -> Pair {
+        Lanes::<f64>::add_product(self, sum, a, b)
     }
 }

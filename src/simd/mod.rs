@@ -38,8 +38,8 @@ pub fn prefetch<T>(at: *const T) {
 pub trait Lanes<T>: Copy {
     /// `N` elements.
     type Vector: Copy;
-    /// `N` sums in f64.
-    type Sums: Copy;
+    /// `N` f64.
+    type Wide: Copy;
     /// Elements per vector; divides [`LANES`].
     const N: usize;
     /// How many vectors to keep in flight in a reduction, 1 or 2: where one's sums are few registers, additions to them
@@ -71,23 +71,27 @@ pub trait Lanes<T>: Copy {
     fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     fn sub(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     fn mul(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
-    /// Zero in all lanes but the first `k` <= `N`.
-    fn keep_first(self, v: Self::Vector, k: usize) -> Self::Vector;
     /// Every NaN replaced by the canonical one: whose NaN survives an operation differs between CPUs.
     fn canonical_nan(self, v: Self::Vector) -> Self::Vector;
 
-    fn zero_sums(self) -> Self::Sums;
-    /// sums + v, lane by lane in f64.
-    fn sum(self, sums: Self::Sums, v: Self::Vector) -> Self::Sums;
-    /// sums + a * b, lane by lane in f64. Of f32 the product is exact (48 bits), so a fused multiply-add gives the same
-    /// bits as two operations; of f64 it is two operations.
-    fn sum_product(self, sums: Self::Sums, a: Self::Vector, b: Self::Vector) -> Self::Sums;
+    fn widen(self, v: Self::Vector) -> Self::Wide;
+    fn zero_wide(self) -> Self::Wide;
+    fn splat_wide(self, value: f64) -> Self::Wide;
     /// # Safety
     /// `N` values can be read at `at`.
-    unsafe fn load_sums(self, at: *const f64) -> Self::Sums;
+    unsafe fn load_wide(self, at: *const f64) -> Self::Wide;
     /// # Safety
     /// `N` values can be written at `at`.
-    unsafe fn store_sums(self, at: *mut f64, sums: Self::Sums);
+    unsafe fn store_wide(self, at: *mut f64, v: Self::Wide);
+    fn add_wide(self, a: Self::Wide, b: Self::Wide) -> Self::Wide;
+    fn sub_wide(self, a: Self::Wide, b: Self::Wide) -> Self::Wide;
+    /// Zero in all lanes but the first `k` <= `N`.
+    fn keep_first(self, v: Self::Wide, k: usize) -> Self::Wide;
+    /// sum + a * b, in two operations.
+    fn add_product(self, sum: Self::Wide, a: Self::Wide, b: Self::Wide) -> Self::Wide;
+    /// The same for factors that are elements: of f32 the product is exact (48 bits), so a fused multiply-add, where there
+    /// is one, gives the same bits; of f64 it is two operations.
+    fn add_element_product(self, sum: Self::Wide, a: Self::Wide, b: Self::Wide) -> Self::Wide;
 }
 
 /// Work to be compiled for every instruction set: a struct of arguments with one method.

@@ -16,12 +16,6 @@ pub struct Portable;
 
 type Pair = [f64x4; 2];
 
-#[inline(always)]
-fn widen(v: f32x8) -> Pair {
-    let v = v.to_array();
-    [0, 4].map(|i| f64x4::new([v[i] as f64, v[i + 1] as f64, v[i + 2] as f64, v[i + 3] as f64]))
-}
-
 /// `v` with zero in all lanes but the first `k`.
 #[inline(always)]
 fn zero_after<T: Default, const N: usize>(k: usize, mut v: [T; N]) -> [T; N] {
@@ -30,36 +24,60 @@ fn zero_after<T: Default, const N: usize>(k: usize, mut v: [T; N]) -> [T; N] {
 }
 
 /// What is the same for both elements.
-macro_rules! common {
+macro_rules! wide {
     () => {
-        type Sums = Pair;
+        type Wide = Pair;
         const N: usize = 8;
         const STREAMS: usize = 1;
 
         #[inline(always)]
         fn fence(self) {}
         #[inline(always)]
-        fn zero_sums(self) -> Pair {
+        fn zero_wide(self) -> Pair {
             [f64x4::splat(0.0); 2]
         }
         #[inline(always)]
-        unsafe fn load_sums(self, at: *const f64) -> Pair {
+        fn splat_wide(self, value: f64) -> Pair {
+            [f64x4::splat(value); 2]
+        }
+        #[inline(always)]
+        unsafe fn load_wide(self, at: *const f64) -> Pair {
             // SAFETY: 8 values can be read, says the caller.
             from_fn(|i| f64x4::new(unsafe { at.add(4 * i).cast::<[f64; 4]>().read_unaligned() }))
         }
         #[inline(always)]
-        unsafe fn store_sums(self, at: *mut f64, sums: Pair) {
-            for (i, sums) in sums.into_iter().enumerate() {
+        unsafe fn store_wide(self, at: *mut f64, v: Pair) {
+            for (i, v) in v.into_iter().enumerate() {
                 // SAFETY: 8 values can be written, says the caller.
-                unsafe { at.add(4 * i).cast::<[f64; 4]>().write_unaligned(sums.to_array()) }
+                unsafe { at.add(4 * i).cast::<[f64; 4]>().write_unaligned(v.to_array()) }
             }
+        }
+        #[inline(always)]
+        fn add_wide(self, a: Pair, b: Pair) -> Pair {
+            from_fn(|i| a[i] + b[i])
+        }
+        #[inline(always)]
+        fn sub_wide(self, a: Pair, b: Pair) -> Pair {
+            from_fn(|i| a[i] - b[i])
+        }
+        #[inline(always)]
+        fn keep_first(self, v: Pair, k: usize) -> Pair {
+            from_fn(|i| f64x4::new(zero_after(k.saturating_sub(4 * i), v[i].to_array())))
+        }
+        #[inline(always)]
+        fn add_product(self, sum: Pair, a: Pair, b: Pair) -> Pair {
+            from_fn(|i| sum[i] + a[i] * b[i])
+        }
+        #[inline(always)]
+        fn add_element_product(self, sum: Pair, a: Pair, b: Pair) -> Pair {
+            from_fn(|i| sum[i] + a[i] * b[i])
         }
     };
 }
 
 impl Lanes<f32> for Portable {
     type Vector = f32x8;
-    common!();
+    wide!();
 
     #[inline(always)]
     unsafe fn load(self, at: *const f32) -> f32x8 {
@@ -110,33 +128,24 @@ impl Lanes<f32> for Portable {
         a * b
     }
     #[inline(always)]
-    fn keep_first(self, v: f32x8, k: usize) -> f32x8 {
-        f32x8::new(zero_after(k, v.to_array()))
-    }
-    #[inline(always)]
     fn canonical_nan(self, v: f32x8) -> f32x8 {
         v.is_nan().bitselect(f32x8::splat(f32::NAN), v)
     }
     #[inline(always)]
-    fn sum(self, sums: Pair, v: f32x8) -> Pair {
-        let v = widen(v);
-        from_fn(|i| sums[i] + v[i])
-    }
-    #[inline(always)]
-    fn sum_product(self, sums: Pair, a: f32x8, b: f32x8) -> Pair {
-        let (a, b) = (widen(a), widen(b));
-        from_fn(|i| sums[i] + a[i] * b[i])
+    fn widen(self, v: f32x8) -> Pair {
+        let v = v.to_array();
+        [0, 4].map(|i| f64x4::new([v[i] as f64, v[i + 1] as f64, v[i + 2] as f64, v[i + 3] as f64]))
     }
 }
 
 impl Lanes<f64> for Portable {
     type Vector = Pair;
-    common!();
+    wide!();
 
     #[inline(always)]
     unsafe fn load(self, at: *const f64) -> Pair {
         // SAFETY: 8 elements can be read, says the caller.
-        unsafe { Lanes::<f64>::load_sums(self, at) }
+        unsafe { Lanes::<f64>::load_wide(self, at) }
     }
     #[inline(always)]
     unsafe fn load_first(self, at: *const f64, k: usize) -> Pair {
@@ -144,19 +153,19 @@ impl Lanes<f64> for Portable {
         // SAFETY: `k` <= 8 elements can be read, says the caller.
         unsafe { std::ptr::copy_nonoverlapping(at, lanes.as_mut_ptr(), k) };
         // SAFETY: `lanes` has 8 values.
-        unsafe { Lanes::<f64>::load_sums(self, lanes.as_ptr()) }
+        unsafe { Lanes::<f64>::load_wide(self, lanes.as_ptr()) }
     }
     #[inline(always)]
     unsafe fn store(self, at: *mut f64, v: Pair) {
         // SAFETY: 8 elements can be written, says the caller.
-        unsafe { Lanes::<f64>::store_sums(self, at, v) }
+        unsafe { Lanes::<f64>::store_wide(self, at, v) }
     }
     #[inline(always)]
     unsafe fn store_first(self, at: *mut f64, v: Pair, k: usize) {
         let mut lanes = [0.0; 8];
         // SAFETY: `lanes` has 8 values; `k` <= 8 elements can be written, says the caller.
         unsafe {
-            Lanes::<f64>::store_sums(self, lanes.as_mut_ptr(), v);
+            Lanes::<f64>::store_wide(self, lanes.as_mut_ptr(), v);
             std::ptr::copy_nonoverlapping(lanes.as_ptr(), at, k);
         }
     }
@@ -172,34 +181,26 @@ impl Lanes<f64> for Portable {
     }
     #[inline(always)]
     fn splat(self, value: f64) -> Pair {
-        [f64x4::splat(value); 2]
+        Lanes::<f64>::splat_wide(self, value)
     }
     #[inline(always)]
     fn add(self, a: Pair, b: Pair) -> Pair {
-        from_fn(|i| a[i] + b[i])
+        Lanes::<f64>::add_wide(self, a, b)
     }
     #[inline(always)]
     fn sub(self, a: Pair, b: Pair) -> Pair {
-        from_fn(|i| a[i] - b[i])
+        Lanes::<f64>::sub_wide(self, a, b)
     }
     #[inline(always)]
     fn mul(self, a: Pair, b: Pair) -> Pair {
         from_fn(|i| a[i] * b[i])
     }
     #[inline(always)]
-    fn keep_first(self, v: Pair, k: usize) -> Pair {
-        from_fn(|i| f64x4::new(zero_after(k.saturating_sub(4 * i), v[i].to_array())))
-    }
-    #[inline(always)]
     fn canonical_nan(self, v: Pair) -> Pair {
         v.map(|v| v.is_nan().bitselect(f64x4::splat(f64::NAN), v))
     }
     #[inline(always)]
-    fn sum(self, sums: Pair, v: Pair) -> Pair {
-        Lanes::<f64>::add(self, sums, v)
-    }
-    #[inline(always)]
-    fn sum_product(self, sums: Pair, a: Pair, b: Pair) -> Pair {
-        Lanes::<f64>::add(self, sums, Lanes::<f64>::mul(self, a, b))
+    fn widen(self, v: Pair) -> Pair {
+        v
     }
 }
