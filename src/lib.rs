@@ -37,7 +37,7 @@
 //! |gamma * xhat| + |beta|; dx within 2^-20 of |gamma| * invstd * (|dy| + |mean dy| + |xhat * mean(dy * xhat)|); dbeta and
 //! dgamma within 2^-21 of the sum of absolute values. A channel of equal elements has variance 0 and gives exactly beta.
 //! Where these bounds vanish something is left, too small to be seen elsewhere: the rounding of a result that is itself
-//! subnormal; 2^-40 * |gamma| of y, next to the mean; 2^-23 * |gamma| * invstd * |xhat| * rms(dy) of dx, where dy is
+//! subnormal; 2^-40 * |gamma| of y, next to the mean; 2^-40 * |gamma| * invstd * |xhat| * rms(dy) of dx, where dy is
 //! orthogonal to xhat.
 //!
 //! **The same bits** for every instruction set, number of threads, alignment and layout, in every run. A NaN result is the
