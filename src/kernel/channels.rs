@@ -160,7 +160,7 @@ impl<T> Kernel<T> for Merge<'_> {
     }
 }
 
-/// Writes the coefficients of `DEVIATION` for a group of channels.
+/// Writes the coefficients that a deviation takes, for a group of channels.
 pub struct Deviations<'a, T> {
     pub scales: &'a [Scale],
     /// The column of the first of them.
@@ -181,7 +181,7 @@ impl<T: Element> Kernel<T> for Deviations<'_, T> {
     }
 }
 
-/// Writes those of normalization beyond `DEVIATION`.
+/// Writes those that normalization takes beside.
 pub struct Factors<'a, T> {
     pub scales: &'a [Scale],
     /// beta of the group's channels.
