@@ -45,7 +45,7 @@ struct Regime {
 
 const REGIMES: [Regime; 2] = [
     Regime { name: "2 layers, learning rate 0.05", widths: &[16, 32], lr: 0.05 },
-    Regime { name: "8 layers, learning rate 0.5", widths: &[16; 8], lr: 0.5 },
+    Regime { name: "8 layers, learning rate 0.3", widths: &[16; 8], lr: 0.3 },
 ];
 
 /// One training run.

@@ -226,7 +226,7 @@ impl Network {
         }
     }
 
-    /// Class probabilities of a batch, sample by sample.
+    /// Scores of the classes for a batch, sample by sample.
     fn forward(&mut self, digits: &[&Digit], training: bool) -> Result<Vec<f32>, Error> {
         let batch = digits.len();
         let mut x: Vec<f32> = digits.iter().flat_map(|digit| digit.pixels).collect();
@@ -238,36 +238,34 @@ impl Network {
         product((batch, x.len() / batch, CLASSES), &x, &self.weights, (false, false), &mut scores);
         for scores in scores.chunks_exact_mut(CLASSES) {
             scores.iter_mut().zip(&self.bias).for_each(|(score, bias)| *score += bias);
-            let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            scores.iter_mut().for_each(|score| *score = (*score - most).exp());
-            let sum: f32 = scores.iter().sum();
-            scores.iter_mut().for_each(|score| *score /= sum);
         }
         Ok(scores)
     }
 
-    /// Loss and accuracy of probabilities.
-    fn score(probabilities: &[f32], digits: &[&Digit]) -> Score {
+    /// Loss and accuracy of scores, which become their gradient.
+    fn score(scores: &mut [f32], digits: &[&Digit]) -> Score {
         let mut score = Score::default();
-        for (probabilities, digit) in probabilities.chunks_exact(CLASSES).zip(digits) {
-            let right = probabilities[digit.class];
-            score.loss -= f64::from(right.max(1e-30).ln());
+        let share = 1.0 / digits.len() as f64;
+        for (scores, digit) in scores.chunks_exact_mut(CLASSES).zip(digits) {
+            let right = scores[digit.class];
             // A NaN is right about nothing.
-            let best = probabilities.iter().enumerate().all(|(class, p)| class == digit.class || *p < right);
-            score.accuracy += f64::from(u8::from(best));
+            let best = scores.iter().enumerate().all(|(class, p)| class == digit.class || *p < right);
+            score.accuracy += f64::from(u8::from(best)) * share;
+            // The loss is the logarithm of the softmax; with the largest score taken off, no exponential overflows.
+            let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f32 = scores.iter().map(|score| (score - most).exp()).sum();
+            score.loss += f64::from(sum.ln() + most - right) * share;
+            scores.iter_mut().for_each(|score| *score = (*score - most).exp() / sum * share as f32);
+            scores[digit.class] -= share as f32;
         }
-        Score { loss: score.loss / digits.len() as f64, accuracy: score.accuracy / digits.len() as f64 }
+        score
     }
 
     /// One step of gradient descent on a batch.
     pub fn train(&mut self, digits: &[&Digit], lr: f64) -> Result<Score, Error> {
         let batch = digits.len();
         let mut dy = self.forward(digits, true)?;
-        let score = Self::score(&dy, digits);
-        for (dy, digit) in dy.chunks_exact_mut(CLASSES).zip(digits) {
-            dy[digit.class] -= 1.0;
-            dy.iter_mut().for_each(|dy| *dy /= batch as f32);
-        }
+        let score = Self::score(&mut dy, digits);
         let features = self.blocks.last().map_or(&[][..], |block| &block.output);
         let width = features.len() / batch;
         product((width, batch, CLASSES), features, &dy, (true, false), &mut self.gradient);
@@ -288,7 +286,7 @@ impl Network {
 
     /// Loss and accuracy on a set, by running statistics.
     pub fn test(&mut self, digits: &[&Digit]) -> Result<Score, Error> {
-        let probabilities = self.forward(digits, false)?;
-        Ok(Self::score(&probabilities, digits))
+        let mut scores = self.forward(digits, false)?;
+        Ok(Self::score(&mut scores, digits))
     }
 }
