@@ -8,7 +8,7 @@ use std::ops::Range;
 use crate::element::Element;
 use crate::exec;
 use crate::kernel::Scratch;
-use crate::plan::{Block, GROUP, Plan};
+use crate::plan::{Block, GROUP, Plan, Reach, pieces, pieces_at};
 use crate::problem::Geometry;
 use crate::simd::Level;
 use crate::split::Output;
@@ -17,8 +17,7 @@ use crate::split::Output;
 pub struct Task<'a, T> {
     pub level: Level,
     pub geometry: &'a Geometry,
-    /// Whether to write outputs past the caches.
-    pub stream: bool,
+    pub reach: Reach,
     pub scratch: &'a mut Scratch<T>,
 }
 
@@ -55,15 +54,16 @@ pub trait Operation<T: Element>: Sync {
         at: usize,
         states: &[Self::State],
     );
-    /// Maps a part of the tensor.
-    fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, part: &Block);
+    /// Maps a part of the tensor; `column` is that of the first of these channels.
+    fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block);
 }
 
 /// Runs an operation.
 pub fn run<T: Element, O: Operation<T>>(level: Level, geometry: &Geometry, operation: &O) {
     let plan = Plan::new(geometry, size_of::<T>(), O::READS, exec::workers);
     let engine = Engine { level, geometry, plan, operation };
-    exec::enter(plan.parallel, &|| if plan.whole { engine.whole() } else { engine.in_chunks() });
+    let whole = plan.whole && operation.reduces();
+    exec::enter(plan.parallel, &|| if whole { engine.whole() } else { engine.in_chunks() });
 }
 
 struct Engine<'a, O> {
@@ -81,9 +81,9 @@ impl<O: Sync> Engine<'_, O> {
         tasks: usize,
         body: impl Fn(Range<usize>, &mut Task<'_, T>) + Sync,
     ) {
-        let Self { level, geometry, plan: Plan { stream, parallel, .. }, .. } = *self;
+        let Self { level, geometry, plan: Plan { reach, parallel, .. }, .. } = *self;
         exec::for_each(units, tasks, parallel, &|range| {
-            T::with_scratch(|scratch| body(range, &mut Task { level, geometry, stream, scratch }));
+            T::with_scratch(|scratch| body(range, &mut Task { level, geometry, reach, scratch }));
         });
     }
 
@@ -92,26 +92,27 @@ impl<O: Sync> Engine<'_, O> {
     where
         O: Operation<T>,
     {
-        let Plan { blocks, .. } = self.plan;
-        let spans = self.plan.spans();
-        self.tasks(spans, spans, |range, task: &mut Task<'_, T>| {
-            for channels in range.flat_map(|span| self.plan.groups(self.plan.span(span))) {
+        let Plan { blocks, group, .. } = self.plan;
+        let groups = self.geometry.c.div_ceil(group);
+        self.tasks(groups, groups, |range, task: &mut Task<'_, T>| {
+            for channels in range.map(|group| self.plan.group(group)) {
                 let mut states = [O::State::default(); GROUP];
                 let states = &mut states[..channels.len()];
                 if self.operation.reduces() {
                     self.operation.prepare(task, &channels);
                     let mut seen = 0;
                     let mut chunk_states = [O::State::default(); GROUP];
+                    let mut block_states = [O::State::default(); GROUP];
                     for chunk in 0..blocks.chunks() {
                         let right = &mut chunk_states[..channels.len()];
-                        let count = self.chunk(task, &channels, chunk, right);
+                        let count = self.chunk(task, &channels, chunk, right, &mut block_states);
                         self.fold((states, &mut seen), (right, count));
                     }
                     self.operation.finish(self.level, &channels, states);
                 }
                 if self.operation.maps() {
                     self.operation.coefficients(task, &channels, 0, states);
-                    self.operation.map(task, &channels, &blocks.whole());
+                    self.operation.map(task, &channels, 0, &blocks.whole());
                 }
             }
         });
@@ -122,30 +123,28 @@ impl<O: Sync> Engine<'_, O> {
     where
         O: Operation<T>,
     {
-        let Plan { blocks, channels: c, .. } = self.plan;
-        let (chunks, spans) = (blocks.chunks(), self.plan.spans());
-        // A task's range of units is a range of chunks, of one span mostly.
-        let unit = |index: usize| (index % chunks, index / chunks);
+        let Plan { blocks, group, span, tasks, .. } = self.plan;
+        let c = self.geometry.c;
+        let (chunks, groups) = (blocks.chunks(), c.div_ceil(group));
         let mut partial = Vec::new();
         if self.operation.reduces() {
             partial.resize(chunks * c, O::State::default());
             let states = Output::new(&mut partial);
-            self.tasks(chunks * spans, self.plan.tasks, |units, task: &mut Task<'_, T>| {
-                for (chunk, span) in units.map(unit) {
-                    for channels in self.plan.groups(self.plan.span(span)) {
-                        self.operation.prepare(task, &channels);
-                        // SAFETY: in bounds; no other task has this chunk and these channels.
-                        let states =
-                            unsafe { states.part(chunk * c + channels.start..chunk * c + channels.end) };
-                        self.chunk(task, &channels, chunk, states);
-                    }
+            // A task's range of units is a range of chunks, of one group mostly.
+            self.tasks(chunks * groups, tasks, |units, task: &mut Task<'_, T>| {
+                let mut block_states = vec![O::State::default(); group];
+                for (chunk, group) in units.map(|unit| (unit % chunks, unit / chunks)) {
+                    let channels = self.plan.group(group);
+                    self.operation.prepare(task, &channels);
+                    // SAFETY: in bounds; no other task has this chunk and these channels.
+                    let states = unsafe { states.part(chunk * c + channels.start..chunk * c + channels.end) };
+                    self.chunk(task, &channels, chunk, states, &mut block_states);
                 }
             });
-            let tasks = if self.plan.merge_parallel() { self.plan.tasks } else { 1 };
+            let tasks = if self.plan.merge_parallel() { tasks } else { 1 };
             let groups = c.div_ceil(GROUP);
             self.tasks(groups, tasks, |range, _: &mut Task<'_, T>| {
-                for group in range {
-                    let channels = group * GROUP..((group + 1) * GROUP).min(c);
+                for channels in pieces(range.start * GROUP..(range.end * GROUP).min(c), GROUP) {
                     // The first chunk's states become the channels'.
                     // SAFETY: in bounds; no other task has these channels, of any chunk.
                     let total = unsafe { states.part(channels.clone()) };
@@ -161,19 +160,23 @@ impl<O: Sync> Engine<'_, O> {
             });
         }
         if self.operation.maps() {
-            self.tasks(chunks * spans, self.plan.tasks, |units, task: &mut Task<'_, T>| {
-                let mut ready = None;
-                for (chunk, span) in units.map(unit) {
-                    let channels = self.plan.span(span);
-                    if ready != Some(span) {
-                        for group in self.plan.groups(channels.clone()) {
-                            let states = partial.get(group.clone()).unwrap_or(&[]);
-                            self.operation.coefficients(task, &group, group.start - channels.start, states);
-                        }
-                        ready = Some(span);
+            let units = self.plan.units();
+            self.tasks(c.div_ceil(span) * units, tasks, |range, task: &mut Task<'_, T>| {
+                for piece in pieces_at(range, units) {
+                    let span = self.plan.span(piece.start / units);
+                    let piece = piece.start % units..(piece.end - 1) % units + 1;
+                    let parts = || self.plan.parts(&span, piece.clone());
+                    // Of all channels that the parts have, one part or another.
+                    let (first, end) = parts().fold((usize::MAX, 0), |(first, end), (some, _)| {
+                        (first.min(some.start), end.max(some.end))
+                    });
+                    for group in pieces(span.start + first..span.start + end, GROUP) {
+                        let states = partial.get(group.clone()).unwrap_or(&[]);
+                        self.operation.coefficients(task, &group, group.start - span.start, states);
                     }
-                    for block in blocks.chunk(chunk) {
-                        self.operation.map(task, &channels, &blocks.get(block));
+                    for (some, part) in parts() {
+                        let channels = span.start + some.start..span.start + some.end;
+                        self.operation.map(task, &channels, some.start, &part);
                     }
                 }
             });
@@ -186,19 +189,19 @@ impl<O: Sync> Engine<'_, O> {
         blocks.chunk(chunk).map(|block| blocks.get(block).count()).sum()
     }
 
-    /// The states of a chunk's blocks, merged in order, and their count.
+    /// The states of a chunk's blocks, merged in order, and their count; `block_states` for one block's at a time.
     fn chunk<T: Element>(
         &self,
         task: &mut Task<'_, T>,
         channels: &Range<usize>,
         chunk: usize,
         states: &mut [O::State],
+        block_states: &mut [O::State],
     ) -> usize
     where
         O: Operation<T>,
     {
         let mut seen = 0;
-        let mut block_states = [O::State::default(); GROUP];
         for block in self.plan.blocks.chunk(chunk) {
             let block = self.plan.blocks.get(block);
             let right = &mut block_states[..channels.len()];

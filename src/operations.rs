@@ -134,7 +134,7 @@ impl<T: Element> Task<'_, T> {
         k: [usize; K],
         inputs: [Input<'_, T>; IN],
         output: Output<'_, T>,
-        (channels, part): (&Range<usize>, &Block),
+        (channels, column, part): (&Range<usize>, usize, &Block),
     ) {
         let (channels, part) = (channels.clone(), part.clone());
         let kernel = Map {
@@ -142,8 +142,9 @@ impl<T: Element> Task<'_, T> {
             inputs,
             output,
             channels,
+            column,
             part,
-            stream: self.stream,
+            reach: self.reach,
             scratch: self.scratch,
             k,
             formula: PhantomData::<O>,
@@ -215,9 +216,9 @@ impl<T: Element> Operation<T> for Forward<'_, T> {
         self.affine.coefficients(task, channels, at, scales);
     }
 
-    fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, part: &Block) {
+    fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
         if let Some(y) = self.y {
-            task.apply(Normalize, SCALE, [self.x], y, (channels, part));
+            task.apply(Normalize, SCALE, [self.x], y, (channels, column, part));
         }
     }
 }
@@ -252,8 +253,8 @@ impl<T: Element> Operation<T> for Inference<'_, T> {
         self.affine.coefficients(task, channels, at, &scales[..channels.len()]);
     }
 
-    fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, part: &Block) {
-        task.apply(Normalize, SCALE, [self.x], self.y, (channels, part));
+    fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
+        task.apply(Normalize, SCALE, [self.x], self.y, (channels, column, part));
     }
 }
 
@@ -374,14 +375,14 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
         task.lay_out(channels, GRADIENT);
     }
 
-    fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, part: &Block) {
+    fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
         let Some(dx) = self.dx else { return };
         match self.given {
             Given::Batch(_) => {
-                task.apply(InputGradient, GRADIENT, [self.x, self.dy], dx, (channels, part));
+                task.apply(InputGradient, GRADIENT, [self.x, self.dy], dx, (channels, column, part));
             }
             Given::Frozen { .. } => {
-                task.apply(FrozenGradient, [HALF, REST], [self.dy], dx, (channels, part));
+                task.apply(FrozenGradient, [HALF, REST], [self.dy], dx, (channels, column, part));
             }
         }
     }

@@ -10,45 +10,61 @@
 use std::ops::Range;
 
 use crate::exec;
+use crate::kernel::SUMS;
 use crate::problem::{Geometry, Pattern};
 use crate::simd::LANES;
 
+/// A size, or under fuzzing a small one: then small inputs reach every merge, every schedule and every way to write.
+const fn fuzzed(size: usize, small: usize) -> usize {
+    if cfg!(fuzzing) { small } else { size }
+}
+
 /// The most elements of a block: 16 KiB of f32 stay in L1 for a second look, and f64 sums over them lose nothing that
-/// f32 results could show (`Element::CONDITION_LIMIT` counts on this size). Fuzzing shrinks it to reach every merge.
-pub const BLOCK: usize = if cfg!(fuzzing) { 64 } else { 4096 };
+/// f32 results could show (`Element::CONDITION_LIMIT` counts on this size).
+pub const BLOCK: usize = fuzzed(4096, 64);
 
 /// With many channels blocks are shorter, down to this: in NHWC the rows of a block are a task's least, and must leave
 /// enough of them to share out. Shorter ones would show in NCHW, where each costs a sum over lanes.
-const SHORT_BLOCK: usize = BLOCK / 8;
+const SHORT_BLOCK: usize = BLOCK / 4;
 
 /// Elements of all channels of a block, where the two bounds above allow it.
-const BLOCK_ROWS: usize = 1 << 18;
+const BLOCK_ROWS: usize = 1 << 19;
 
 /// The most chunks of a channel, which bounds the scratch memory for their states.
-const MAX_CHUNKS: usize = 256;
+const MAX_CHUNKS: usize = fuzzed(256, 8);
 
-/// The most channels that are reduced at once: their sums per lane stay in L1.
+/// The most channels whose coefficients are derived at once, and that are reduced at once in NCHW.
 pub const GROUP: usize = 64;
 
-/// The most channels that are mapped at once: in NHWC, runs of 2 KiB of f32.
-pub const SPAN: usize = 512;
+/// The most channels that are reduced at once in NHWC: runs of 2 KiB of f32. Their sums per lane stay in L2.
+pub const BAND: usize = 512;
+
+/// The most channels that are mapped at once: runs of 8 KiB of f32 in NHWC.
+pub const SPAN: usize = 2048;
+
+/// In NHWC, the least rows that a task maps if it can have all of fewer channels instead.
+const ROWS: usize = fuzzed(64, 2);
 
 /// What one task's part of the tensor should fit in: half of the smallest L2 of today's servers and desktops, where
 /// the statistics have just put the data that normalization reads again.
-const CACHE_BYTES: usize = 512 << 10;
+const CACHE_BYTES: usize = fuzzed(512 << 10, 1 << 10);
 
 /// From this many bytes read and written on, what is written would be gone from the last-level cache before anyone
 /// reads it, and writing past it saves reading the lines first: measured 57 against 43 GB/s copying 100 MB (4 cores,
 /// 32 MB of L3), even at 50 MB, 81 against 180 at 25 MB.
-const STREAM_BYTES: usize = 48 << 20;
+const STREAM_BYTES: usize = fuzzed(48 << 20, 16 << 10);
+
+/// From this many on, what is read and written is asked for ahead of time: measured 1.2 to 2.3 times as fast in NHWC at
+/// 26 MB and more, 10 % slower at 6 MB, which the caches and their own prefetching serve as well.
+const FAR_BYTES: usize = fuzzed(16 << 20, 4 << 10);
 
 /// States to merge below this are merged on one thread.
-const PARALLEL_STATES: usize = 4096;
+const PARALLEL_STATES: usize = fuzzed(4096, 64);
 
 /// Tensors below this are done on the calling thread, which takes about as long as handing them out: a call from
 /// within the pool pays some 5 microseconds for that, one from outside 25 and, if the pool sleeps, up to 100.
-const PARALLEL_BYTES: usize = 256 << 10;
-const PARALLEL_BYTES_OUTSIDE: usize = 1 << 20;
+const PARALLEL_BYTES: usize = fuzzed(256 << 10, 1 << 10);
+const PARALLEL_BYTES_OUTSIDE: usize = fuzzed(1 << 20, 1 << 10);
 
 /// Tasks per thread, so that an unlucky thread can be relieved of some.
 const TASKS_PER_THREAD: usize = 4;
@@ -127,24 +143,68 @@ impl Blocks {
     }
 }
 
+/// A range in pieces of `size`.
+pub fn pieces(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(size).map(move |start| start..(start + size).min(end))
+}
+
+/// A range in pieces that end at multiples of `size`.
+pub fn pieces_at(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let Range { mut start, end } = range;
+    std::iter::from_fn(move || {
+        let piece = start..(start / size * size + size).min(end);
+        start = piece.end;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+/// Rectangles that make up a range of the cells of a grid, row by row: a part of a row, whole rows, a part of a row.
+fn rectangles(cells: Range<usize>, width: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    let Range { mut start, end } = cells;
+    std::iter::from_fn(move || {
+        let (row, column) = (start / width, start % width);
+        let rest = end.saturating_sub(start);
+        let (rows, columns) = match rest {
+            0 => return None,
+            _ if column > 0 || rest < width => (1, column..(column + rest).min(width)),
+            _ => (rest / width, 0..width),
+        };
+        start += rows * columns.len();
+        Some((row..row + rows, columns))
+    })
+}
+
+/// How far from the core the tensors of a map are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Near enough for the caches' own prefetching.
+    Near,
+    /// Far enough for prefetching to pay.
+    Far,
+    /// So far that outputs are written past the caches.
+    Past,
+}
+
 /// Blocks, and how channels and chunks are dealt out to tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
     pub blocks: Blocks,
-    /// Channels of the tensor.
-    pub channels: usize,
+    pub geometry: Geometry,
     /// Channels that are reduced at once.
     pub group: usize,
-    /// Channels of a task, and that are mapped at once; a multiple of `group`.
+    /// Channels that are mapped at once.
     pub span: usize,
+    /// Pieces that a plane is mapped in.
+    pub segments: usize,
     /// Whether a task takes its channels whole, from statistics to output, or one chunk of them at a time.
     pub whole: bool,
     /// About how many tasks to make.
     pub tasks: usize,
     /// Whether to use the thread pool.
     pub parallel: bool,
-    /// Whether to write outputs past the caches.
-    pub stream: bool,
+    /// Where the map finds its inputs and writes its output.
+    pub reach: Reach,
 }
 
 impl Plan {
@@ -153,7 +213,11 @@ impl Plan {
     pub fn new(geometry: &Geometry, bytes: usize, reads: usize, workers: impl Fn() -> usize) -> Self {
         let blocks = Blocks::of(geometry);
         let element_bytes = reads * bytes;
-        let stream = geometry.len().saturating_mul(element_bytes + bytes) >= STREAM_BYTES;
+        let reach = match geometry.len().saturating_mul(element_bytes + bytes) {
+            STREAM_BYTES.. => Reach::Past,
+            FAR_BYTES.. => Reach::Far,
+            _ => Reach::Near,
+        };
         let all = geometry.len().saturating_mul(element_bytes);
         let worth = if exec::inside_pool() { PARALLEL_BYTES } else { PARALLEL_BYTES_OUTSIDE };
         let workers = if all >= worth { workers() } else { 1 };
@@ -166,34 +230,81 @@ impl Plan {
             // each thread.
             Pattern::Along => {
                 let group = fitting.min(c / tasks).clamp(1, GROUP);
-                (group, group, c >= workers)
+                (group, if geometry.small_planes() { GROUP } else { SPAN }, c >= workers)
             }
             // Rows in full, or nearly: strips of them that stay in cache until they are read again are slower, since
-            // rows a power of two apart compete for a few cache sets.
-            Pattern::Across => (GROUP, SPAN, !parallel && c <= GROUP && fitting >= c),
+            // rows a power of two apart compete for a few cache sets. The sums of small planes have as many lanes as
+            // positions.
+            Pattern::Across => {
+                let lanes = if geometry.small_planes() { geometry.s } else { LANES };
+                let group = (SUMS / lanes).clamp(GROUP, BAND) / GROUP * GROUP;
+                // A task with few rows would spend its time on their coefficients.
+                let few = parallel && geometry.m() < tasks * ROWS;
+                let span = if few { c.div_ceil(tasks).next_multiple_of(GROUP).min(SPAN) } else { SPAN };
+                (group, span, !parallel && c <= GROUP && fitting >= c)
+            }
         };
-        Self { blocks, channels: c, group, span, whole, tasks, parallel, stream }
+        // Planes are cut only if there are too few of them to share out.
+        let planes = geometry.n * c;
+        let segments = match geometry.pattern {
+            Pattern::Along if planes < tasks => tasks.div_ceil(planes).min(geometry.s),
+            _ => 1,
+        };
+        Self { blocks, geometry: *geometry, group, span, segments, whole, tasks, parallel, reach }
     }
 
-    /// The channels of a span.
+    /// A group's channels.
+    pub fn group(&self, index: usize) -> Range<usize> {
+        index * self.group..((index + 1) * self.group).min(self.geometry.c)
+    }
+
+    /// A span's channels.
     pub fn span(&self, index: usize) -> Range<usize> {
-        index * self.span..((index + 1) * self.span).min(self.channels)
+        index * self.span..((index + 1) * self.span).min(self.geometry.c)
     }
 
-    /// The number of spans.
-    pub fn spans(&self) -> usize {
-        self.channels.div_ceil(self.span)
+    /// The number of units that a span is mapped in.
+    pub fn units(&self) -> usize {
+        self.geometry.n * self.units_per_sample()
     }
 
-    /// The groups of some channels.
-    pub fn groups(&self, channels: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-        let (end, group) = (channels.end, self.group);
-        channels.step_by(group).map(move |start| start..(start + group).min(end))
+    fn units_per_sample(&self) -> usize {
+        let Geometry { c, s, pattern, .. } = self.geometry;
+        match pattern {
+            Pattern::Across => s,
+            Pattern::Along if self.geometry.small_planes() => 1,
+            Pattern::Along => self.span.min(c) * self.segments,
+        }
+    }
+
+    /// The parts that make up some of a span's units, in the order of memory. Each is some of the span's channels.
+    pub fn parts(
+        &self,
+        span: &Range<usize>,
+        units: Range<usize>,
+    ) -> impl Iterator<Item = (Range<usize>, Block)> {
+        let Geometry { s, pattern, .. } = self.geometry;
+        let (segments, channels) = (self.segments, span.len());
+        let whole_rows = pattern == Pattern::Across || self.geometry.small_planes();
+        let segment = s.div_ceil(segments).next_multiple_of(LANES);
+        rectangles(units, self.units_per_sample()).flat_map(move |(samples, inner)| {
+            let planes = if whole_rows { 0..1 } else { inner.clone() };
+            rectangles(planes, segments).filter_map(move |(some, cut)| {
+                let samples = samples.clone();
+                if whole_rows {
+                    let positions = if pattern == Pattern::Across { inner.clone() } else { 0..s };
+                    return Some((0..channels, Block { samples, positions }));
+                }
+                let positions = cut.start * segment..(cut.end * segment).min(s);
+                let some = some.start..some.end.min(channels);
+                (!some.is_empty() && !positions.is_empty()).then_some((some, Block { samples, positions }))
+            })
+        })
     }
 
     /// Whether there are so many states to merge that it pays to share them out.
     pub fn merge_parallel(&self) -> bool {
-        self.parallel && self.blocks.chunks() * self.channels >= PARALLEL_STATES
+        self.parallel && self.blocks.chunks() * self.geometry.c >= PARALLEL_STATES
     }
 }
 
@@ -254,20 +365,47 @@ mod tests {
     }
 
     #[test]
-    fn groups_and_spans_partition_the_channels() {
+    fn groups_partition_the_channels() {
         for geometry in geometries() {
             for workers in [1, 4] {
                 let plan = Plan::new(&geometry, 4, 1, || workers);
                 let mut channel = 0;
-                for span in 0..plan.spans() {
-                    let span = plan.span(span);
-                    assert!(span.len() <= SPAN, "{geometry:?}");
-                    for group in plan.groups(span) {
-                        assert!(group.start == channel && (1..=GROUP).contains(&group.len()), "{geometry:?}");
-                        channel = group.end;
-                    }
+                for group in (0..geometry.c.div_ceil(plan.group)).map(|index| plan.group(index)) {
+                    assert!(group.start == channel && (1..=BAND).contains(&group.len()), "{geometry:?}");
+                    channel = group.end;
                 }
                 assert_eq!(channel, geometry.c, "{geometry:?}");
+            }
+        }
+    }
+
+    /// Whoever is handed some units gets parts that no one else has, and all together are the tensor.
+    #[test]
+    fn parts_partition_the_tensor() {
+        for pattern in PATTERNS {
+            for (n, c, s) in
+                [(1, 1, 1), (1, 3, 5000), (2, 2049, 3), (7, 5, 100), (3, 64, 49), (5, 2050, 1), (1, 70, 65)]
+            {
+                let geometry = Geometry { n, c, s, pattern };
+                for workers in [1, 4] {
+                    let plan = Plan::new(&geometry, 1 << 16, 1, || workers);
+                    let mut seen = vec![0u8; geometry.len()];
+                    for span in (0..c.div_ceil(plan.span)).map(|index| plan.span(index)) {
+                        for units in pieces(0..plan.units(), 13) {
+                            for (channels, part) in plan.parts(&span, units) {
+                                for sample in part.samples {
+                                    for channel in channels.clone() {
+                                        for position in part.positions.clone() {
+                                            seen[geometry.offset(sample, span.start + channel, position)] +=
+                                                1;
+                                        }
+                                    }
+                                }
+                            }
+                        }
+                    }
+                    assert!(seen.iter().all(|times| *times == 1), "{geometry:?} {workers}");
+                }
             }
         }
     }

@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{Columns, GROUP, Scratch};
+use super::{BAND, Columns, GROUP, Scratch};
 use crate::element::Element;
 use crate::problem::SMALL_PLANE;
 use crate::simd::{Kernel, Lanes};
@@ -138,7 +138,7 @@ impl<T: Element> Kernel<T> for BlockMoments<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         let Scratch { sums: [sums, squares], pivots, .. } = self.scratch;
-        for (i, moments) in self.moments.iter_mut().enumerate().take(GROUP) {
+        for (i, moments) in self.moments.iter_mut().enumerate().take(BAND) {
             *moments = Moments::from_sums(pivots[i], sums[i], squares[i], self.count);
         }
     }

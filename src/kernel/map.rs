@@ -4,9 +4,9 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::{Columns, Scratch};
-use crate::plan::Block;
+use crate::plan::{Block, Reach};
 use crate::problem::{Geometry, Pattern};
-use crate::simd::{Kernel, LINE, Lanes};
+use crate::simd::{Kernel, LINE, Lanes, prefetch, prefetch_to_write};
 use crate::split::{Input, Output};
 
 /// An elementwise formula of `IN` tensors and `K` coefficients per channel.
@@ -74,13 +74,22 @@ pub struct Map<'a, T, O, const IN: usize, const K: usize> {
     pub inputs: [Input<'a, T>; IN],
     pub output: Output<'a, T>,
     pub channels: Range<usize>,
+    /// The column of the first of them; 0 where vectors take several channels.
+    pub column: usize,
     pub part: Block,
-    /// Whether to write past the caches.
-    pub stream: bool,
+    pub reach: Reach,
     pub scratch: &'a Scratch<T>,
     pub k: [usize; K],
     pub formula: PhantomData<O>,
 }
+
+/// [`Reach`] as a parameter.
+const NEAR: usize = Reach::Near as usize;
+const FAR: usize = Reach::Far as usize;
+const PAST: usize = Reach::Past as usize;
+
+/// As of the reduction, but for the sake of the stores too: each asks for its line first, and at a jump for its page.
+const AHEAD_BYTES: usize = 8192;
 
 impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Kernel<T> for Map<'_, T, O, IN, K> {
     #[inline(always)]
@@ -89,14 +98,14 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Kernel<T> for 
         debug_assert!(self.output.len() == self.geometry.len());
         // SAFETY: inputs and output have the geometry's length, and channels and part lie within it.
         unsafe {
-            if self.stream {
-                self.part::<S, true>(s);
-            } else {
-                self.part::<S, false>(s);
+            match self.reach {
+                Reach::Near => self.part::<S, NEAR>(s),
+                Reach::Far => self.part::<S, FAR>(s),
+                Reach::Past => {
+                    self.part::<S, PAST>(s);
+                    s.fence();
+                }
             }
-        }
-        if self.stream {
-            s.fence();
         }
     }
 }
@@ -104,16 +113,29 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Kernel<T> for 
 impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, IN, K> {
     /// How many of the elements from `at` on to write one by one before the output is aligned to a line.
     #[inline(always)]
-    fn head<const STREAM: bool>(&self, at: usize) -> usize {
-        if STREAM { self.output.as_ptr().wrapping_add(at).align_offset(LINE) } else { 0 }
+    fn head<const REACH: usize>(&self, at: usize) -> usize {
+        if REACH == PAST { self.output.as_ptr().wrapping_add(at).align_offset(LINE) } else { 0 }
+    }
+
+    /// Asks for what will soon be read and written.
+    #[inline(always)]
+    fn ask<const REACH: usize>(&self, at: usize) {
+        if REACH != NEAR {
+            for input in &self.inputs {
+                prefetch(input.as_ptr().wrapping_add(at));
+            }
+        }
+        if REACH == FAR {
+            prefetch_to_write(self.output.as_ptr().wrapping_add(at));
+        }
     }
 
     /// One vector at `at`.
     ///
     /// # Safety
-    /// Inputs and output have its elements; for `STREAM`, the output is aligned to a line there.
+    /// Inputs and output have its elements; for `PAST`, the output is aligned to a line there.
     #[inline(always)]
-    unsafe fn vector<S: Lanes<T>, const STREAM: bool>(&self, s: S, at: usize, k: [S::Vector; K]) {
+    unsafe fn vector<S: Lanes<T>, const REACH: usize>(&self, s: S, at: usize, k: [S::Vector; K]) {
         let mut x = [s.zero(); IN];
         // SAFETY: says the caller.
         unsafe {
@@ -121,7 +143,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
                 *x = s.load(input.as_ptr().add(at));
             }
             let (y, at) = (s.canonical_nan(O::apply(s, x, k)), self.output.as_ptr().add(at));
-            if STREAM { s.stream(at, y) } else { s.store(at, y) }
+            if REACH == PAST { s.stream(at, y) } else { s.store(at, y) }
         }
     }
 
@@ -148,7 +170,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
     /// # Safety
     /// Channels and part lie within the geometry, whose length inputs and output have.
     #[inline(always)]
-    unsafe fn part<S: Lanes<T>, const STREAM: bool>(&self, s: S) {
+    unsafe fn part<S: Lanes<T>, const REACH: usize>(&self, s: S) {
         let Geometry { c, s: plane, pattern, .. } = *self.geometry;
         let Block { samples, positions } = &self.part;
         let width = self.channels.len();
@@ -157,12 +179,17 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         unsafe {
             match (pattern, Columns::of(self.geometry, &self.channels)) {
                 (_, Columns::Positions(_)) => {
-                    self.rows::<S, STREAM>(s, at(samples.start), c * plane, samples.len(), width * plane);
+                    self.rows::<S, REACH>(s, at(samples.start), c * plane, samples.len(), width * plane);
                 }
                 (Pattern::Along, _) => {
+                    // The run of a sample's channels is contiguous; behind its end lies the next sample's.
+                    let (far, run) = (AHEAD_BYTES / size_of::<T>(), (width - 1) * plane + positions.len());
                     for sample in samples.clone() {
-                        for (channel, at) in (at(sample)..).step_by(plane).take(width).enumerate() {
-                            self.run_of::<S, STREAM>(s, at, positions.len(), channel);
+                        for channel in 0..width {
+                            let near = run.saturating_sub(channel * plane + far);
+                            let ahead = (near, far, far + c * plane - run);
+                            let at = at(sample) + channel * plane;
+                            self.run_of::<S, REACH>(s, at, positions.len(), self.column + channel, ahead);
                         }
                     }
                 }
@@ -175,10 +202,10 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
                         let at = at(sample);
                         if let Columns::Rows(repeated) = columns {
                             let (run, full) = (repeated * c, rows / repeated);
-                            self.rows::<S, STREAM>(s, at, run, full, run);
-                            self.rows::<S, false>(s, at + full * run, run, 1, (rows % repeated) * c);
+                            self.rows::<S, REACH>(s, at, run, full, run);
+                            self.rows::<S, NEAR>(s, at + full * run, run, 1, (rows % repeated) * c);
                         } else {
-                            self.rows::<S, STREAM>(s, at, c, rows, width);
+                            self.rows::<S, REACH>(s, at, c, rows, width);
                         }
                     }
                 }
@@ -186,23 +213,34 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         }
     }
 
-    /// `len` elements of one channel, the group's `channel`th.
+    /// `len` elements of the channel of a column. The first of `ahead` says how many of them look ahead by the second, the
+    /// others by the third.
     ///
     /// # Safety
     /// Inputs and output have the elements.
     #[inline(always)]
-    unsafe fn run_of<S: Lanes<T>, const STREAM: bool>(&self, s: S, at: usize, len: usize, channel: usize) {
+    unsafe fn run_of<S: Lanes<T>, const REACH: usize>(
+        &self,
+        s: S,
+        at: usize,
+        len: usize,
+        column: usize,
+        (near, ahead, beyond): (usize, usize, usize),
+    ) {
         let mut k = [s.zero(); K];
         for (k, row) in k.iter_mut().zip(self.k) {
-            *k = s.splat(self.scratch.coefficients[row][channel]);
+            *k = s.splat(self.scratch.coefficients[row][column]);
         }
         // SAFETY: the run has `len` elements from `at` on.
         unsafe {
-            let mut done = self.head::<STREAM>(at).min(len);
+            let mut done = self.head::<REACH>(at).min(len);
             self.few(s, at, done, k);
-            while done + S::N <= len {
-                self.vector::<S, STREAM>(s, at + done, k);
-                done += S::N;
+            for (end, ahead) in [(near.min(len), ahead), (len, beyond)] {
+                while done + S::N <= end {
+                    self.ask::<REACH>(at + done + ahead);
+                    self.vector::<S, REACH>(s, at + done, k);
+                    done += S::N;
+                }
             }
             self.few(s, at + done, len - done, k);
         }
@@ -214,7 +252,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
     /// # Safety
     /// Inputs and output have the elements.
     #[inline(always)]
-    unsafe fn rows<S: Lanes<T>, const STREAM: bool>(
+    unsafe fn rows<S: Lanes<T>, const REACH: usize>(
         &self,
         s: S,
         at: usize,
@@ -224,18 +262,18 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
     ) {
         // SAFETY: says the caller.
         unsafe {
-            if STREAM && (stride * size_of::<T>()).is_multiple_of(LINE) {
-                self.aligned_rows::<S, true>(s, at, stride, rows, width);
+            if REACH == PAST && !(stride * size_of::<T>()).is_multiple_of(LINE) {
+                self.aligned_rows::<S, FAR>(s, at, stride, rows, width);
             } else {
-                self.aligned_rows::<S, false>(s, at, stride, rows, width);
+                self.aligned_rows::<S, REACH>(s, at, stride, rows, width);
             }
         }
     }
 
     /// # Safety
-    /// As of `rows`; for `STREAM`, the stride is a multiple of a line.
+    /// As of `rows`; for `PAST`, the stride is a multiple of a line.
     #[inline(always)]
-    unsafe fn aligned_rows<S: Lanes<T>, const STREAM: bool>(
+    unsafe fn aligned_rows<S: Lanes<T>, const REACH: usize>(
         &self,
         s: S,
         at: usize,
@@ -243,27 +281,58 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         rows: usize,
         width: usize,
     ) {
-        /// Rows that share one load of the coefficients.
-        const BATCH: usize = 8;
-        for row in (0..rows).step_by(BATCH) {
-            let batch = row..(row + BATCH).min(rows);
-            let mut column = 0;
-            while column < width {
+        // Rows that share one load of the coefficients; fewer where they should stay near each other in memory.
+        let batch_rows = if REACH == NEAR { 8 } else { 4 };
+        if width == 0 {
+            return;
+        }
+        let far = AHEAD_BYTES / size_of::<T>();
+        // Some batches down, or some columns to the right in long rows.
+        let ahead = if batch_rows * width > far {
+            far / batch_rows
+        } else {
+            far.div_ceil(batch_rows * width) * batch_rows * stride
+        };
+        for row in (0..rows).step_by(batch_rows) {
+            let batch = row..(row + batch_rows).min(rows);
+            let at = at + row * stride;
+            let mut column = self.head::<REACH>(at).min(width);
+            // SAFETY: says the caller.
+            unsafe { self.few_rows(s, at, stride, batch.len(), 0..column) };
+            while column + S::N <= width {
                 let k = self.coefficients(s, column);
-                let head = self.head::<STREAM>(at + column);
-                let count = if head == 0 { S::N } else { head.min(S::N) }.min(width - column);
-                for row in batch.clone() {
+                for row in 0..batch.len() {
                     let at = at + row * stride + column;
-                    // SAFETY: the row has `count` more elements.
-                    unsafe {
-                        if head == 0 && count == S::N {
-                            self.vector::<S, STREAM>(s, at, k);
-                        } else {
-                            self.few(s, at, count, k);
-                        }
-                    }
+                    self.ask::<REACH>(at.wrapping_add(ahead));
+                    // SAFETY: the row has N more elements.
+                    unsafe { self.vector::<S, REACH>(s, at, k) };
                 }
-                column += count;
+                column += S::N;
+            }
+            // SAFETY: says the caller.
+            unsafe { self.few_rows(s, at, stride, batch.len(), column..width) };
+        }
+    }
+
+    /// Some columns of `rows` rows, fewer than a line or a vector has.
+    ///
+    /// # Safety
+    /// Inputs and output have the elements.
+    #[inline(always)]
+    unsafe fn few_rows<S: Lanes<T>>(
+        &self,
+        s: S,
+        at: usize,
+        stride: usize,
+        rows: usize,
+        columns: Range<usize>,
+    ) {
+        for column in columns.clone().step_by(S::N) {
+            let k = self.coefficients(s, column);
+            let count = (columns.end - column).min(S::N);
+            for row in 0..rows {
+                // SAFETY: says the caller.
+                unsafe { self.few(s, at + row * stride + column, count, k) };
             }
         }
     }

@@ -7,14 +7,17 @@ pub mod reduce;
 
 use std::ops::Range;
 
-use crate::plan::{GROUP, SPAN};
+use crate::plan::{BAND, GROUP, SPAN};
 use crate::problem::{Geometry, Pattern, SMALL_PLANE};
 use crate::simd::LANES;
 
-/// Columns of sums and of coefficients: the channels of a span, or those of a group once for each of its lanes. The last
-/// vector of them can be loaded whole.
-pub const COLUMNS: usize = GROUP * if SMALL_PLANE > LANES { SMALL_PLANE } else { LANES };
-const _: () = assert!(SPAN + LANES <= COLUMNS);
+/// Columns of coefficients: the channels of a span, or those of a group once for each of its lanes. The last vector of
+/// them can be loaded whole.
+pub const COLUMNS: usize = GROUP * SMALL_PLANE;
+
+/// Columns of sums: those, or the lanes of a band's channels.
+pub const SUMS: usize = if COLUMNS > BAND * LANES { COLUMNS } else { BAND * LANES };
+const _: () = assert!(SPAN <= COLUMNS && GROUP * LANES <= COLUMNS);
 
 /// The most coefficients per channel that a kernel takes.
 pub const COEFFICIENTS: usize = 7;
@@ -24,13 +27,13 @@ pub const COEFFICIENTS: usize = 7;
 #[repr(align(64))]
 pub struct Scratch<T> {
     /// Two sums per lane and channel of the block at hand; a vector of padding lets the last store be whole.
-    pub(crate) lanes: [[f64; COLUMNS + LANES]; 2],
+    pub(crate) lanes: [[f64; SUMS + LANES]; 2],
     /// The same, summed over lanes.
-    pub(crate) sums: [[f64; GROUP]; 2],
+    pub(crate) sums: [[f64; BAND]; 2],
     /// What a block's sums are about, per column ([`Columns`]).
     pub(crate) centers: [f64; COLUMNS + LANES],
     /// The pivot per channel that a block's sums are about; in backward, what the mean is beside its center.
-    pub(crate) pivots: [f64; GROUP],
+    pub(crate) pivots: [f64; BAND],
     /// Coefficients per column ([`Columns`]).
     pub(crate) coefficients: [[T; COLUMNS + LANES]; COEFFICIENTS],
 }
@@ -39,10 +42,10 @@ impl<T: Copy + Default> Scratch<T> {
     /// In a box of its own, since it is too large for a stack to be taken for granted.
     pub fn new() -> Box<Self> {
         Box::new(Self {
-            lanes: [[0.0; COLUMNS + LANES]; 2],
-            sums: [[0.0; GROUP]; 2],
+            lanes: [[0.0; SUMS + LANES]; 2],
+            sums: [[0.0; BAND]; 2],
             centers: [0.0; COLUMNS + LANES],
-            pivots: [0.0; GROUP],
+            pivots: [0.0; BAND],
             coefficients: [[T::default(); COLUMNS + LANES]; COEFFICIENTS],
         })
     }

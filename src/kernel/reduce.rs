@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::{Columns, Scratch};
-use crate::plan::{Block, GROUP};
+use crate::plan::Block;
 use crate::problem::{Geometry, Pattern};
 use crate::simd::{Kernel, LANES, Lanes, prefetch};
 use crate::split::Input;
@@ -118,14 +118,23 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Kernel<T> for Reduce<'_, T, O, IN> 
 /// Lanes in neighbouring columns: `columns[channel * pitch + lane]`.
 #[inline(always)]
 fn sum_lanes_of_planes(columns: &[f64], pitch: usize, lanes: usize, sums: &mut [f64]) {
-    for (columns, sum) in columns.chunks_exact(pitch).zip(sums) {
+    /// From `LANES - n` on, it keeps the first n: by masks, since lanes added one by one to what is then loaded as a
+    /// vector would wait for it (a third of the time of 7x7 planes). A sum that began with 0 is not -0, so that 0 more
+    /// changes nothing.
+    const KEEP: [u64; 2 * LANES] = {
+        let mut keep = [u64::MAX; 2 * LANES];
+        keep.split_at_mut(LANES).1.copy_from_slice(&[0; LANES]);
+        keep
+    };
+    for (channel, sum) in sums.iter_mut().enumerate() {
         let mut first = [0.0; LANES];
-        let sixteens = columns[..lanes].chunks_exact(LANES);
-        let rest = sixteens.remainder();
-        for sixteen in sixteens {
-            first.iter_mut().zip(sixteen).for_each(|(first, more)| *first += more);
+        for at in (0..lanes).step_by(LANES) {
+            let sixteen = &columns[channel * pitch + at..][..LANES];
+            let keep = &KEEP[LANES - (lanes - at).min(LANES)..][..LANES];
+            for ((first, more), keep) in first.iter_mut().zip(sixteen).zip(keep) {
+                *first += f64::from_bits(more.to_bits() & keep);
+            }
         }
-        first.iter_mut().zip(rest).for_each(|(first, more)| *first += more);
         for half in [8, 4, 2, 1] {
             let (low, high) = first.split_at_mut(half);
             low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
@@ -174,23 +183,38 @@ struct Matrix {
     width: usize,
     /// Whether there are no sums yet.
     first: bool,
+    /// As of [`Sweep`].
+    ahead: usize,
 }
 
 impl Matrix {
-    /// How many sixteens of a plane's rows make a batch: enough to make up for loading and storing the sums.
-    const SIXTEENS: usize = 16;
+    /// How many sixteens of a plane's rows make a batch: enough to make up for loading and storing the sums, and few
+    /// enough for the batch to stay in L1, whose sets rows a power of two apart compete for.
+    const SIXTEENS: usize = 8;
 
-    /// Down the samples of a block of small planes. Positions (NCHW) or rows that fill no vector (NHWC, few channels) are
-    /// all one matrix, else each position has its own.
+    /// How many samples of small planes make a batch, likewise.
+    const SAMPLES: usize = 16;
+
+    /// Down some samples of small planes. Positions (NCHW) or rows that fill no vector (NHWC, few channels) are all one
+    /// matrix, else each position has its own.
     #[inline(always)]
-    fn of_small_planes(geometry: &Geometry, channels: &Range<usize>, rows: usize, part: usize) -> Self {
+    fn of_small_planes(
+        geometry: &Geometry,
+        channels: &Range<usize>,
+        rows: usize,
+        part: usize,
+        (first, far): (bool, usize),
+    ) -> Self {
         let Geometry { c, s: plane, .. } = *geometry;
-        let whole =
-            Self { skip: 0, stride: c * plane, rows, column: 0, width: channels.len() * plane, first: true };
+        let (stride, columns) = (c * plane, channels.len() * plane);
+        let whole = Self { skip: 0, stride, rows, column: 0, width: columns, first, ahead: far / rows };
         match Columns::of(geometry, channels) {
             Columns::Channels => {
                 let width = channels.len();
-                Self { skip: part * c, column: part * width, width, ..whole }
+                // Some positions down, or the next batch.
+                let down = (far / (rows * width)).max(1);
+                let ahead = if part + down < plane { down * c } else { rows * stride };
+                Self { skip: part * c, column: part * width, width, ahead, ..whole }
             }
             _ if part == 0 => whole,
             _ => Self { width: 0, ..whole },
@@ -199,14 +223,26 @@ impl Matrix {
 
     /// `rows` rows of a plane in NHWC: each lane's are a matrix; or the sixteens of rows are one, the rest another.
     #[inline(always)]
-    fn of_rows(geometry: &Geometry, channels: &Range<usize>, rows: usize, part: usize, first: bool) -> Self {
+    fn of_rows(
+        geometry: &Geometry,
+        channels: &Range<usize>,
+        rows: usize,
+        part: usize,
+        (first, far): (bool, usize),
+    ) -> Self {
+        const BATCH: usize = Matrix::SIXTEENS * LANES;
         let c = geometry.c;
         let (full, rest) = (rows / LANES, rows % LANES);
-        let whole = Self { skip: 0, stride: LANES * c, rows: full, column: 0, width: LANES * c, first };
+        let ahead = far.next_multiple_of(BATCH * c);
+        let whole =
+            Self { skip: 0, stride: LANES * c, rows: full, column: 0, width: LANES * c, first, ahead };
         match Columns::of(geometry, channels) {
             Columns::Channels => {
                 let (rows, width) = (full + usize::from(part < rest), channels.len());
-                Self { skip: part * c, rows, column: part * width, width, ..whole }
+                // Some lanes down, or the first lanes of the next batch.
+                let down = (far / (Self::SIXTEENS * width)).clamp(1, LANES);
+                let ahead = if part + down < LANES { down } else { down + BATCH - LANES } * c;
+                Self { skip: part * c, rows, column: part * width, width, ahead, ..whole }
             }
             _ if part == 0 => Self { width: if full > 0 { whole.width } else { 0 }, ..whole },
             _ => {
@@ -216,8 +252,9 @@ impl Matrix {
     }
 }
 
-/// How far ahead to prefetch: what the memory delivers to one core in about the time it takes to deliver anything.
-const AHEAD_BYTES: usize = 2048;
+/// How far ahead in the order of reading to prefetch: 200 ns at the 40 GB/s that a core gets, enough for a miss of
+/// caches and TLB at a jump to another sample. Half or twice of it lose 5 to 20 %; none, 30 to 60 % (beyond L2).
+const AHEAD_BYTES: usize = 8192;
 
 impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
     /// Adds whole vectors into their sums.
@@ -236,7 +273,7 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
                 let mut x = [s.zero(); IN];
                 for (x, from) in x.iter_mut().zip(sweep.from) {
                     let at = row * sweep.stride + u * sweep.apart;
-                    prefetch(from.wrapping_add(at + sweep.ahead));
+                    prefetch(from.wrapping_add(at.wrapping_add(sweep.ahead)));
                     // SAFETY: says the caller.
                     *x = unsafe { s.load(from.add(at)) };
                 }
@@ -314,6 +351,25 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
         }
     }
 
+    /// Offset of the plane, or the segment of one, that is read `channels` after that of a channel.
+    #[inline(always)]
+    fn later(&self, sample: usize, channel: usize, channels: usize) -> usize {
+        let (geometry, positions) = (self.geometry, &self.block.positions);
+        let (mut channel, mut rounds) = (channel + channels, 0);
+        while channel >= self.channels.len() {
+            channel -= self.channels.len();
+            rounds += 1;
+        }
+        // A plane is followed by the next sample's, a segment by the plane's next.
+        let position = positions.start + rounds * positions.len();
+        let (samples, position) = if positions.len() == geometry.s {
+            (rounds, 0)
+        } else {
+            (position / geometry.s, position % geometry.s)
+        };
+        geometry.offset(sample + samples, self.channels.start + channel, position)
+    }
+
     /// One sample's planes of `U` channels, in step.
     ///
     /// # Safety
@@ -329,8 +385,11 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
         let geometry = self.geometry;
         let at = geometry.offset(sample, self.channels.start + channel, self.block.positions.start);
         let len = self.block.positions.len();
-        let run = self.channels.len() * geometry.s;
-        let ahead = AHEAD_BYTES / size_of::<T>();
+        // Within the planes if they are long, to the next ones at their end.
+        let ahead = AHEAD_BYTES / size_of::<T>() / U;
+        let near = len.saturating_sub(ahead) / LANES;
+        let planes = if near > 0 { U } else { (ahead * U).div_ceil(len) };
+        let beyond = self.later(sample, channel, planes).wrapping_sub(at + near * LANES);
         let mut centers = [s.zero_wide(); U];
         if O::CENTERED {
             for (u, center) in centers.iter_mut().enumerate() {
@@ -344,14 +403,10 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
                 *sums = self.sums(s, column(u), first);
             }
             let rows = (len + LANES - S::N).saturating_sub(lane) / LANES;
-            // The group's planes of a sample are one run; what comes after its end is the next sample's.
-            let near =
-                run.saturating_sub(channel * geometry.s + self.block.positions.start + ahead).div_ceil(LANES);
-            let near = near.min(rows);
-            let beyond = ahead + geometry.c * geometry.s - run;
             // SAFETY: row r reads the N elements from lane + 16 * r, the last of which end within `len`.
             unsafe {
                 let from = self.inputs.map(|x| x.as_ptr().add(at).wrapping_add(lane));
+                let near = near.min(rows);
                 let sweep = Sweep { from, apart: geometry.s, stride: LANES, rows: near, ahead };
                 Self::sweep::<S, U>(s, &sweep, centers, &mut sums);
                 let from = from.map(|x| x.wrapping_add(near * LANES));
@@ -381,26 +436,24 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
     #[inline(always)]
     unsafe fn matrices<S: Lanes<T>>(&mut self, s: S) {
         let Block { samples, positions } = self.block.clone();
-        let small = self.geometry.small_planes();
-        let columns = Columns::of(self.geometry, &self.channels);
-        // Small planes are one matrix down the samples.
-        let (samples, step) = if small {
-            (samples.start..samples.start + 1, positions.len())
-        } else {
-            (samples, Matrix::SIXTEENS * LANES)
-        };
-        for sample in samples.clone() {
+        let geometry = self.geometry;
+        let small = geometry.small_planes();
+        let columns = Columns::of(geometry, &self.channels);
+        let far = AHEAD_BYTES / size_of::<T>();
+        let (planes, step) =
+            if small { (Matrix::SAMPLES, positions.len()) } else { (1, Matrix::SIXTEENS * LANES) };
+        for sample in samples.clone().step_by(planes) {
+            let planes = (samples.end - sample).min(planes);
             for row in positions.clone().step_by(step) {
-                let first = sample == samples.start && row == positions.start;
+                let start = (sample == samples.start && row == positions.start, far);
                 let rows = (positions.end - row).min(step);
-                for part in
-                    0..(if columns == Columns::Channels { rows.min(self.geometry.lanes()) } else { 2 })
-                {
-                    let at = self.geometry.offset(sample, self.channels.start, row);
+                let at = geometry.offset(sample, self.channels.start, row);
+                let parts = if columns == Columns::Channels { rows.min(geometry.lanes()) } else { 2 };
+                for part in 0..parts {
                     let matrix = if small {
-                        Matrix::of_small_planes(self.geometry, &self.channels, self.block.samples.len(), part)
+                        Matrix::of_small_planes(geometry, &self.channels, planes, part, start)
                     } else {
-                        Matrix::of_rows(self.geometry, &self.channels, rows, part, first)
+                        Matrix::of_rows(geometry, &self.channels, rows, part, start)
                     };
                     // SAFETY: says the caller; the matrix has the block's rows and the group's columns.
                     unsafe { self.sum_columns(s, at, &matrix) };
@@ -452,7 +505,7 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
     /// The inputs have all these elements.
     #[inline(always)]
     unsafe fn strip<S: Lanes<T>, const U: usize>(&mut self, s: S, at: usize, matrix: &Matrix, done: usize) {
-        let Matrix { stride, rows, column, first, .. } = *matrix;
+        let Matrix { stride, rows, column, first, ahead, .. } = *matrix;
         let mut sums = [[s.zero_wide(); 2]; U];
         let mut centers = [s.zero_wide(); U];
         for u in 0..U {
@@ -462,12 +515,7 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
         // SAFETY: says the caller.
         unsafe {
             let from = self.inputs.map(|x| x.as_ptr().add(at + done));
-            Self::sweep::<S, U>(
-                s,
-                &Sweep { from, apart: S::N, stride, rows, ahead: GROUP },
-                centers,
-                &mut sums,
-            );
+            Self::sweep::<S, U>(s, &Sweep { from, apart: S::N, stride, rows, ahead }, centers, &mut sums);
         }
         for (u, sums) in sums.into_iter().enumerate() {
             self.put(s, column + done + u * S::N, sums);

@@ -32,6 +32,19 @@ pub fn prefetch<T>(at: *const T) {
     let _ = at;
 }
 
+/// Asks for the line at `at`, which may lie anywhere, to be brought near to be written.
+#[inline(always)]
+pub fn prefetch_to_write<T>(at: *mut T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: CPUs without PREFETCHW ignore it; a prefetch changes nothing that a program could notice.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_ET0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// The vectors of one instruction set for elements of type `T`.
 ///
 /// A value of an implementing type is proof that the CPU has the instruction set, which makes the arithmetic safe.
