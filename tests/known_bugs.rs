@@ -1,0 +1,238 @@
+//! What went wrong in other libraries must not go wrong here. Each test names the threads that it is after.
+
+mod common;
+
+use batchnorm::{
+    BatchNorm, Error, Gradients, Layout, Level, Params, RunningUpdate, RunningVariance, Shape, UpdateRule,
+    Welford, backward_frozen, forward_inference, forward_training, reference, statistics, update_running,
+};
+use common::matrix::{LAYOUTS, Problem, THREADS, variate};
+
+/// Elements about a mean, as f32 has them.
+fn about(mean: f64, std: f64, len: usize) -> Vec<f32> {
+    let mut rng = common::data::rng(7);
+    (0..len).map(|_| (mean + std * variate(&mut rng)) as f32).collect()
+}
+
+fn train(shape: &Shape, x: &[f32], params: &Params<'_, f32>) -> (Vec<f32>, Vec<Welford>) {
+    let (mut y, mut states) = (vec![0.0; x.len()], vec![Welford::new(); shape.channels()]);
+    forward_training(shape, x, params, &mut y, &mut states).unwrap();
+    (y, states)
+}
+
+/// Against the reference's f64, by what C1 allows y.
+#[track_caller]
+fn assert_near_reference(shape: &Shape, x: &[f32]) {
+    let params = Params::new(1e-5);
+    let mut expected = vec![0.0f32; x.len()];
+    reference::forward_training(shape, x, &params, &mut expected);
+    let (y, _) = train(shape, x, &params);
+    for (i, (y, expected)) in y.iter().zip(&expected).enumerate() {
+        assert!(
+            (y - expected).abs() <= 1e-6 * expected.abs().max(1e-3),
+            "{shape:?}: y[{i}] = {y}, not {expected}"
+        );
+    }
+}
+
+/// caffe 3963, pytorch 5410, tensorflow 25115: E[x^2] - mean^2 cancels.
+#[test]
+fn a_large_mean_leaves_the_variance_right() {
+    for (mean, std) in [(1e4, 1.0), (1e5, 0.1), (1e6, 1.0), (-3e6, 2.0)] {
+        let x = about(mean, std, 2 * 56 * 56);
+        let shape = Shape::nchw(&[2, 1, 56, 56]).unwrap();
+        let exact_mean = x.iter().map(|x| f64::from(*x)).sum::<f64>() / x.len() as f64;
+        let exact = x.iter().map(|x| (f64::from(*x) - exact_mean).powi(2)).sum::<f64>() / x.len() as f64;
+        let (_, states) = train(&shape, &x, &Params::new(0.0));
+        assert!((states[0].variance() / exact - 1.0).abs() < 1e-7, "N({mean}, {std})");
+        assert_near_reference(&shape, &x);
+    }
+}
+
+/// The same threads: a constant channel has no variance, and y is beta, however large the constant.
+#[test]
+fn a_constant_channel_is_beta() {
+    for constant in [0.1f32, 1e4 / 3.0, 1e10, -3e38] {
+        let shape = Shape::nhwc(&[4, 9, 9, 2]).unwrap();
+        let (y, states) = train(&shape, &vec![constant; shape.len()], &Params::new(1e-5).beta(&[0.25, -7.0]));
+        assert!(states.iter().all(|state| state.variance() == 0.0), "{constant}");
+        assert!(y.chunks_exact(2).all(|y| y == [0.25, -7.0]), "{constant}");
+    }
+}
+
+/// pytorch 178123: squares of 1e30 overflow f32.
+#[test]
+fn huge_elements_are_normalized() {
+    for scale in [1e30, 1e38] {
+        let x = about(0.0, scale, 6 * 500);
+        let (y, states) = train(&Shape::nchw(&[6, 1, 500]).unwrap(), &x, &Params::new(1e-5));
+        assert!((states[0].variance() / (scale * scale) - 1.0).abs() < 0.1);
+        assert!(y.iter().all(|y| y.abs() < 4.0) && y.iter().any(|y| y.abs() > 1.0), "{scale}");
+    }
+}
+
+/// pytorch 1381, tensorflow 34062: one element per channel has the variance 0, and no unbiased one.
+#[test]
+fn a_batch_of_one() {
+    let shape = Shape::nchw(&[1, 3]).unwrap();
+    let (y, states) = train(&shape, &[5.0, -1e20, 0.0], &Params::new(1e-5).beta(&[1.0, 2.0, 3.0]));
+    assert_eq!(y, [1.0, 2.0, 3.0]);
+    let (mut mean, mut var) = ([9.0f32; 3], [8.0f32; 3]);
+    let unbiased = RunningUpdate { rule: UpdateRule::Momentum(0.1), variance: RunningVariance::Unbiased };
+    assert_eq!(update_running(unbiased, 0, &states, &mut mean, &mut var), Err(Error::SingleElement));
+    assert_eq!((mean, var), ([9.0; 3], [8.0; 3]));
+}
+
+/// pytorch 121651, 63224: channels last gave other numbers.
+#[test]
+fn layouts_give_the_same_bits() {
+    let problem = Problem::<f32>::new(&[5, 67, 13, 3], 3);
+    let [nchw, nhwc] = LAYOUTS.map(|layout| {
+        let x = problem.lay_out(layout, &problem.x);
+        problem.lay_back(layout, &train(&problem.shape(layout), &x, &problem.params()).0)
+    });
+    assert!(nchw.iter().zip(&nhwc).all(|(a, b)| a.to_bits() == b.to_bits()));
+}
+
+/// pytorch 2201, oneDNN 354: results that depend on the number of threads.
+#[cfg(feature = "rayon")]
+#[test]
+fn thread_counts_give_the_same_bits() {
+    let problem = Problem::<f32>::new(&[3, 5, 150, 149], 4);
+    let results = THREADS.iter().map(|&threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| train(&problem.shape(Layout::Nchw), &problem.x, &problem.params()))
+    });
+    let results: Vec<_> = results.collect();
+    assert!(results.iter().all(|result| *result == results[0]));
+    assert_eq!(results.len(), 4);
+}
+
+/// onnxruntime 29790: running statistics were written before y was computed from them.
+#[test]
+fn running_statistics_are_written_after_use() {
+    let shape = Shape::nchw(&[4, 1, 5]).unwrap();
+    let x = about(3.0, 2.0, 20);
+    let mut layer = BatchNorm::<f32>::new(1);
+    let (mut y, mut again) = (vec![0.0; 20], vec![0.0; 20]);
+    layer.forward_training(&shape, &x, &mut y).unwrap();
+    let after = (layer.running_mean().to_vec(), layer.running_var().to_vec());
+    layer.forward_training(&shape, &x, &mut again).unwrap();
+    assert_eq!(y, again);
+    assert_ne!(after.0, layer.running_mean());
+    // And a call that fails has not moved them.
+    let before = (layer.running_mean().to_vec(), layer.running_var().to_vec());
+    assert!(layer.forward_training(&shape, &x, &mut again[..19]).is_err());
+    assert_eq!(before, (layer.running_mean().to_vec(), layer.running_var().to_vec()));
+}
+
+/// pytorch 166405: a negative eps gave NaN, or another result per backend.
+#[test]
+fn a_negative_eps_is_an_error() {
+    let (shape, mut y) = (Shape::nchw(&[2, 1]).unwrap(), [7.0f32; 2]);
+    let result = forward_training(&shape, &[1.0, 2.0], &Params::new(-1e-5), &mut y, &mut [Welford::new()]);
+    assert_eq!((result, y), (Err(Error::Epsilon { eps: -1e-5 }), [7.0; 2]));
+}
+
+/// pytorch 153137: inference with a mean and no variance crashed.
+#[test]
+fn a_missing_variance_is_an_error() {
+    let (shape, mut y) = (Shape::nchw(&[2, 1]).unwrap(), [7.0f32; 2]);
+    for (mean, var) in [(&[0.0][..], &[][..]), (&[], &[1.0])] {
+        let result = forward_inference(&shape, &[1.0, 2.0], mean, var, &Params::default(), &mut y);
+        assert!(matches!(result, Err(Error::Length { .. })) && y == [7.0; 2]);
+    }
+}
+
+/// pytorch 85217, 194014: vectors of other lengths than the channels were read past their end.
+#[test]
+fn parameter_vectors_of_a_wrong_size_are_errors() {
+    let (shape, mut y, mut states) = (Shape::nchw(&[2, 3]).unwrap(), [7.0f32; 6], [Welford::new(); 3]);
+    for wrong in [&[][..], &[1.0], &[1.0; 2], &[1.0; 4]] {
+        for params in [Params::default().gamma(wrong), Params::default().beta(wrong)] {
+            let result = forward_training(&shape, &[0.0; 6], &params, &mut y, &mut states);
+            assert!(matches!(result, Err(Error::Length { expected: 3, .. })) && y == [7.0; 6]);
+        }
+    }
+}
+
+/// pytorch 120803: an empty batch.
+#[test]
+fn an_empty_batch_is_no_error() {
+    let shape = Shape::nchw(&[0, 3, 5, 5]).unwrap();
+    let mut layer = BatchNorm::<f32>::new(3);
+    let before = layer.running_var().to_vec();
+    layer.forward_training(&shape, &[], &mut []).unwrap();
+    assert_eq!(layer.running_var(), before);
+    let mut dgamma = [7.0f32; 3];
+    let gradients = Gradients::new().dgamma(&mut dgamma);
+    backward_frozen(&shape, &[], &[], &[0.0; 3], &[1.0; 3], &Params::default(), gradients).unwrap();
+    assert_eq!(dgamma, [0.0; 3]);
+}
+
+/// oneDNN 5370: a NaN was lost on the way. (There in a relu, which this library does not have.)
+#[test]
+fn a_nan_stays_one_in_its_channel() {
+    for layout in LAYOUTS {
+        let shape = Shape::new(layout, 3, 4, &[7]).unwrap();
+        for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = about(0.0, 1.0, shape.len());
+            x[shape.offset(1, 2, 5)] = poison;
+            let (y, states) = train(&shape, &x, &Params::new(1e-5));
+            for (n, c, s) in (0..3).flat_map(|n| (0..4).flat_map(move |c| (0..7).map(move |s| (n, c, s)))) {
+                assert_eq!(y[shape.offset(n, c, s)].is_nan(), c == 2);
+            }
+            assert!(states[2].variance().is_nan() && states[1].variance() > 0.0);
+        }
+    }
+}
+
+/// oneDNN 14: planes of one element.
+#[test]
+fn planes_of_one_element() {
+    for dims in [&[64, 3, 1, 1][..], &[33, 100, 1, 1], &[5, 17]] {
+        let shape = Shape::nchw(dims).unwrap();
+        assert_near_reference(&shape, &about(1.0, 2.0, shape.len()));
+    }
+}
+
+/// ComputeLibrary 473: rows whose width is no multiple of 4.
+#[test]
+fn widths_that_are_no_multiple_of_a_vector() {
+    for width in 1..40 {
+        for layout in LAYOUTS {
+            let shape = Shape::new(layout, 2, 3, &[3, width]).unwrap();
+            assert_near_reference(&shape, &about(-1.0, 0.5, shape.len()));
+        }
+    }
+}
+
+/// pytorch 586: backward of evaluation took the batch's statistics.
+#[test]
+fn backward_of_inference_is_frozen() {
+    let shape = Shape::nchw(&[4, 2, 3]).unwrap();
+    let (x, dy) = (about(50.0, 10.0, 24), about(0.3, 1.0, 24));
+    let (mean, var, gamma) = ([1.0, 2.0], [4.0, 0.25], [2.0, 3.0]);
+    let mut dx = [0.0f32; 24];
+    let params = Params::new(0.0).gamma(&gamma);
+    backward_frozen(&shape, &x, &dy, &mean, &var, &params, Gradients::new().dx(&mut dx)).unwrap();
+    for (i, (dx, dy)) in dx.iter().zip(&dy).enumerate() {
+        assert_eq!(*dx, dy * [1.0, 6.0][i / 3 % 2]);
+    }
+}
+
+/// A level that was asked for and is not there must not silently be another one (oneDNN's ONEDNN_MAX_CPU_ISA is a hint).
+#[test]
+fn statistics_are_the_same_on_every_level() {
+    let (shape, x) = (Shape::nchw(&[3, 2, 1000]).unwrap(), about(1e4, 1.0, 6000));
+    let all = Level::available().iter().map(|&level| {
+        Level::with(level, || {
+            let mut states = [Welford::new(); 2];
+            statistics(&shape, &x, &mut states).unwrap();
+            states
+        })
+        .unwrap()
+    });
+    let all: Vec<_> = all.collect();
+    assert!(all.iter().all(|states| *states == all[0]));
+}
