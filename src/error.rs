@@ -57,6 +57,24 @@ pub enum Error {
         /// The level asked for.
         level: crate::Level,
     },
+    /// An axis that a view does not have.
+    Axis {
+        /// The axis given.
+        axis: usize,
+        /// The number of the view's axes.
+        rank: usize,
+    },
+    /// A view whose elements lie in memory in neither layout, or not as those of the tensor that it goes with.
+    View {
+        /// The view's dimensions.
+        dims: Vec<usize>,
+        /// The view's strides, in elements.
+        strides: Vec<isize>,
+        /// The channel axis given.
+        axis: usize,
+        /// The shape of the tensor that the view goes with, if it goes with one.
+        like: Option<crate::Shape>,
+    },
     /// A name that is none of an instruction set's.
     UnknownLevel {
         /// The name given.
@@ -99,6 +117,23 @@ impl fmt::Display for Error {
                     write!(f, "{}{available}", if i == 0 { "" } else { ", " })?;
                 }
                 Ok(())
+            }
+            Error::Axis { axis, rank } => {
+                write!(f, "channel axis is {axis}, must be below {rank}, the number of axes")
+            }
+            Error::View { dims, strides, axis, like } => {
+                write!(f, "view of dimensions {dims:?} and strides {strides:?} with channel axis {axis} ")?;
+                match like {
+                    None => write!(
+                        f,
+                        "is dense in neither layout, must be made so: as_standard_layout() copies it"
+                    ),
+                    Some(like) => write!(
+                        f,
+                        "must lie in memory like the tensor it goes with, which is {like:?}: as_standard_layout() \
+                         copies either"
+                    ),
+                }
             }
             Error::UnknownLevel { name } => {
                 write!(f, "level is {name:?}, must be \"portable\", \"avx2\" or \"avx512\"")

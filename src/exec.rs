@@ -4,8 +4,41 @@
 
 use std::ops::Range;
 
+#[cfg(feature = "capi")]
+thread_local! {
+    /// Whether the calls of this thread stay on it.
+    static SERIAL: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Runs `f`, which has calls of this thread only, without the pool.
+#[cfg(feature = "capi")]
+pub fn serially<R>(f: impl FnOnce() -> R) -> R {
+    /// Puts the former state back, on unwinding too.
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            SERIAL.set(self.0);
+        }
+    }
+    let _restore = Restore(SERIAL.replace(true));
+    f()
+}
+
+/// Makes the pool that calls from outside of any run in.
+#[cfg(feature = "capi")]
+pub fn set_threads(threads: usize) -> Result<(), String> {
+    #[cfg(feature = "rayon")]
+    return rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(|error| error.to_string());
+    #[cfg(not(feature = "rayon"))]
+    return if threads == 1 { Ok(()) } else { Err("built without threads".to_owned()) };
+}
+
 /// The number of threads that tasks may spread over: those of the pool that the call runs in.
 pub fn workers() -> usize {
+    #[cfg(feature = "capi")]
+    if SERIAL.get() {
+        return 1;
+    }
     #[cfg(feature = "rayon")]
     return rayon::current_num_threads();
     #[cfg(not(feature = "rayon"))]

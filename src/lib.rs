@@ -59,8 +59,12 @@ mod element;
 mod engine;
 mod error;
 mod exec;
+#[cfg(feature = "capi")]
+pub mod ffi;
 mod kernel;
 mod layout;
+#[cfg(feature = "ndarray")]
+pub mod ndarray;
 mod operations;
 mod ops;
 mod params;

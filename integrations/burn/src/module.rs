@@ -1,0 +1,119 @@
+//! The module, which takes the place of burn's.
+
+#![forbid(unsafe_code)]
+
+use burn::config::Config;
+use burn::module::{Content, DisplaySettings, Flag, Module, ModuleDisplay, Param, RunningState};
+use burn::tensor::{Device, Tensor};
+
+use crate::{batch_norm, batch_norm_train};
+
+/// The configuration of a [`BatchNorm`], with the fields of [`burn::nn::BatchNormConfig`].
+#[derive(Config, Debug)]
+pub struct BatchNormConfig {
+    /// The number of channels, at least 1.
+    pub num_features: usize,
+    /// Added to the variance under the root; positive.
+    #[config(default = 1e-5)]
+    pub epsilon: f64,
+    /// The weight of a new batch in the running statistics, 0 to 1.
+    #[config(default = 0.1)]
+    pub momentum: f64,
+}
+
+impl BatchNormConfig {
+    /// A module with gamma 1, beta 0, running mean 0 and running variance 1.
+    ///
+    /// # Panics
+    /// As [`burn::nn::BatchNormConfig::init`]: if a field is out of its range.
+    pub fn init(&self, device: &Device) -> BatchNorm {
+        burn::nn::BatchNormConfig::new(self.num_features)
+            .with_epsilon(self.epsilon)
+            .with_momentum(self.momentum)
+            .init(device)
+            .into()
+    }
+}
+
+/// Batch normalization with the interface and the fields of [`burn::nn::BatchNorm`], so that records of the one load into
+/// the other, and the kernels of [`batchnorm`]. Made by [`BatchNormConfig`] or from burn's module.
+#[derive(Module, Debug)]
+#[module(custom_display)]
+pub struct BatchNorm {
+    /// The scale of each channel.
+    pub gamma: Param<Tensor<1>>,
+    /// The shift of each channel.
+    pub beta: Param<Tensor<1>>,
+    /// Whether the layer trains, on a device with autodiff.
+    pub training: Param<Flag>,
+    /// The running mean of each channel.
+    pub running_mean: RunningState<Tensor<1>>,
+    /// The running variance of each channel, of biased ones.
+    pub running_var: RunningState<Tensor<1>>,
+    /// The weight of a new batch in the running statistics.
+    pub momentum: f64,
+    /// Added to the variance under the root.
+    pub epsilon: f64,
+}
+
+impl From<burn::nn::BatchNorm> for BatchNorm {
+    fn from(module: burn::nn::BatchNorm) -> Self {
+        let burn::nn::BatchNorm { gamma, beta, training, running_mean, running_var, momentum, epsilon } =
+            module;
+        Self { gamma, beta, training, running_mean, running_var, momentum, epsilon }
+    }
+}
+
+impl From<BatchNorm> for burn::nn::BatchNorm {
+    fn from(module: BatchNorm) -> Self {
+        let BatchNorm { gamma, beta, training, running_mean, running_var, momentum, epsilon } = module;
+        Self { gamma, beta, training, running_mean, running_var, momentum, epsilon }
+    }
+}
+
+impl BatchNorm {
+    /// Normalizes a tensor of dimensions N, C, spatial...: by its own statistics, which the running ones take in, on a
+    /// device with autodiff and while `training` is enabled; by the running statistics otherwise.
+    ///
+    /// # Panics
+    /// If the input is of rank 1, or its second dimension not the number of channels.
+    pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        let device = input.device();
+        if device.is_autodiff() && self.training.is_enabled() {
+            self.forward_train(input, &device)
+        } else {
+            let mean = self.running_mean.value().to_device(&device);
+            let variance = self.running_var.value().to_device(&device);
+            batch_norm(input, self.gamma.val(), self.beta.val(), mean, variance, self.epsilon)
+        }
+    }
+
+    fn forward_train<const D: usize>(&self, input: Tensor<D>, device: &Device) -> Tensor<D> {
+        let empty = input.shape().num_elements() == 0;
+        let trained = batch_norm_train(input, self.gamma.val(), self.beta.val(), self.epsilon);
+        if !empty {
+            for (running, batch) in
+                [(&self.running_mean, trained.mean), (&self.running_var, trained.variance)]
+            {
+                let old = running.value_sync().to_device(device).mul_scalar(1.0 - self.momentum);
+                running.update(old.add(batch.detach().mul_scalar(self.momentum)).detach());
+            }
+        }
+        trained.output
+    }
+}
+
+impl ModuleDisplay for BatchNorm {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        DisplaySettings::new().with_new_line_after_attribute(false).optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        let [num_features] = self.beta.shape().dims();
+        content
+            .add("num_features", &num_features)
+            .add("momentum", &self.momentum)
+            .add("epsilon", &self.epsilon)
+            .optional()
+    }
+}

@@ -1,0 +1,55 @@
+//! Batch normalization for [candle](candle_core) on the CPU, by the kernels of [`batchnorm`].
+//!
+//! [`BatchNorm`] takes the place of [`candle_nn::BatchNorm`]: the same constructors, the same configuration, the same
+//! names in checkpoints, the same running statistics. [`batch_norm`] makes one from a `VarBuilder`.
+//!
+//! ```
+//! use batchnorm_candle::{BatchNormConfig, batch_norm};
+//! use candle_core::{DType, Device, Tensor};
+//! use candle_nn::{ModuleT, VarBuilder, VarMap};
+//!
+//! let variables = VarMap::new();
+//! let vb = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
+//! let norm = batch_norm(16, BatchNormConfig::default(), vb.pp("norm"))?;
+//! let x = Tensor::randn(0f32, 1., (8, 16, 12, 12), &Device::Cpu)?;
+//! let y = norm.forward_t(&x, true)?; // false normalizes by the running statistics
+//! let gradients = y.sqr()?.sum_all()?.backward()?;
+//! # let weight = variables.data().lock().unwrap()["norm.weight"].clone();
+//! # assert_eq!(gradients.get(&weight).unwrap().dims(), [16]);
+//! # Ok::<(), candle_core::Error>(())
+//! ```
+//!
+//! Under it are [`forward_training`] and [`forward_inference`], candle custom operations with a backward pass of their
+//! own, which need no module: gradients reach x, gamma and beta.
+//!
+//! # Which input goes where
+//!
+//! f32 and f64 on the CPU, of any rank from 2 on, channels in dimension 1:
+//!
+//! - a contiguous tensor goes to the NCHW kernels as it is;
+//! - a channels-last view (`nhwc.permute((0, 3, 1, 2))` of a contiguous tensor) goes to the NHWC kernels as it is, and so
+//!   does what comes out: a channels-last view;
+//! - other strides are made contiguous first.
+//!
+//! What the kernels do not do, the module leaves to candle's own: other devices, f16 and bf16, and training with
+//! `remove_mean: false`.
+//!
+//! # What differs from candle
+//!
+//! Training on a single element per channel is an error; candle lets a NaN into the running variance. A batch of no
+//! elements leaves the running statistics as they are. NaN and infinity stay in their channel. Results are those of
+//! [`batchnorm`]: right to the last bits, and the same bits for every number of threads.
+
+mod memory;
+mod module;
+mod op;
+mod view;
+
+pub use candle_nn::BatchNormConfig;
+pub use module::{BatchNorm, batch_norm};
+pub use op::{forward_inference, forward_training};
+
+/// The README's lines, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,375 @@
+//! The module next to candle's own, on random shapes, strides, data and parameters.
+
+use batchnorm_candle::{BatchNorm, BatchNormConfig, batch_norm, forward_inference, forward_training};
+use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_nn::{Linear, ModuleT, Optimizer, SGD, VarBuilder, VarMap};
+use quickcheck::{Arbitrary, Gen, QuickCheck};
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{RngExt, SeedableRng};
+
+/// How the input lies in memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Strides {
+    Contiguous,
+    ChannelsLast,
+    /// A part of a contiguous tensor, from the middle of its batch axis on: dense, at an offset.
+    Offset,
+    /// The last two axes are swapped, and a part is taken: neither of the kernels' layouts.
+    Other,
+}
+
+#[derive(Debug, Clone)]
+struct Case {
+    dims: Vec<usize>,
+    strides: Strides,
+    dtype: DType,
+    config: BatchNormConfig,
+    mean: f64,
+    seed: u64,
+}
+
+impl Arbitrary for Case {
+    fn arbitrary(g: &mut Gen) -> Self {
+        let below = |g: &mut Gen, n: u64| (u64::arbitrary(g) % n) as usize;
+        let mut dims = vec![2 + below(g, 6), 1 + below(g, 20)];
+        dims.extend((0..below(g, 4)).map(|_| 1 + below(g, 9)).collect::<Vec<_>>());
+        let strides = [Strides::Contiguous, Strides::ChannelsLast, Strides::Offset, Strides::Other];
+        Self {
+            dims,
+            strides: *g.choose(&strides).unwrap(),
+            dtype: *g.choose(&[DType::F32, DType::F64]).unwrap(),
+            config: BatchNormConfig {
+                eps: *g.choose(&[1e-5, 1e-3, 0.1]).unwrap(),
+                remove_mean: true,
+                affine: bool::arbitrary(g),
+                momentum: *g.choose(&[0., 0.1, 0.9, 1.]).unwrap(),
+            },
+            mean: *g.choose(&[0., 1., -10.]).unwrap(),
+            seed: u64::arbitrary(g),
+        }
+    }
+}
+
+fn random(
+    rng: &mut Xoshiro256PlusPlus,
+    (low, high): (f64, f64),
+    dims: &[usize],
+    dtype: DType,
+) -> Result<Tensor> {
+    let values = (0..dims.iter().product()).map(|_| rng.random_range(low..high)).collect::<Vec<f64>>();
+    Tensor::from_vec(values, dims, &Device::Cpu)?.to_dtype(dtype)
+}
+
+impl Case {
+    fn x(&self, rng: &mut Xoshiro256PlusPlus) -> Result<Tensor> {
+        let rank = self.dims.len();
+        let range = (self.mean - 2., self.mean + 2.);
+        let mut dims = self.dims.clone();
+        match self.strides {
+            Strides::Contiguous => random(rng, range, &dims, self.dtype),
+            Strides::ChannelsLast => {
+                dims.remove(1);
+                dims.push(self.dims[1]);
+                let back: Vec<usize> = (0..1).chain(rank - 1..rank).chain(1..rank - 1).collect();
+                random(rng, range, &dims, self.dtype)?.permute(back)
+            }
+            Strides::Offset => {
+                dims[0] *= 2;
+                random(rng, range, &dims, self.dtype)?.narrow(0, self.dims[0], self.dims[0])
+            }
+            Strides::Other => {
+                dims.swap(rank - 2, rank - 1);
+                dims[rank - 1] += 1;
+                let last = dims[rank - 1] - 1;
+                random(rng, range, &dims, self.dtype)?
+                    .narrow(rank - 1, 1, last)?
+                    .transpose(rank - 2, rank - 1)
+            }
+        }
+    }
+
+    /// Each parameter by its name in a checkpoint.
+    fn parameters(&self, rng: &mut Xoshiro256PlusPlus) -> Result<Vec<(&'static str, Tensor)>> {
+        let mut parameters = Vec::new();
+        for (name, range) in [
+            ("running_mean", (-1., 1.)),
+            ("running_var", (0.5, 2.)),
+            ("weight", (-2., 2.)),
+            ("bias", (-2., 2.)),
+        ] {
+            parameters.push((name, random(rng, range, &self.dims[1..2], self.dtype)?));
+        }
+        if !self.config.affine {
+            parameters.truncate(2);
+        }
+        Ok(parameters)
+    }
+}
+
+/// Output, running statistics and gradients of x, weight and bias (as far as there are any), in f64.
+fn results(
+    case: &Case,
+    make: impl Fn(VarBuilder) -> Result<Box<dyn ModuleT>>,
+    train: bool,
+    dtype: DType,
+) -> Result<Vec<(&'static str, Tensor)>> {
+    let rng = &mut Xoshiro256PlusPlus::seed_from_u64(case.seed);
+    let root = Var::from_tensor(&case.x(rng)?.to_dtype(dtype)?)?;
+    // A view of the variable that has the case's strides again: `Var` makes contiguous copies.
+    let x = match case.strides {
+        Strides::ChannelsLast => {
+            let rank = case.dims.len();
+            let to: Vec<usize> = (0..1).chain(2..rank).chain(1..2).collect();
+            let back: Vec<usize> = (0..1).chain(rank - 1..rank).chain(1..rank - 1).collect();
+            root.permute(to)?.contiguous()?.permute(back)?
+        }
+        _ => root.as_tensor().clone(),
+    };
+    let mut variables = VarMap::new();
+    let norm = make(VarBuilder::from_varmap(&variables, dtype, &Device::Cpu))?;
+    let parameters = case.parameters(rng)?;
+    for (name, value) in &parameters {
+        variables.set_one(name, value.to_dtype(dtype)?)?;
+    }
+    let dy = random(rng, (-1., 1.), &case.dims, DType::F64)?.to_dtype(dtype)?;
+    let y = norm.forward_t(&x, train)?;
+    assert_eq!(y.dims(), case.dims);
+    let gradients = (&y * dy)?.sum_all()?.backward()?;
+    let variables = variables.data().lock().unwrap().clone();
+    assert_eq!(variables.len(), parameters.len());
+    let mut results = vec![
+        ("y", y),
+        ("running_mean", variables["running_mean"].as_tensor().clone()),
+        ("running_var", variables["running_var"].as_tensor().clone()),
+        ("dx", gradients.get(&root).unwrap().clone()),
+    ];
+    if case.config.affine {
+        results.push(("dweight", gradients.get(&variables["weight"]).unwrap().clone()));
+        results.push(("dbias", gradients.get(&variables["bias"]).unwrap().clone()));
+    }
+    results.iter().map(|(name, value)| Ok((*name, value.to_dtype(DType::F64)?))).collect()
+}
+
+/// The largest magnitude.
+fn largest(tensor: &Tensor) -> Result<f64> {
+    tensor.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()
+}
+
+fn agrees(case: &Case, train: bool) -> Result<()> {
+    let (channels, config) = (case.dims[1], case.config);
+    // A channel of one element is an error when training; `errors` looks at it.
+    if train && case.dims.iter().product::<usize>() == channels {
+        return Ok(());
+    }
+    let ours = results(case, |vb| Ok(Box::new(batch_norm(channels, config, vb)?)), train, case.dtype)?;
+    let theirs =
+        |dtype| results(case, |vb| Ok(Box::new(candle_nn::batch_norm(channels, config, vb)?)), train, dtype);
+    // candle's in the same type, and, as a closer look at ours, candle's in f64.
+    for (theirs, tolerance) in [
+        (theirs(case.dtype)?, if case.dtype == DType::F32 { 1e-3 } else { 1e-9 }),
+        (theirs(DType::F64)?, if case.dtype == DType::F32 { 5e-6 } else { 1e-9 }),
+    ] {
+        assert_eq!(ours.len(), theirs.len());
+        for ((name, ours), (_, theirs)) in ours.iter().zip(&theirs) {
+            // A difference of nearly equal numbers, as dx is, is as wrong as they are: 1 / sqrt(eps) bounds invstd.
+            let scale = if *name == "dx" { 2. / config.eps.sqrt() } else { 1. + largest(theirs)? };
+            let error = largest(&(ours - theirs)?)?;
+            assert!(
+                error <= tolerance * scale,
+                "{name}: {error:e} of {scale:e}, {case:?}, training: {train}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn training_agrees_with_candle() {
+    QuickCheck::new().tests(300).quickcheck((|case| agrees(&case, true).is_ok()) as fn(Case) -> bool);
+}
+
+#[test]
+fn evaluation_agrees_with_candle() {
+    QuickCheck::new().tests(300).quickcheck((|case| agrees(&case, false).is_ok()) as fn(Case) -> bool);
+}
+
+#[test]
+fn channels_last_stays_channels_last() -> Result<()> {
+    let rng = &mut Xoshiro256PlusPlus::seed_from_u64(1);
+    let nhwc = random(rng, (-1., 3.), &[4, 6, 7, 5], DType::F32)?;
+    let view = nhwc.permute((0, 3, 1, 2))?;
+    let (y, states) = forward_training(&view, None, 1e-5)?;
+    let (expected, expected_states) = forward_training(&view.contiguous()?, None, 1e-5)?;
+    assert!(y.permute((0, 2, 3, 1))?.is_contiguous());
+    assert!(expected.is_contiguous());
+    // The same bits in both layouts.
+    assert_eq!(states, expected_states);
+    assert_eq!(y.flatten_all()?.to_vec1::<f32>()?, expected.flatten_all()?.to_vec1::<f32>()?);
+    Ok(())
+}
+
+/// candle's module writes a checkpoint, ours reads it, and the other way round.
+#[test]
+fn checkpoints_are_candles() -> Result<()> {
+    let rng = &mut Xoshiro256PlusPlus::seed_from_u64(2);
+    let config = BatchNormConfig { momentum: 0.3, ..Default::default() };
+    let x = random(rng, (-1., 3.), &[8, 5, 3], DType::F32)?;
+    let file = std::env::temp_dir().join(format!("batchnorm-candle-{}.safetensors", std::process::id()));
+    let make = |ours: bool, vb: VarBuilder| -> Result<Box<dyn ModuleT>> {
+        Ok(if ours {
+            Box::new(batch_norm(5, config, vb.pp("layers.0"))?)
+        } else {
+            Box::new(candle_nn::batch_norm(5, config, vb.pp("layers.0"))?)
+        })
+    };
+    for writer in [true, false] {
+        let written = VarMap::new();
+        let first = make(writer, VarBuilder::from_varmap(&written, DType::F32, &Device::Cpu))?;
+        // So that no value is the one that a module starts with.
+        for _ in 0..3 {
+            let y = first.forward_t(&x, true)?;
+            SGD::new(written.all_vars(), 0.01)?.backward_step(&y.sqr()?.sum_all()?)?;
+        }
+        written.save(&file)?;
+        let mut read = VarMap::new();
+        let second = make(!writer, VarBuilder::from_varmap(&read, DType::F32, &Device::Cpu))?;
+        read.load(&file)?;
+        let names = |variables: &VarMap| {
+            let mut names: Vec<String> = variables.data().lock().unwrap().keys().cloned().collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(&written), names(&read));
+        assert_eq!(
+            names(&read),
+            ["bias", "running_mean", "running_var", "weight"].map(|name| format!("layers.0.{name}"))
+        );
+        let difference = (first.forward_t(&x, false)? - second.forward_t(&x, false)?)?;
+        assert!(largest(&difference.to_dtype(DType::F64)?)? < 1e-5);
+    }
+    std::fs::remove_file(file)?;
+    Ok(())
+}
+
+/// Twenty steps of two networks of equal weights come to the same losses.
+#[test]
+fn a_model_trains_alike() -> Result<()> {
+    let train = |ours: bool| -> Result<Vec<f64>> {
+        let rng = &mut Xoshiro256PlusPlus::seed_from_u64(3);
+        let variable = |value: Tensor| Var::from_tensor(&value);
+        let weights = [
+            variable(random(rng, (-0.5, 0.5), &[24, 12], DType::F64)?)?,
+            variable(random(rng, (-0.5, 0.5), &[3, 24], DType::F64)?)?,
+        ];
+        let variables = VarMap::new();
+        let vb = VarBuilder::from_varmap(&variables, DType::F64, &Device::Cpu);
+        let norm: Box<dyn ModuleT> = if ours {
+            Box::new(batch_norm(24, 1e-5, vb)?)
+        } else {
+            Box::new(candle_nn::batch_norm(24, 1e-5, vb)?)
+        };
+        let [first, second] = weights.clone().map(|weights| Linear::new(weights.as_tensor().clone(), None));
+        let mut optimizer = SGD::new([&weights[..], &variables.all_vars()].concat(), 0.1)?;
+        let (x, goal) =
+            (random(rng, (-1., 1.), &[40, 12], DType::F64)?, random(rng, (-1., 1.), &[40, 3], DType::F64)?);
+        let mut losses = Vec::new();
+        for _ in 0..20 {
+            let y = norm.forward_t(&x.apply(&first)?, true)?.relu()?.apply(&second)?;
+            let loss = (y - &goal)?.sqr()?.mean_all()?;
+            optimizer.backward_step(&loss)?;
+            losses.push(loss.to_scalar::<f64>()?);
+        }
+        Ok(losses)
+    };
+    let (ours, theirs) = (train(true)?, train(false)?);
+    assert!(ours[19] < 0.6 * ours[0], "{ours:?}");
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        assert!((ours - theirs).abs() < 1e-9, "{ours} {theirs}");
+    }
+    Ok(())
+}
+
+/// What the kernels do not do is candle's.
+#[test]
+fn the_rest_is_candles() -> Result<()> {
+    let rng = &mut Xoshiro256PlusPlus::seed_from_u64(4);
+    let config = BatchNormConfig { remove_mean: false, ..Default::default() };
+    for (config, dtype) in
+        [(config, DType::F32), (config, DType::F64), (BatchNormConfig::default(), DType::BF16)]
+    {
+        let x = random(rng, (-1., 3.), &[6, 4, 5], dtype)?;
+        let vb = || VarBuilder::zeros(dtype, &Device::Cpu);
+        let (ours, theirs) = (batch_norm(4, config, vb()), candle_nn::batch_norm(4, config, vb()));
+        let (ours, theirs) = (ours?.forward_t(&x, true), theirs?.forward_t(&x, true));
+        match (ours, theirs) {
+            (Ok(ours), Ok(theirs)) => {
+                assert_eq!(largest(&(ours - theirs)?.to_dtype(DType::F64)?)?, 0.);
+            }
+            // candle's statistics of bf16 are f32, its running ones bf16: an error of its own.
+            (ours, theirs) => assert_eq!(ours.is_err(), theirs.is_err()),
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn errors() -> Result<()> {
+    let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu);
+    let norm = |momentum| BatchNorm::new_no_bias_with_momentum(3, zeros(&[3])?, zeros(&[3])?, 1e-5, momentum);
+    let module = norm(0.1)?;
+    for wrong in [zeros(&[3])?, zeros(&[2, 4, 5])?, zeros(&[2, 3])?.to_dtype(DType::F64)?] {
+        assert!(module.forward_t(&wrong, true).is_err(), "{:?}", wrong.shape());
+        assert!(module.forward_t(&wrong, false).is_err(), "{:?}", wrong.shape());
+    }
+    assert!(norm(1.5).is_err());
+    assert!(BatchNorm::new_no_bias(4, zeros(&[3])?, zeros(&[4])?, 1e-5).is_err());
+
+    // One element per channel has no unbiased variance; the running statistics stay.
+    assert!(module.forward_t(&(zeros(&[1, 3])? + 1.)?, true).is_err());
+    // No elements have no statistics; the running ones stay.
+    assert_eq!(module.forward_t(&zeros(&[0, 3, 2])?, true)?.dims(), [0, 3, 2]);
+    assert_eq!(module.running_mean().to_vec1::<f32>()?, [0.; 3]);
+    assert_eq!(module.running_var().to_vec1::<f32>()?, [0.; 3]);
+
+    let x = zeros(&[2, 3])?;
+    let (short, whole) = (zeros(&[2])?, zeros(&[3])?);
+    assert!(forward_training(&x, Some((&short, &whole)), 1e-5).is_err());
+    assert!(forward_training(&x, None, -1.).is_err());
+    assert!(forward_training(&x.to_dtype(DType::U32)?, None, 1e-5).is_err());
+    assert!(forward_inference(&x, &short, &whole, None, 1e-5).is_err());
+    let doubles = whole.to_dtype(DType::F64)?;
+    assert!(forward_inference(&x, &doubles, &whole, None, 1e-5).is_err());
+    Ok(())
+}
+
+/// Gradients that nobody tracks are not computed, whichever they are.
+#[test]
+fn gradients_of_what_is_tracked() -> Result<()> {
+    let rng = &mut Xoshiro256PlusPlus::seed_from_u64(5);
+    let tensors = [
+        random(rng, (-1., 1.), &[5, 3, 2], DType::F32)?,
+        random(rng, (-1., 1.), &[3], DType::F32)?,
+        random(rng, (-1., 1.), &[3], DType::F32)?,
+    ];
+    let dy = random(rng, (-1., 1.), &[5, 3, 2], DType::F32)?;
+    let gradients = |tracked: [bool; 3]| -> Result<[Option<Vec<f32>>; 3]> {
+        let mut inputs = tensors.clone();
+        for (input, tracked) in inputs.iter_mut().zip(tracked) {
+            if tracked {
+                *input = Var::from_tensor(input)?.into_inner();
+            }
+        }
+        let [x, gamma, beta] = &inputs;
+        let (y, _) = forward_training(x, Some((gamma, beta)), 1e-5)?;
+        let store = (y * &dy)?.sum_all()?.backward()?;
+        Ok(inputs.each_ref().map(|t| store.get(t).map(|g| g.flatten_all().unwrap().to_vec1().unwrap())))
+    };
+    let all = gradients([true; 3])?;
+    for bits in 1..8 {
+        let tracked = [bits & 1 != 0, bits & 2 != 0, bits & 4 != 0];
+        for ((some, all), tracked) in gradients(tracked)?.into_iter().zip(&all).zip(tracked) {
+            assert_eq!(some, all.clone().filter(|_| tracked));
+        }
+    }
+    Ok(())
+}
