@@ -28,7 +28,10 @@ pub fn serially<R>(f: impl FnOnce() -> R) -> R {
 #[cfg(feature = "capi")]
 pub fn set_threads(threads: usize) -> Result<(), String> {
     #[cfg(feature = "rayon")]
-    return rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(|error| error.to_string());
+    return rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|error| error.to_string());
     #[cfg(not(feature = "rayon"))]
     return if threads == 1 { Ok(()) } else { Err("built without threads".to_owned()) };
 }

@@ -108,7 +108,8 @@ pub struct State {
     pub m2: f64,
 }
 
-const _: () = assert!(size_of::<State>() == size_of::<Welford>() && align_of::<State>() == align_of::<Welford>());
+const _: () =
+    assert!(size_of::<State>() == size_of::<Welford>() && align_of::<State>() == align_of::<Welford>());
 
 /// What is wrong with a call, and in words.
 struct Failure(Status, String);
@@ -153,7 +154,13 @@ struct Arguments {
 }
 
 impl Arguments {
-    fn check<T>(&mut self, name: &'static str, at: *const T, len: usize, written: bool) -> Result<(), Failure> {
+    fn check<T>(
+        &mut self,
+        name: &'static str,
+        at: *const T,
+        len: usize,
+        written: bool,
+    ) -> Result<(), Failure> {
         if len == 0 {
             return Ok(());
         }
@@ -184,7 +191,12 @@ impl Arguments {
 
     /// # Safety
     /// Unless it is refused, `len` elements can be read at `at` for `'a`.
-    unsafe fn read<'a, T>(&mut self, name: &'static str, at: *const T, len: usize) -> Result<&'a [T], Failure> {
+    unsafe fn read<'a, T>(
+        &mut self,
+        name: &'static str,
+        at: *const T,
+        len: usize,
+    ) -> Result<&'a [T], Failure> {
         self.check(name, at, len, false)?;
         if len == 0 {
             return Ok(&[]);
@@ -209,7 +221,12 @@ impl Arguments {
 
     /// # Safety
     /// Unless it is refused, `len` elements can be read and written at `at` for `'a`.
-    unsafe fn write<'a, T>(&mut self, name: &'static str, at: *mut T, len: usize) -> Result<&'a mut [T], Failure> {
+    unsafe fn write<'a, T>(
+        &mut self,
+        name: &'static str,
+        at: *mut T,
+        len: usize,
+    ) -> Result<&'a mut [T], Failure> {
         self.check(name, at.cast_const(), len, true)?;
         if len == 0 {
             return Ok(&mut []);

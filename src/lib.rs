@@ -36,9 +36,11 @@
 //! is within 2 ulp of the exact value; the mean within half an ulp plus 2^-22 standard deviations; y within 2^-21 of
 //! |gamma * xhat| + |beta|; dx within 2^-20 of |gamma| * invstd * (|dy| + |mean dy| + |xhat * mean(dy * xhat)|); dbeta and
 //! dgamma within 2^-21 of the sum of absolute values. A channel of equal elements has variance 0 and gives exactly beta.
-//! Where these bounds vanish something is left, too small to be seen elsewhere: the rounding of a result that is itself
-//! subnormal; 2^-40 * |gamma| of y, next to the mean; 2^-40 * |gamma| * invstd * |xhat| * rms(dy) of dx, where dy is
-//! orthogonal to xhat.
+//! Where these bounds vanish something is left, too small to be seen elsewhere: the rounding of a result, or of a term of
+//! dx, that is itself subnormal; 2^-40 * |gamma| of y and 2^-40 * sum|dy| of dgamma, next to the mean; 2^-40 * |gamma| *
+//! invstd * |xhat| * rms(dy) of dx, where dy is orthogonal to xhat. They do not hold where |gamma| * invstd is beyond
+//! 2^250 or below 2^-250 (not 0), nor where gamma * xhat alone is out of range. f64 is as accurate, measured by its own
+//! ulp, while squares stay in its range: for elements of 1e-60 to 1e60.
 //!
 //! **The same bits** for every instruction set, number of threads, alignment and layout, in every run. A NaN result is the
 //! canonical NaN.
@@ -48,6 +50,9 @@
 //!
 //! The floating-point environment is taken to be the default one: round to nearest, subnormals kept. A program that sets
 //! flush-to-zero gets neither promise.
+//!
+//! More in the guide: `guide::accuracy`, how these promises are tested, and `guide::linking`, from C, C++, candle, burn and
+//! ndarray.
 //!
 //! # Threads
 //!
@@ -61,6 +66,9 @@ mod error;
 mod exec;
 #[cfg(feature = "capi")]
 pub mod ffi;
+// Documentation only; its snippets are tested.
+#[cfg(any(doc, doctest))]
+pub mod guide;
 mod kernel;
 mod layout;
 #[cfg(feature = "ndarray")]

@@ -28,7 +28,7 @@ pub const BLOCK: usize = fuzzed(4096, 64);
 const SHORT_BLOCK: usize = BLOCK / 4;
 
 /// Elements of all channels of a block, where the two bounds above allow it.
-const BLOCK_ROWS: usize = 1 << 19;
+const BLOCK_ROWS: usize = fuzzed(1 << 19, 1 << 11);
 
 /// The most chunks of a channel, which bounds the scratch memory for their states.
 const MAX_CHUNKS: usize = fuzzed(256, 8);

@@ -60,6 +60,43 @@ fn a_constant_channel_is_beta() {
     }
 }
 
+/// The same threads, with factors that overflow f32: found by this library's own fuzzing.
+#[test]
+fn a_constant_channel_is_beta_whatever_the_factor() {
+    let shape = Shape::nchw(&[3, 1, 7]).unwrap();
+    for (constant, gamma, eps) in
+        [(1.0f32, 1.0, 1e-140), (3e38, 7.7e25, 1e-30), (f32::MAX, 3e35, 1e-5), (2.5, -3e38, 1e-300)]
+    {
+        let params = Params::new(eps);
+        let (gamma, beta) = ([gamma], [0.25f32]);
+        let params = params.gamma(&gamma).beta(&beta);
+        let x = vec![constant; 21];
+        let (y, _) = train(&shape, &x, &params);
+        assert!(y.iter().all(|y| *y == 0.25), "training of {constant}: {}", y[0]);
+        let mut y = vec![0.0; 21];
+        forward_inference(&shape, &x, &[constant], &[0.0], &params, &mut y).unwrap();
+        assert!(y.iter().all(|y| *y == 0.25), "inference of {constant}: {}", y[0]);
+    }
+}
+
+/// And with a gamma near the largest f32, of which a y in range is left.
+#[test]
+fn a_huge_gamma_leaves_what_is_in_range() {
+    let x = about(0.0, 1.0, 4000);
+    let gamma = [2.9e38f32];
+    let (y, states) = train(&Shape::nchw(&[4, 1, 1000]).unwrap(), &x, &Params::new(1e-5).gamma(&gamma));
+    let invstd = 1.0 / (states[0].variance() + 1e-5).sqrt();
+    for (x, y) in x.iter().zip(&y) {
+        let expected = (f64::from(*x) - states[0].mean()) * invstd * f64::from(gamma[0]);
+        if expected.abs() < 3.3e38 {
+            assert!(
+                (f64::from(*y) - expected).abs() <= 1e-6 * expected.abs().max(1e30),
+                "{y:e}, not {expected:e}"
+            );
+        }
+    }
+}
+
 /// pytorch 178123: squares of 1e30 overflow f32.
 #[test]
 fn huge_elements_are_normalized() {

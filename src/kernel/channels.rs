@@ -55,7 +55,9 @@ impl Scale {
     #[inline(always)]
     fn new<T: Element>(mean: f64, mean_low: f64, invstd: f64, gain: f64, wanted: f64) -> Self {
         let largest = T::MAX_PRESCALE;
-        let p = at_most(power_of_two(wanted), largest);
+        // gain / prescale must stay finite, which a factor of 4 leaves room for.
+        let least = gain.abs() / largest;
+        let p = at_most(power_of_two(if wanted < least { 2.0 * least } else { wanted }), largest);
         // mean * prescale must stay finite.
         let p = at_most(p, power_of_two(largest / 1e8 / mean.abs().max(1.0 / largest)));
         let p = if p < 1.0 / largest { 1.0 / largest } else { p };
@@ -196,7 +198,10 @@ impl<T: Element> Kernel<T> for Factors<'_, T> {
     fn run<S: Lanes<T>>(self, _: S) {
         let k = &mut self.scratch.coefficients;
         for (i, scale) in self.scales.iter().enumerate().take(GROUP) {
-            k[FACTOR][self.at + i] = T::from_f64(scale.gain / scale.prescale);
+            // Beyond what an element holds only next to a huge mean, where a deviation is nothing or leads out of range.
+            let factor = scale.gain / scale.prescale;
+            let factor = if scale.gain.is_finite() { factor.clamp(-T::MAX, T::MAX) } else { factor };
+            k[FACTOR][self.at + i] = T::from_f64(factor);
             k[BETA][self.at + i] = self.beta.map_or(T::default(), |beta| beta[i]);
         }
     }
@@ -272,7 +277,9 @@ impl<T: Element> Kernel<T> for BatchScales<'_, T> {
             // var = 0 and eps = 0: a constant channel normalizes to 0, not to NaN.
             let shifted = var + self.eps;
             let invstd = if shifted == 0.0 { 0.0 } else { 1.0 / shifted.sqrt() };
-            let gain = gamma_of(self.gamma, i) * invstd;
+            // Equal elements deviate by nothing, whatever eps makes of it.
+            let flat = self.normalize && var == 0.0;
+            let gain = gamma_of(self.gamma, i) * if flat { 0.0 } else { invstd };
             // Deviations of about 1, whatever eps is (of a constant channel, exactly 0); less where what they are
             // multiplied by would leave the range of normal f32.
             let wanted = 1.0 / var.sqrt();

@@ -1,0 +1,11 @@
+//! The gradients of training and of inference against an exact oracle.
+#![no_main]
+
+use batchnorm_fuzz::calls::Wanted;
+use batchnorm_fuzz::problem::{Problem, Run};
+use batchnorm_fuzz::{gradients, with_element};
+
+libfuzzer_sys::fuzz_target!(|input: (Run, u8, Problem)| {
+    let (run, wanted, problem) = input;
+    with_element!(problem.element, gradients::backward, &problem, run, Wanted(wanted));
+});

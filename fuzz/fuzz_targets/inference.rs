@@ -1,0 +1,10 @@
+//! y of inference against an exact oracle.
+#![no_main]
+
+use batchnorm_fuzz::problem::{Problem, Run};
+use batchnorm_fuzz::{forward, with_element};
+
+libfuzzer_sys::fuzz_target!(|input: (Run, Problem)| {
+    let (run, problem) = input;
+    with_element!(problem.element, forward::inference, &problem, run);
+});

@@ -1,0 +1,10 @@
+//! The same bits of every operation in both layouts.
+#![no_main]
+
+use batchnorm_fuzz::problem::{Problem, Run};
+use batchnorm_fuzz::{agreement, with_element};
+
+libfuzzer_sys::fuzz_target!(|input: (Run, Problem)| {
+    let (run, problem) = input;
+    with_element!(problem.element, agreement::layouts, &problem, run);
+});

@@ -1,0 +1,10 @@
+//! The same bits of every operation on every level, and on any number of threads.
+#![no_main]
+
+use batchnorm_fuzz::problem::{Problem, Run};
+use batchnorm_fuzz::{agreement, with_element};
+
+libfuzzer_sys::fuzz_target!(|input: (Run, Problem)| {
+    let (run, problem) = input;
+    with_element!(problem.element, agreement::levels, &problem, run);
+});

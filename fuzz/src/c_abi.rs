@@ -1,0 +1,396 @@
+//! The C interface with right and wrong arguments. All that it is given lies in one piece of memory: a call that is
+//! refused leaves every byte of it alone, any other those that are not its outputs; and it is refused just when
+//! something is wrong.
+
+#![allow(unsafe_code, reason = "C's pointers")]
+
+use std::ops::Range;
+
+use arbitrary::Arbitrary;
+use batchnorm::ffi::{self, State, Status, Update};
+
+/// A call.
+#[derive(Debug, Clone, Arbitrary)]
+pub struct Call {
+    double: bool,
+    operation: Operation,
+    in_place: bool,
+    /// N, C, spatial axes.
+    sizes: [u8; 5],
+    /// Up to two arguments that are somewhere else.
+    faults: [Option<(u8, Place)>; 2],
+    /// Whether states are of as many elements as there are.
+    counts: bool,
+    layout: Choice,
+    serial: Choice,
+    rule: Choice,
+    unbiased: Choice,
+    scalar: Scalar,
+    huge: u8,
+}
+
+impl Call {
+    /// Whether the product of the sizes overflows.
+    fn is_huge(&self) -> bool {
+        self.huge >= 240
+    }
+
+    /// eps, a factor, a learning rate.
+    fn scalar(&self) -> f64 {
+        match self.scalar {
+            Scalar::Usual => 1e-5,
+            Scalar::Zero => 0.0,
+            Scalar::Any(value) => value,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Arbitrary)]
+enum Operation {
+    Statistics,
+    Training,
+    Inference,
+    Backward,
+    Frozen,
+    Update,
+    Step,
+    Merge,
+}
+
+#[derive(Debug, Clone, Copy, Arbitrary)]
+enum Place {
+    Null,
+    /// Some bytes on.
+    Bytes(u8),
+    /// In another argument, some of its elements on.
+    In(u8, i8),
+}
+
+/// A number that stands for something: mostly one that does.
+#[derive(Debug, Clone, Copy, Arbitrary)]
+enum Choice {
+    Of(u8),
+    Any(u32),
+}
+
+impl Choice {
+    fn value(self, of: u32) -> u32 {
+        match self {
+            Choice::Of(value) => u32::from(value) % of,
+            Choice::Any(value) => value,
+        }
+    }
+}
+
+/// eps, a factor, a learning rate.
+#[derive(Debug, Clone, Copy, Arbitrary)]
+enum Scalar {
+    Usual,
+    Zero,
+    Any(f64),
+}
+
+/// What an argument is of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Tensor,
+    Vector,
+    States,
+}
+use Kind::{States, Tensor, Vector};
+
+/// An argument: what, whether it is written, whether it may be null.
+type Argument = (Kind, bool, bool);
+
+const fn read(kind: Kind) -> Argument {
+    (kind, false, false)
+}
+const fn write(kind: Kind) -> Argument {
+    (kind, true, false)
+}
+const PARAMETER: Argument = (Vector, false, true);
+const GRADIENT: Argument = (Vector, true, true);
+const DX: Argument = (Tensor, true, true);
+
+impl Operation {
+    fn arguments(self) -> &'static [Argument] {
+        match self {
+            Operation::Statistics => &const { [read(Tensor), write(States)] },
+            Operation::Training => {
+                &const { [read(Tensor), PARAMETER, PARAMETER, write(Tensor), write(States)] }
+            }
+            Operation::Inference => {
+                &const { [read(Tensor), read(Vector), read(Vector), PARAMETER, PARAMETER, write(Tensor)] }
+            }
+            Operation::Backward => {
+                &const {
+                    let [x, dy, states] = [read(Tensor), read(Tensor), read(States)];
+                    [x, dy, states, PARAMETER, DX, GRADIENT, GRADIENT, GRADIENT, GRADIENT]
+                }
+            }
+            Operation::Frozen => {
+                &const {
+                    let [x, dy, given] = [read(Tensor), read(Tensor), read(Vector)];
+                    [x, dy, given, given, PARAMETER, DX, GRADIENT, GRADIENT, GRADIENT, GRADIENT]
+                }
+            }
+            Operation::Update => &const { [read(States), write(Vector), write(Vector)] },
+            Operation::Step => &const { [read(Vector), write(Vector)] },
+            Operation::Merge => &const { [write(States), read(States)] },
+        }
+    }
+
+    /// The arguments that may be the same memory: x and y.
+    fn in_place(self) -> Option<(usize, usize)> {
+        match self {
+            Operation::Training => Some((0, 3)),
+            Operation::Inference => Some((0, 5)),
+            _ => None,
+        }
+    }
+}
+
+/// Bytes around an argument: more than two shifts.
+const MARGIN: usize = 4096;
+
+/// Makes a call and looks at the memory.
+pub fn call(call: &Call) {
+    let [n, c, spatial @ ..] = call.sizes.map(usize::from);
+    let spatial = spatial.map(|size| size % 5);
+    let (n, c) = (n % 5, c % 20);
+    let m = n * spatial.iter().product::<usize>();
+    let size = if call.double { 8 } else { 4 };
+    let arguments = call.operation.arguments();
+    let bytes = |kind| match kind {
+        Tensor => m * c * size,
+        Vector => c * size,
+        States => c * size_of::<State>(),
+    };
+
+    // Every argument has a place of its own, where any other fits too, wherever it is shifted.
+    let room = bytes(Tensor).max(bytes(States)).next_multiple_of(8) + 2 * MARGIN;
+    let mut memory = vec![0u64; room * arguments.len() / 8];
+    fill(&mut memory, call, m, room);
+    let base = memory.as_mut_ptr().cast::<u8>();
+    let mut at: Vec<Option<usize>> = (0..arguments.len()).map(|i| Some(room * i + MARGIN)).collect();
+    if let (true, Some((x, y))) = (call.in_place, call.operation.in_place()) {
+        at[y] = at[x];
+    }
+    for (argument, place) in call.faults.into_iter().flatten() {
+        let argument = usize::from(argument) % at.len();
+        at[argument] = match place {
+            Place::Null => None,
+            Place::Bytes(by) => at[argument].map(|at| at + usize::from(by)),
+            Place::In(other, by) => at[usize::from(other) % at.len()]
+                .map(|at| at.wrapping_add_signed(isize::from(by) * size as isize)),
+        };
+    }
+    let spans: Vec<Range<usize>> = at
+        .iter()
+        .zip(arguments)
+        .map(|(at, (kind, ..))| at.map_or(0..0, |at| at..at + bytes(*kind)))
+        .collect();
+    let wrong = wrong(call, &memory, &at, &spans, m);
+    let before = memory.clone();
+
+    let problem = ffi::Problem {
+        layout: call.layout.value(2),
+        serial: call.serial.value(2),
+        batch: if call.is_huge() { usize::MAX / 2 } else { n },
+        channels: if call.is_huge() { c.max(3) } else { c },
+        spatial,
+    };
+    let pointer = |at: &Option<usize>| at.map_or(std::ptr::null_mut(), |at| base.wrapping_add(at));
+    let pointers: Vec<*mut u8> = at.iter().map(pointer).collect();
+    // SAFETY: every pointer is null, or its argument lies within `memory`, shifted by less than `MARGIN`.
+    let status = unsafe {
+        if call.double { double(call, &problem, &pointers) } else { single(call, &problem, &pointers) }
+    };
+
+    match wrong {
+        Some(wrong) => assert_ne!(status, Status::Ok, "not refused, though {wrong}"),
+        None => assert_eq!(status, Status::Ok, "refused, though nothing is wrong: {call:?}"),
+    }
+    let written = |byte: usize| {
+        let outputs = spans.iter().zip(arguments).filter(|(_, (_, written, _))| *written);
+        status == Status::Ok && outputs.into_iter().any(|(span, _)| span.contains(&byte))
+    };
+    for (i, (before, after)) in
+        before.iter().zip(&memory).enumerate().filter(|(_, (before, after))| before != after)
+    {
+        for (byte, (before, after)) in before.to_ne_bytes().iter().zip(after.to_ne_bytes()).enumerate() {
+            let byte = 8 * i + byte;
+            assert!(
+                *before == after || written(byte),
+                "{status:?}, and byte {byte} is written; arguments are {spans:?}"
+            );
+        }
+    }
+}
+
+/// Small numbers; in states, the count that is asked for.
+fn fill(memory: &mut [u64], call: &Call, m: usize, room: usize) {
+    for (i, word) in memory.iter_mut().enumerate() {
+        *word = if call.double {
+            (1.0 + i as f64 * 1e-3).to_bits()
+        } else {
+            0x3f80_0000_3f80_1000 + 7 * i as u64
+        };
+    }
+    let states = call.operation.arguments().iter().enumerate().filter(|(_, (kind, ..))| *kind == States);
+    for (argument, _) in states {
+        for state in memory[(room * argument + MARGIN) / 8..].chunks_exact_mut(4).take(20) {
+            let count = if call.counts { m as u64 } else { 3 };
+            state.copy_from_slice(&[count, 1f64.to_bits(), 0, 2f64.to_bits()]);
+        }
+    }
+}
+
+/// What is wrong with a call.
+fn wrong(
+    call: &Call,
+    memory: &[u64],
+    at: &[Option<usize>],
+    spans: &[Range<usize>],
+    m: usize,
+) -> Option<String> {
+    use Operation::{Backward, Frozen, Inference, Merge, Step, Training, Update};
+    let arguments = call.operation.arguments();
+    let scalar = call.scalar();
+    if !matches!(call.operation, Update | Step | Merge) {
+        if call.is_huge() {
+            return Some("the sizes overflow".into());
+        }
+        if call.layout.value(2) > 1 || call.serial.value(2) > 1 {
+            return Some("layout or serial is no such number".into());
+        }
+    }
+    let eps = matches!(call.operation, Training | Inference | Backward | Frozen);
+    if eps && !(scalar.is_finite() && scalar >= 0.0) {
+        return Some(format!("eps is {scalar}"));
+    }
+    if call.operation == Step && !scalar.is_finite() {
+        return Some(format!("lr is {scalar}"));
+    }
+    let channels = usize::from(call.sizes[1]) % 20;
+    for (i, (_, written, optional)) in arguments.iter().enumerate() {
+        let (kind, len) = (arguments[i].0, spans[i].len());
+        let missing = at[i].is_none();
+        let empty = if missing { channels == 0 || kind == Tensor && m == 0 } else { len == 0 };
+        if missing && !optional && !empty {
+            return Some(format!("argument {i} is null"));
+        }
+        let align = if kind == States || call.double { 8 } else { 4 };
+        if !missing && !empty && !spans[i].start.is_multiple_of(align) {
+            return Some(format!("argument {i} is not aligned"));
+        }
+        for (j, (_, other_written, _)) in arguments.iter().enumerate().take(i) {
+            let overlap = spans[i].start < spans[j].end && spans[j].start < spans[i].end;
+            let in_place = call.operation.in_place() == Some((j, i)) && at[i] == at[j];
+            if overlap
+                && !spans[i].is_empty()
+                && !spans[j].is_empty()
+                && (*written || *other_written)
+                && !in_place
+            {
+                return Some(format!("arguments {j} and {i} overlap"));
+            }
+        }
+    }
+    match call.operation {
+        Backward => counts(memory, &spans[2])
+            .any(|count| count != m as u64)
+            .then(|| "a state's count is another".into()),
+        Update => {
+            let (rule, unbiased) = (call.rule.value(3), call.unbiased.value(2));
+            if rule > 2 || unbiased > 1 {
+                return Some("rule or unbiased is no such number".into());
+            }
+            if rule < 2 && !scalar.is_finite() {
+                return Some(format!("the factor is {scalar}"));
+            }
+            let one = unbiased == 1 && counts(memory, &spans[0]).any(|count| count == 1);
+            one.then(|| "the unbiased variance is of one element".into())
+        }
+        _ => None,
+    }
+}
+
+/// The counts of the states that lie there.
+fn counts<'a>(memory: &'a [u64], states: &Range<usize>) -> impl Iterator<Item = u64> + use<'a> {
+    memory[states.start / 8..states.end / 8].iter().step_by(4).copied()
+}
+
+/// The functions of an element.
+macro_rules! functions {
+    ($name:ident, $element:ty, $statistics:ident, $training:ident, $inference:ident, $backward:ident, $frozen:ident,
+     $update:ident, $step:ident) => {
+        /// # Safety
+        /// As of the functions.
+        unsafe fn $name(call: &Call, problem: &ffi::Problem, pointers: &[*mut u8]) -> Status {
+            let p = |i: usize| pointers[i].cast::<$element>();
+            let state = |i: usize| pointers[i].cast::<State>();
+            let (c, scalar) = (problem.channels, call.scalar());
+            let update =
+                Update { rule: call.rule.value(3), unbiased: call.unbiased.value(2), factor: scalar };
+            let channels = if call.is_huge() { usize::from(call.sizes[1]) % 20 } else { c };
+            // SAFETY: says the caller.
+            unsafe {
+                match call.operation {
+                    Operation::Statistics => ffi::$statistics(problem, p(0), state(1)),
+                    Operation::Training => ffi::$training(problem, p(0), p(1), p(2), scalar, p(3), state(4)),
+                    Operation::Inference => {
+                        ffi::$inference(problem, p(0), p(1), p(2), p(3), p(4), scalar, p(5))
+                    }
+                    Operation::Backward => {
+                        let states = state(2);
+                        ffi::$backward(
+                            problem,
+                            p(0),
+                            p(1),
+                            states,
+                            p(3),
+                            scalar,
+                            p(4),
+                            p(5),
+                            p(6),
+                            p(7),
+                            p(8),
+                        )
+                    }
+                    Operation::Frozen => {
+                        let (mean, var) = (p(2), p(3));
+                        let (x, dy, gamma, dx) = (p(0), p(1), p(4), p(5));
+                        ffi::$frozen(problem, x, dy, mean, var, gamma, scalar, dx, p(6), p(7), p(8), p(9))
+                    }
+                    Operation::Update => ffi::$update(channels, &update, 3, state(0), p(1), p(2)),
+                    Operation::Step => ffi::$step(channels, scalar, p(0), p(1)),
+                    Operation::Merge => ffi::batchnorm_merge(channels, state(0), state(1)),
+                }
+            }
+        }
+    };
+}
+
+functions!(
+    single,
+    f32,
+    batchnorm_statistics_f32,
+    batchnorm_forward_training_f32,
+    batchnorm_forward_inference_f32,
+    batchnorm_backward_f32,
+    batchnorm_backward_frozen_f32,
+    batchnorm_update_running_f32,
+    batchnorm_step_f32
+);
+functions!(
+    double,
+    f64,
+    batchnorm_statistics_f64,
+    batchnorm_forward_training_f64,
+    batchnorm_forward_inference_f64,
+    batchnorm_backward_f64,
+    batchnorm_backward_frozen_f64,
+    batchnorm_update_running_f64,
+    batchnorm_step_f64
+);
