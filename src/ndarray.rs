@@ -41,10 +41,10 @@ pub fn slice<'a, T, D: Dimension>(
     Ok((shape, view.to_slice_memory_order().unwrap_or_default()))
 }
 
-/// [`slice`] to be written to.
+/// [`slice()`] to be written to.
 ///
 /// # Errors
-/// As [`slice`].
+/// As [`slice()`].
 pub fn slice_mut<'a, T, D: Dimension>(
     view: ArrayViewMut<'a, T, D>,
     channels: Axis,
@@ -56,7 +56,7 @@ pub fn slice_mut<'a, T, D: Dimension>(
 /// The elements of a view that goes with another of this shape: for dy, which must lie in memory as x does.
 ///
 /// # Errors
-/// As [`slice`]; [`Error::View`] also if the view is of another shape or layout.
+/// As [`slice()`]; [`Error::View`] also if the view is of another shape or layout.
 pub fn slice_like<'a, T, D: Dimension>(
     view: ArrayView<'a, T, D>,
     channels: Axis,

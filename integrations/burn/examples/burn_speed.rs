@@ -18,21 +18,23 @@ type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 #[derive(Clone, Copy, PartialEq)]
 enum Work {
     Inference,
+    /// On an input that nobody else holds, as within a model.
+    InferenceInPlace,
     Training,
     TrainingAndBackward,
 }
 
-/// The median times of two workloads that take turns.
-fn medians(budget: Duration, mut first: impl FnMut(), mut second: impl FnMut()) -> [f64; 2] {
-    first();
-    second();
+/// The median times of two workloads that take turns, without the time that an input takes to make.
+fn medians<T>(budget: Duration, input: impl Fn() -> T, first: impl Fn(T), second: impl Fn(T)) -> [f64; 2] {
     let mut times = [Vec::new(), Vec::new()];
+    first(input());
+    second(input());
     let start = Instant::now();
     while times[1].len() < 5 || start.elapsed() < budget {
-        let turns: [&mut dyn FnMut(); 2] = [&mut first, &mut second];
-        for (times, run) in times.iter_mut().zip(turns) {
+        for (times, run) in times.iter_mut().zip([&first as &dyn Fn(T), &second]) {
+            let input = input();
             let start = Instant::now();
-            run();
+            run(input);
             times.push(start.elapsed().as_secs_f64());
         }
     }
@@ -43,7 +45,8 @@ fn medians(budget: Duration, mut first: impl FnMut(), mut second: impl FnMut()) 
 }
 
 fn time<const D: usize>(budget: Duration, work: Work, last: bool, dims: &[usize]) -> [f64; 2] {
-    let device = if work == Work::Inference { Device::default() } else { Device::default().autodiff() };
+    let infers = matches!(work, Work::Inference | Work::InferenceInPlace);
+    let device = if infers { Device::default() } else { Device::default().autodiff() };
     let mut memory = dims.to_vec();
     if last {
         memory[1..].rotate_left(1);
@@ -60,14 +63,18 @@ fn time<const D: usize>(budget: Duration, work: Work, last: bool, dims: &[usize]
     };
     let theirs = burn::nn::BatchNormConfig::new(dims[1]).init(&device);
     let ours = BatchNormConfig::new(dims[1]).init(&device);
-    let run = |forward: &dyn Fn(Tensor<D>) -> Tensor<D>| match work {
-        Work::TrainingAndBackward => {
-            let y = forward(x.clone().detach().require_grad());
+    let input = || match work {
+        Work::Inference | Work::Training => x.clone(),
+        Work::InferenceInPlace => x.clone().add_scalar(1.),
+        Work::TrainingAndBackward => x.clone().detach().require_grad(),
+    };
+    let run = |x: Tensor<D>, forward: &dyn Fn(Tensor<D>) -> Tensor<D>| {
+        let y = forward(x);
+        if work == Work::TrainingAndBackward {
             drop(y.backward());
         }
-        _ => drop(forward(x.clone())),
     };
-    medians(budget, || run(&|x| theirs.forward(x)), || run(&|x| ours.forward(x)))
+    medians(budget, input, |x| run(x, &|x| theirs.forward(x)), |x| run(x, &|x| ours.forward(x)))
 }
 
 fn main() -> Result<()> {
@@ -85,11 +92,12 @@ fn main() -> Result<()> {
     let problems = shapes::parse(include_str!("../../../benches/shapes/table.txt"))?;
     for (what, work, last) in [
         ("inference", Work::Inference, false),
+        ("inference of what nobody else holds", Work::InferenceInPlace, false),
         ("inference, channels last", Work::Inference, true),
         ("forward training", Work::Training, false),
         ("forward training and backward", Work::TrainingAndBackward, false),
     ] {
-        println!("\n{:<34}{:>12}{:>12}{:>10}", format!("{what}, us"), "burn", "ours", "ratio");
+        println!("\n{:<42}{:>12}{:>12}{:>10}", format!("{what}, us"), "burn", "ours", "ratio");
         let mut logarithms = Vec::new();
         for problem in problems.iter().filter(|problem| problem.dims.iter().product::<usize>() <= largest) {
             let [theirs, ours] = match problem.dims.len() {
@@ -98,11 +106,11 @@ fn main() -> Result<()> {
                 rank => return Err(format!("shapes of rank {rank} are not timed").into()),
             };
             let name = problem.to_string();
-            println!("{name:<34}{:>12.1}{:>12.1}{:>10.1}", theirs * 1e6, ours * 1e6, theirs / ours);
+            println!("{name:<42}{:>12.1}{:>12.1}{:>10.1}", theirs * 1e6, ours * 1e6, theirs / ours);
             logarithms.push((theirs / ours).ln());
         }
         let mean = logarithms.iter().sum::<f64>() / logarithms.len() as f64;
-        println!("{:<58}{:>10.1}", "geometric mean", mean.exp());
+        println!("{:<66}{:>10.1}", "geometric mean", mean.exp());
     }
     Ok(())
 }

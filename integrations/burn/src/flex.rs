@@ -218,7 +218,8 @@ fn inference<T: Float>(
 #[derive(Debug, Clone)]
 enum Statistics {
     Batch(States),
-    Given { mean: FlexTensor, variance: FlexTensor },
+    /// Mean and variance.
+    Given(Box<[FlexTensor; 2]>),
 }
 
 /// The gradients that are wanted of x, gamma, beta and, if they were given, mean and variance.
@@ -247,8 +248,8 @@ fn gradients_of<T: Float>(
         Statistics::Batch(states) => {
             done(batchnorm::backward(&shape, x_elements, dy, states.as_slice(), &params, outputs));
         }
-        Statistics::Given { mean, variance } => {
-            let (mean, variance) = (mean.to_contiguous(), variance.to_contiguous());
+        Statistics::Given(given) => {
+            let [mean, variance] = given.each_ref().map(FlexTensor::to_contiguous);
             let (mean, variance) = (elements(&mean), elements(&variance));
             done(batchnorm::backward_frozen(&shape, x_elements, dy, mean, variance, &params, outputs));
         }
@@ -358,10 +359,8 @@ impl<C: CheckpointStrategy> BatchNormBackend for Autodiff<Flex, C> {
         match prepared.stateful() {
             OpsKind::Tracked(mut prepared) => {
                 let (x_id, gamma_id) = (prepared.checkpoint(&x), prepared.checkpoint(&gamma));
-                let statistics = Statistics::Given {
-                    mean: mean.primitive().clone(),
-                    variance: variance.primitive().clone(),
-                };
+                let given = [&mean, &variance].map(|given| given.primitive().clone());
+                let statistics = Statistics::Given(Box::new(given));
                 let output = forward([x, gamma, beta, mean, variance]);
                 prepared.finish(Saved { x: x_id, gamma: gamma_id, statistics, epsilon }, output)
             }

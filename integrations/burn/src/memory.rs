@@ -1,14 +1,15 @@
 //! Memory for results: burn makes a new tensor of every result, so a large one starts as pages that are not there yet.
 
 /// A vector for a kernel's result, all of which the kernel writes. Zeros would cost one more pass over memory.
+#[expect(
+    clippy::uninit_vec,
+    reason = "the elements are written before they are read; flex makes its results so, too"
+)]
 pub(crate) fn unwritten<T: bytemuck::Pod>(len: usize) -> Vec<T> {
     let mut vector = Vec::with_capacity(len);
-    #[expect(clippy::uninit_vec, reason = "burn's backends make their results in this way, too")]
     // SAFETY: the capacity is there, any bits are a `T`, and a kernel writes every element before anyone reads one: it
     // checks its arguments first, and a wrong one panics before the vector goes anywhere.
-    unsafe {
-        vector.set_len(len)
-    };
+    unsafe { vector.set_len(len) };
     advise_huge_pages(&mut vector);
     vector
 }
