@@ -177,13 +177,16 @@ fn exported_symbols() {
     assert_eq!(exported, declared);
 }
 
-/// The example of examples/c, by its Makefile's command.
+/// Those of examples/c and examples/cpp.
 #[test]
-fn the_example_compiles_and_runs() {
+fn the_examples_compile_and_run() {
     let shared = [OsStr::new("-L"), libraries().as_os_str(), OsStr::new("-lbatchnorm")];
     let program = compile("cc", "-std=c11", "examples/c/normalize.c", "normalize", &shared);
     let printed = run(Command::new(program).env("LD_LIBRARY_PATH", libraries()));
     assert!(printed.contains("channel 1: mean 10.000, variance 4.000"), "{printed}");
+    let program = compile("c++", "-std=c++17", "examples/cpp/normalize.cpp", "normalize-cpp", &shared);
+    let printed = run(Command::new(program).env("LD_LIBRARY_PATH", libraries()));
+    assert!(printed.contains("running mean 2, variance 1"), "{printed}");
 }
 
 /// A call that must be refused: nothing that it was given may change.
