@@ -22,7 +22,7 @@ pub struct BatchNorm {
 /// configuration is affine, `weight` and `bias`.
 ///
 /// # Errors
-/// As [`candle_nn::batch_norm`]: a negative eps, a variable that `vb` does not have or has in another shape.
+/// As [`candle_nn::batch_norm()`]: a negative eps, a variable that `vb` does not have or has in another shape.
 pub fn batch_norm<C: Into<BatchNormConfig>>(
     num_features: usize,
     config: C,
