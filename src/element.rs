@@ -27,7 +27,7 @@ pub trait Sealed: Dispatch + Sized {
     /// The largest power of two that has a normal reciprocal, bounds the factor that brings a channel's spread near 1.
     const MAX_PRESCALE: f64;
     /// The largest finite value.
-    const MAX: f64;
+    const LARGEST: f64;
 
     /// Runs an operation. The one place where the kernels are instantiated, in this crate and not in its users'.
     fn run(level: Level, geometry: &Geometry, job: &Job<'_, Self>);
@@ -50,7 +50,7 @@ macro_rules! elements {
         impl Sealed for $element {
             const CONDITION_LIMIT: f64 = $condition_limit;
             const MAX_PRESCALE: f64 = $max_prescale;
-            const MAX: f64 = <$element>::MAX as f64;
+            const LARGEST: f64 = <$element>::MAX as f64;
             fn run(level: Level, geometry: &Geometry, job: &Job<'_, Self>) {
                 operations::run(level, geometry, job);
             }

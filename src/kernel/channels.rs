@@ -200,7 +200,7 @@ impl<T: Element> Kernel<T> for Factors<'_, T> {
         for (i, scale) in self.scales.iter().enumerate().take(GROUP) {
             // Beyond what an element holds only next to a huge mean, where a deviation is nothing or leads out of range.
             let factor = scale.gain / scale.prescale;
-            let factor = if scale.gain.is_finite() { factor.clamp(-T::MAX, T::MAX) } else { factor };
+            let factor = if scale.gain.is_finite() { factor.clamp(-T::LARGEST, T::LARGEST) } else { factor };
             k[FACTOR][self.at + i] = T::from_f64(factor);
             k[BETA][self.at + i] = self.beta.map_or(T::default(), |beta| beta[i]);
         }
