@@ -42,10 +42,26 @@ pub fn workers() -> usize {
     if SERIAL.get() {
         return 1;
     }
-    #[cfg(feature = "rayon")]
+    #[cfg(all(feature = "capi", feature = "rayon"))]
+    return pool_threads();
+    #[cfg(all(not(feature = "capi"), feature = "rayon"))]
     return rayon::current_num_threads();
     #[cfg(not(feature = "rayon"))]
     1
+}
+
+/// rayon panics where it cannot start its pool, and at every later try. A C program has no other pool to give: 1 then.
+#[cfg(all(feature = "capi", feature = "rayon"))]
+fn pool_threads() -> usize {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    static FAILED: AtomicBool = AtomicBool::new(false);
+    if FAILED.load(Ordering::Relaxed) && !inside_pool() {
+        return 1;
+    }
+    std::panic::catch_unwind(rayon::current_num_threads).unwrap_or_else(|_| {
+        FAILED.store(true, Ordering::Relaxed);
+        1
+    })
 }
 
 /// Whether the calling thread is one of a pool's.

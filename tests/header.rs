@@ -13,7 +13,8 @@ fn expanded(source: &str) -> String {
         .split(['(', ',', ')'])
         .filter_map(|name| name.trim().strip_prefix('$')?.split(':').next())
         .collect();
-    let mut out = before.replace("Writes out the functions of one element.", "");
+    // The macro's own comment would become the first function's.
+    let mut out = before.replace("/// Writes out the functions of one element.\n", "");
     for call in calls.split("functions!(").skip(1) {
         let (arguments, _) = call.split_once(");").unwrap();
         let arguments: Vec<&str> = arguments.split(',').map(str::trim).collect();

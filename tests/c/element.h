@@ -9,11 +9,12 @@ static void FUNCTION(fill)(T *values, size_t len, size_t start) {
 
 static uint64_t FUNCTION(all)(uint32_t layout, uint32_t serial, uint64_t hash) {
   const batchnorm_problem problem = {layout, serial, N, C, {D, H, W}};
-  const batchnorm_update update = {BATCHNORM_MOMENTUM, 1, 0.1};
+  const double factors[3] = {0.9, 0.1, 0.0}; /* of decay, momentum, cumulative */
   static T x[LEN], dy[LEN], y[LEN], dx[LEN];
   T gamma[C], beta[C], mean[C], var[C], dgamma[C], dbeta[C], dmean[C], dvar[C];
   batchnorm_state states[C], merged[C];
   size_t c;
+  uint32_t rule, unbiased;
   FUNCTION(fill)(x, LEN, 0);
   FUNCTION(fill)(dy, LEN, 1000003);
   FUNCTION(fill)(gamma, C, 11);
@@ -33,12 +34,22 @@ static uint64_t FUNCTION(all)(uint32_t layout, uint32_t serial, uint64_t hash) {
   hash = hash_bytes(hash_bytes(hash, dx, sizeof dx), dgamma, sizeof dgamma);
   hash = hash_bytes(hash_bytes(hash, dbeta, sizeof dbeta), dmean, sizeof dmean);
   hash = hash_bytes(hash, dvar, sizeof dvar);
+  CHECK(NAME(backward_frozen)(&problem, x, dy, mean, var, gamma, 1e-5, NULL, NULL, dbeta, dmean, dvar) ==
+        BATCHNORM_STATUS_OK);
+  hash = hash_bytes(hash_bytes(hash, dbeta, sizeof dbeta), dmean, sizeof dmean);
+  hash = hash_bytes(hash, dvar, sizeof dvar);
   CHECK(NAME(backward_frozen)(&problem, x, dy, mean, var, NULL, 1e-5, dx, dgamma, NULL, NULL, NULL) ==
         BATCHNORM_STATUS_OK);
   hash = hash_bytes(hash_bytes(hash, dx, sizeof dx), dgamma, sizeof dgamma);
-  CHECK(NAME(update_running)(C, &update, 0, states, mean, var) == BATCHNORM_STATUS_OK);
+  for (rule = BATCHNORM_DECAY; rule <= BATCHNORM_CUMULATIVE; rule++) {
+    for (unbiased = 0; unbiased <= 1; unbiased++) {
+      const batchnorm_update update = {rule, unbiased, factors[rule]};
+      CHECK(NAME(update_running)(C, &update, 3, states, mean, var) == BATCHNORM_STATUS_OK);
+      hash = hash_bytes(hash_bytes(hash, mean, sizeof mean), var, sizeof var);
+    }
+  }
   CHECK(NAME(step)(C, 0.5, dgamma, gamma) == BATCHNORM_STATUS_OK);
-  hash = hash_bytes(hash_bytes(hash_bytes(hash, mean, sizeof mean), var, sizeof var), gamma, sizeof gamma);
+  hash = hash_bytes(hash, gamma, sizeof gamma);
 
   /* In place. */
   CHECK(NAME(forward_inference)(&problem, x, mean, var, NULL, beta, 0.0, y) == BATCHNORM_STATUS_OK);
