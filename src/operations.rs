@@ -41,7 +41,7 @@ pub struct Affine<'a, T> {
 
 impl<T: Element> Affine<'_, T> {
     /// Writes the coefficients of [`SCALE`].
-    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, scales: &[Scale]) {
+    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, scales: &Scales) {
         let beta = self.beta.map(|beta| &beta[channels.clone()]);
         T::dispatch(task.level, Deviations { scales, at, scratch: task.scratch });
         T::dispatch(task.level, Factors { scales, beta, at, scratch: task.scratch });
@@ -66,10 +66,9 @@ impl<T: Element> Given<'_, T> {
         channels: &Range<usize>,
         gamma: Option<&[T]>,
         eps: f64,
-    ) -> [Scale; GROUP] {
+    ) -> Scales {
         let gamma = gamma.map(|gamma| &gamma[channels.clone()]);
-        let mut all = [Scale::default(); GROUP];
-        let scales = &mut all[..channels.len()];
+        let mut scales = Scales::new(channels.len());
         match self {
             Given::Batch(states) => {
                 let mut moments = [Moments::default(); GROUP];
@@ -77,14 +76,17 @@ impl<T: Element> Given<'_, T> {
                     *moments = state.moments();
                 }
                 let (moments, count) = (&moments[..channels.len()], count as f64);
-                T::dispatch(level, BatchScales { moments, count, gamma, eps, normalize, scales });
+                T::dispatch(
+                    level,
+                    BatchScales { moments, count, gamma, eps, normalize, scales: &mut scales },
+                );
             }
             Given::Frozen { mean, var } => {
                 let (mean, var) = (&mean[channels.clone()], &var[channels.clone()]);
-                T::dispatch(level, GivenScales { mean, var, gamma, eps, normalize, scales });
+                T::dispatch(level, GivenScales { mean, var, gamma, eps, normalize, scales: &mut scales });
             }
         }
-        all
+        scales
     }
 }
 
@@ -207,13 +209,15 @@ impl<T: Element> Operation<T> for Forward<'_, T> {
     }
 
     fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, moments: &[Moments]) {
-        let mut scales = [Scale::default(); GROUP];
-        let scales = &mut scales[..channels.len()];
+        let mut scales = Scales::new(channels.len());
         let Affine { gamma, eps, .. } = self.affine;
         let gamma = gamma.map(|gamma| &gamma[channels.clone()]);
         let count = self.count as f64;
-        T::dispatch(task.level, BatchScales { moments, count, gamma, eps, normalize: true, scales });
-        self.affine.coefficients(task, channels, at, scales);
+        T::dispatch(
+            task.level,
+            BatchScales { moments, count, gamma, eps, normalize: true, scales: &mut scales },
+        );
+        self.affine.coefficients(task, channels, at, &scales);
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
@@ -250,7 +254,7 @@ impl<T: Element> Operation<T> for Inference<'_, T> {
     fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, _: &[()]) {
         let Affine { gamma, eps, .. } = self.affine;
         let scales = self.given.scales((task.level, task.geometry.m(), true), channels, gamma, eps);
-        self.affine.coefficients(task, channels, at, &scales[..channels.len()]);
+        self.affine.coefficients(task, channels, at, &scales);
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
@@ -274,15 +278,8 @@ pub struct Backward<'a, T> {
     pub count: usize,
 }
 
-/// Sums over a channel of dy and of dy * (x - mean).
-#[derive(Clone, Copy, Default)]
-pub struct GradientSums {
-    dy: f64,
-    dy_d: f64,
-}
-
 impl<T: Element> Backward<'_, T> {
-    fn scales(&self, level: Level, channels: &Range<usize>) -> [Scale; GROUP] {
+    fn scales(&self, level: Level, channels: &Range<usize>) -> Scales {
         self.given.scales((level, self.count, false), channels, self.gamma, self.eps)
     }
 }
@@ -332,19 +329,20 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
     /// factor sum(x - mean), which is zero for a batch's own mean and not part of it for a frozen one.
     fn finish(&self, level: Level, channels: &Range<usize>, states: &[GradientSums]) {
         let scales = self.scales(level, channels);
-        let write = |output: &Option<Output<'_, T>>, value: &dyn Fn(&Scale, &GradientSums) -> f64| {
+        let Scales { gain, invstd, .. } = &scales;
+        let write = |output: &Option<Output<'_, T>>, value: &dyn Fn(usize, &GradientSums) -> f64| {
             if let Some(output) = output {
                 // SAFETY: in bounds; each channel belongs to one task.
                 let out = unsafe { output.part(channels.clone()) };
-                for ((out, scale), sums) in out.iter_mut().zip(&scales).zip(states) {
-                    *out = T::from_f64(value(scale, sums));
+                for (i, (out, sums)) in out.iter_mut().zip(states).enumerate() {
+                    *out = T::from_f64(value(i, sums));
                 }
             }
         };
         write(&self.dbeta, &|_, sums| sums.dy);
-        write(&self.dgamma, &|scale, sums| sums.dy_d * scale.invstd);
-        write(&self.dmean, &|scale, sums| -(scale.gain * sums.dy));
-        write(&self.dvar, &|scale, sums| -0.5 * scale.gain * scale.invstd * (sums.dy_d * scale.invstd));
+        write(&self.dgamma, &|i, sums| sums.dy_d * invstd[i]);
+        write(&self.dmean, &|i, sums| -(gain[i] * sums.dy));
+        write(&self.dvar, &|i, sums| -0.5 * gain[i] * invstd[i] * (sums.dy_d * invstd[i]));
     }
 
     fn maps(&self) -> bool {
@@ -358,20 +356,9 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
         at: usize,
         states: &[GradientSums],
     ) {
-        let scales = self.scales(task.level, channels);
-        let scales = &scales[..channels.len()];
+        let (scales, count) = (&self.scales(task.level, channels), self.count as f64);
         T::dispatch(task.level, Deviations { scales, at, scratch: task.scratch });
-        let m = self.count as f64;
-        let k = &mut task.scratch.coefficients;
-        for (i, scale) in scales.iter().enumerate() {
-            let (half, rest) = scale.halves();
-            k[HALF][at + i] = T::from_f64(half);
-            k[REST][at + i] = T::from_f64(rest);
-            if let Some(sums) = states.get(i) {
-                k[MEAN_DY][at + i] = T::from_f64(sums.dy / m * half);
-                k[SLOPE][at + i] = T::from_f64(sums.dy_d * scale.invstd / m * scale.unit() * half);
-            }
-        }
+        T::dispatch(task.level, GradientFactors { scales, sums: states, count, at, scratch: task.scratch });
         task.lay_out(channels, GRADIENT);
     }
 

@@ -15,7 +15,7 @@ use crate::welford::{MergeWeights, Moments};
 pub const SCALE: [usize; 5] = [PRESCALE, MEAN_HIGH, MEAN_LOW, FACTOR, BETA];
 /// What [`InputGradient`](super::map::InputGradient) takes.
 pub const GRADIENT: [usize; 7] = [PRESCALE, MEAN_HIGH, MEAN_LOW, HALF, MEAN_DY, SLOPE, REST];
-/// See [`Scale`].
+/// See [`Scales`].
 pub const PRESCALE: usize = 0;
 /// The mean times `PRESCALE`, as an element.
 pub const MEAN_HIGH: usize = 1;
@@ -34,26 +34,51 @@ pub const MEAN_DY: usize = 5;
 /// In backward: xhat per unit of the scaled deviation, times mean(dy * xhat) * `HALF`.
 pub const SLOPE: usize = 6;
 
-/// How a channel is normalized: y = (x * prescale - mean_high - mean_low) * (gain / prescale) + beta.
+/// How the channels of a group are normalized: y = (x * prescale - mean_high - mean_low) * (gain / prescale) + beta.
 ///
 /// `prescale` is a power of two, so that the product with it is exact, and such that neither data of 1e38 nor of 1e-40
 /// leave f32's range on the way. mean_high + mean_low is the mean times `prescale`, to 48 bits, since one f32 is not fine
-/// enough next to a large mean.
-#[derive(Clone, Copy, Default)]
-pub struct Scale {
+/// enough next to a large mean. An array for each, and no branches: then a vector takes several channels (in planes of
+/// 7 x 7 of one sample, channel by channel took as long as the tensor did).
+#[derive(Clone)]
+pub struct Scales {
+    /// Channels in use.
+    len: usize,
     /// 1 / sqrt(var + eps).
-    pub invstd: f64,
+    pub invstd: [f64; GROUP],
     /// gamma * invstd.
-    pub gain: f64,
-    pub prescale: f64,
-    mean_high: f64,
-    mean_low: f64,
+    pub gain: [f64; GROUP],
+    prescale: [f64; GROUP],
+    mean_high: [f64; GROUP],
+    mean_low: [f64; GROUP],
 }
 
-impl Scale {
-    /// With a `prescale` of about `wanted`.
+impl Scales {
+    /// Of `len` <= `GROUP` channels.
+    pub fn new(len: usize) -> Self {
+        let zero = [0.0; GROUP];
+        Self { len, invstd: zero, gain: zero, prescale: zero, mean_high: zero, mean_low: zero }
+    }
+
+    /// Starts with gamma in place of the gain.
     #[inline(always)]
-    fn new<T: Element>(mean: f64, mean_low: f64, invstd: f64, gain: f64, wanted: f64) -> Self {
+    fn start<T: Element>(&mut self, gamma: Option<&[T]>) {
+        let gain = &mut self.gain[..self.len];
+        match gamma {
+            None => gain.fill(1.0),
+            Some(gamma) => gain.iter_mut().zip(gamma).for_each(|(gain, gamma)| *gain = gamma.to_f64()),
+        }
+    }
+
+    /// Channel `i`, with a `prescale` of about `wanted`.
+    #[inline(always)]
+    fn set<T: Element>(
+        &mut self,
+        i: usize,
+        (mean, mean_low): (f64, f64),
+        (invstd, gain): (f64, f64),
+        wanted: f64,
+    ) {
         let largest = T::MAX_PRESCALE;
         // gain / prescale must stay finite, which a factor of 4 leaves room for.
         let least = gain.abs() / largest;
@@ -63,21 +88,8 @@ impl Scale {
         let p = if p < 1.0 / largest { 1.0 / largest } else { p };
         let scaled = mean * p;
         let mean_high = T::from_f64(scaled).to_f64();
-        Self { invstd, gain, prescale: p, mean_high, mean_low: (scaled - mean_high) + mean_low * p }
-    }
-
-    /// xhat per unit of the scaled deviation.
-    #[inline(always)]
-    pub fn unit(&self) -> f64 {
-        self.invstd / self.prescale
-    }
-
-    /// `gain` as a power of two and the rest, each of about half its exponent: multiplying by one after the other leaves
-    /// the range of f32 on the way only if the outcome does.
-    #[inline(always)]
-    pub fn halves(&self) -> (f64, f64) {
-        let half = half_power(self.gain);
-        (half, self.gain / half)
+        (self.invstd[i], self.gain[i], self.prescale[i]) = (invstd, gain, p);
+        (self.mean_high[i], self.mean_low[i]) = (mean_high, (scaled - mean_high) + mean_low * p);
     }
 }
 
@@ -164,7 +176,7 @@ impl<T> Kernel<T> for Merge<'_> {
 
 /// Writes the coefficients that a deviation takes, for a group of channels.
 pub struct Deviations<'a, T> {
-    pub scales: &'a [Scale],
+    pub scales: &'a Scales,
     /// The column of the first of them.
     pub at: usize,
     pub scratch: &'a mut Scratch<T>,
@@ -173,19 +185,17 @@ pub struct Deviations<'a, T> {
 impl<T: Element> Kernel<T> for Deviations<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        let k = &mut self.scratch.coefficients;
-        for (i, scale) in self.scales.iter().enumerate().take(GROUP) {
-            let column = self.at + i;
-            k[PRESCALE][column] = T::from_f64(scale.prescale);
-            k[MEAN_HIGH][column] = T::from_f64(scale.mean_high);
-            k[MEAN_LOW][column] = T::from_f64(scale.mean_low);
+        let Scales { len, prescale, mean_high, mean_low, .. } = self.scales;
+        for (row, values) in [(PRESCALE, prescale), (MEAN_HIGH, mean_high), (MEAN_LOW, mean_low)] {
+            let row = &mut self.scratch.coefficients[row][self.at..][..*len];
+            row.iter_mut().zip(values).for_each(|(k, value)| *k = T::from_f64(*value));
         }
     }
 }
 
 /// Writes those that normalization takes beside.
 pub struct Factors<'a, T> {
-    pub scales: &'a [Scale],
+    pub scales: &'a Scales,
     /// beta of the group's channels.
     pub beta: Option<&'a [T]>,
     /// The column of the first of them.
@@ -196,13 +206,59 @@ pub struct Factors<'a, T> {
 impl<T: Element> Kernel<T> for Factors<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        let k = &mut self.scratch.coefficients;
-        for (i, scale) in self.scales.iter().enumerate().take(GROUP) {
+        let Scales { len, gain, prescale, .. } = self.scales;
+        let row = &mut self.scratch.coefficients[FACTOR][self.at..][..*len];
+        for ((k, gain), prescale) in row.iter_mut().zip(gain).zip(prescale) {
             // Beyond what an element holds only next to a huge mean, where a deviation is nothing or leads out of range.
-            let factor = scale.gain / scale.prescale;
-            let factor = if scale.gain.is_finite() { factor.clamp(-T::LARGEST, T::LARGEST) } else { factor };
-            k[FACTOR][self.at + i] = T::from_f64(factor);
-            k[BETA][self.at + i] = self.beta.map_or(T::default(), |beta| beta[i]);
+            let factor = gain / prescale;
+            let factor = if gain.is_finite() { factor.clamp(-T::LARGEST, T::LARGEST) } else { factor };
+            *k = T::from_f64(factor);
+        }
+        let row = &mut self.scratch.coefficients[BETA][self.at..][..*len];
+        match self.beta {
+            None => row.fill(T::default()),
+            Some(beta) => row.copy_from_slice(beta),
+        }
+    }
+}
+
+/// Sums over a channel of dy and of dy * (x - mean).
+#[derive(Clone, Copy, Default)]
+pub struct GradientSums {
+    pub dy: f64,
+    pub dy_d: f64,
+}
+
+/// Writes those that the gradient of the input takes beside.
+pub struct GradientFactors<'a, T> {
+    pub scales: &'a Scales,
+    /// Of a batch's own statistics, those over `count` elements per channel.
+    pub sums: &'a [GradientSums],
+    pub count: f64,
+    /// The column of the first of them.
+    pub at: usize,
+    pub scratch: &'a mut Scratch<T>,
+}
+
+impl<T: Element> Kernel<T> for GradientFactors<'_, T> {
+    #[inline(always)]
+    fn run<S: Lanes<T>>(self, _: S) {
+        let Scales { len, invstd, gain, prescale, .. } = self.scales;
+        // Multiplying by one half after the other leaves the range of f32 on the way only if the outcome does.
+        let mut halves = [0.0; GROUP];
+        for (half, gain) in halves[..*len].iter_mut().zip(gain) {
+            *half = half_power(*gain);
+        }
+        let [mut mean_dy, mut slope] = [[0.0; GROUP]; 2];
+        for (i, GradientSums { dy, dy_d }) in self.sums.iter().enumerate().take(*len) {
+            mean_dy[i] = dy / self.count * halves[i];
+            slope[i] = dy_d * invstd[i] / self.count * (invstd[i] / prescale[i]) * halves[i];
+        }
+        let mut rest = halves;
+        rest[..*len].iter_mut().zip(gain).for_each(|(rest, gain)| *rest = gain / *rest);
+        for (row, values) in [(HALF, halves), (REST, rest), (MEAN_DY, mean_dy), (SLOPE, slope)] {
+            let row = &mut self.scratch.coefficients[row][self.at..][..*len];
+            row.iter_mut().zip(values).for_each(|(k, value)| *k = T::from_f64(value));
         }
     }
 }
@@ -266,27 +322,33 @@ pub struct BatchScales<'a, T> {
     pub eps: f64,
     /// Whether deviations are to become outputs, or sums, which gamma has no part in.
     pub normalize: bool,
-    pub scales: &'a mut [Scale],
+    pub scales: &'a mut Scales,
 }
 
 impl<T: Element> Kernel<T> for BatchScales<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        for (i, (scale, moments)) in self.scales.iter_mut().zip(self.moments).enumerate() {
-            let var = moments.m2 / self.count;
+        let mut scales = Scales::new(self.scales.len);
+        scales.start(self.gamma);
+        let Self { normalize, eps, count, .. } = self;
+        for (i, moments) in self.moments.iter().enumerate().take(GROUP) {
+            let var = moments.m2 / count;
             // var = 0 and eps = 0: a constant channel normalizes to 0, not to NaN.
-            let shifted = var + self.eps;
-            let invstd = if shifted == 0.0 { 0.0 } else { 1.0 / shifted.sqrt() };
+            let shifted = var + eps;
+            let invstd = 1.0 / shifted.sqrt();
+            let invstd = if shifted == 0.0 { 0.0 } else { invstd };
             // Equal elements deviate by nothing, whatever eps makes of it.
-            let flat = self.normalize && var == 0.0;
-            let gain = gamma_of(self.gamma, i) * if flat { 0.0 } else { invstd };
+            let flat = normalize & (var == 0.0);
+            let gain = scales.gain[i] * if flat { 0.0 } else { invstd };
             // Deviations of about 1, whatever eps is (of a constant channel, exactly 0); less where what they are
             // multiplied by would leave the range of normal f32.
             let wanted = 1.0 / var.sqrt();
-            let limited = self.normalize && gain != 0.0;
-            let wanted = if limited { at_most(wanted, gain.abs() * (1u128 << 100) as f64) } else { wanted };
-            *scale = Scale::new::<T>(moments.mean, moments.mean_low, invstd, gain, wanted);
+            let limited = normalize & (gain != 0.0);
+            let most = gain.abs() * (1u128 << 100) as f64;
+            let wanted = at_most(wanted, if limited { most } else { f64::INFINITY });
+            scales.set::<T>(i, (moments.mean, moments.mean_low), (invstd, gain), wanted);
         }
+        *self.scales = scales;
     }
 }
 
@@ -298,26 +360,25 @@ pub struct GivenScales<'a, T> {
     pub eps: f64,
     /// See [`BatchScales`].
     pub normalize: bool,
-    pub scales: &'a mut [Scale],
+    pub scales: &'a mut Scales,
 }
 
 impl<T: Element> Kernel<T> for GivenScales<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        for (i, ((scale, mean), var)) in self.scales.iter_mut().zip(self.mean).zip(self.var).enumerate() {
+        let mut scales = Scales::new(self.scales.len);
+        scales.start(self.gamma);
+        for (i, (mean, var)) in self.mean.iter().zip(self.var).enumerate().take(GROUP) {
             let var = var.to_f64();
             // A negative variance is not one, whatever eps adds to it.
-            let root = if var < 0.0 { f64::NAN } else { (var + self.eps).sqrt() };
-            let (invstd, gamma) = (1.0 / root, gamma_of(self.gamma, i));
-            let gain = gamma * invstd;
+            let root = (var + self.eps).sqrt();
+            let root = if var < 0.0 { f64::NAN } else { root };
+            let invstd = 1.0 / root;
+            let gain = scales.gain[i] * invstd;
             // Nothing is known of x: half way to y, so that only a y that is out of range can be so before its time.
-            let wanted = if self.normalize && gain.is_finite() { half_power(gain) } else { 1.0 };
-            *scale = Scale::new::<T>(mean.to_f64(), 0.0, invstd, gain, wanted);
+            let wanted = if self.normalize & gain.is_finite() { half_power(gain) } else { 1.0 };
+            scales.set::<T>(i, (mean.to_f64(), 0.0), (invstd, gain), wanted);
         }
+        *self.scales = scales;
     }
-}
-
-#[inline(always)]
-fn gamma_of<T: Element>(gamma: Option<&[T]>, channel: usize) -> f64 {
-    gamma.map_or(1.0, |gamma| gamma[channel].to_f64())
 }

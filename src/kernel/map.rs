@@ -14,7 +14,7 @@ pub trait Formula<const IN: usize, const K: usize>: Copy {
     fn apply<T, S: Lanes<T>>(s: S, x: [S::Vector; IN], k: [S::Vector; K]) -> S::Vector;
 }
 
-/// The deviation of x from the mean, scaled: x * prescale - mean_high - mean_low ([`super::channels::Scale`]). The product
+/// The deviation of x from the mean, scaled: x * prescale - mean_high - mean_low ([`super::channels::Scales`]). The product
 /// is exact, the first difference is so near the mean, where it matters.
 #[inline(always)]
 pub fn deviation<T, S: Lanes<T>>(
@@ -41,7 +41,7 @@ impl Formula<1, 5> for Normalize {
 }
 
 /// dx = gamma * invstd * (dy - mean(dy) - xhat * mean(dy * xhat)), with the half of gamma * invstd that is a power of two
-/// multiplied into each term, the rest into the sum ([`super::channels::Scale::halves`]).
+/// multiplied into each term, the rest into the sum ([`super::channels::GradientFactors`]).
 #[derive(Clone, Copy)]
 pub struct InputGradient;
 

@@ -127,6 +127,16 @@ macro_rules! wide {
             each!(4, I => unsafe { _mm256_and_pd(v[I], _mm256_castsi256_pd(mask[I])) })
         }
         #[inline(always)]
+        fn sum_lanes(self, [lanes, _]: [Four; 2]) -> f64 {
+            // SAFETY: `self` is proof that the CPU has AVX2.
+            unsafe {
+                let (low, high) = (_mm256_add_pd(lanes[0], lanes[2]), _mm256_add_pd(lanes[1], lanes[3]));
+                let four = _mm256_add_pd(low, high);
+                let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
+                _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
+            }
+        }
+        #[inline(always)]
         fn add_product(self, sum: Four, a: Four, b: Four) -> Four {
             // SAFETY: `self` is proof that the CPU has AVX2.
             each!(4, I => unsafe { _mm256_add_pd(sum[I], _mm256_mul_pd(a[I], b[I])) })

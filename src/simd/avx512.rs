@@ -81,6 +81,16 @@ macro_rules! wide {
             unsafe { (_mm512_maskz_mov_pd(mask as u8, v.0), _mm512_maskz_mov_pd((mask >> 8) as u8, v.1)) }
         }
         #[inline(always)]
+        fn sum_lanes(self, [(low, high), _]: [Pair; 2]) -> f64 {
+            // SAFETY: `self` is proof that the CPU has AVX-512F, and so AVX and SSE2.
+            unsafe {
+                let eight = _mm512_add_pd(low, high);
+                let four = _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd::<1>(eight));
+                let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
+                _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
+            }
+        }
+        #[inline(always)]
         fn add_product(self, sum: Pair, a: Pair, b: Pair) -> Pair {
             // SAFETY: `self` is proof that the CPU has AVX-512F.
             unsafe {

@@ -100,6 +100,8 @@ pub trait Lanes<T>: Copy {
     fn sub_wide(self, a: Self::Wide, b: Self::Wide) -> Self::Wide;
     /// Zero in all lanes but the first `k` <= `N`.
     fn keep_first(self, v: Self::Wide, k: usize) -> Self::Wide;
+    /// The sum of [`LANES`] lanes by halves: l and l + 8, then l and l + 4, l + 2, l + 1. They are the first vector, or both.
+    fn sum_lanes(self, lanes: [Self::Wide; 2]) -> f64;
     /// sum + a * b, in two operations.
     fn add_product(self, sum: Self::Wide, a: Self::Wide, b: Self::Wide) -> Self::Wide;
     /// The same for factors that are elements: of f32 the product is exact (48 bits), so a fused multiply-add, where there

@@ -65,6 +65,11 @@ macro_rules! wide {
             from_fn(|i| f64x4::new(zero_after(k.saturating_sub(4 * i), v[i].to_array())))
         }
         #[inline(always)]
+        fn sum_lanes(self, [low, high]: [Pair; 2]) -> f64 {
+            let [a, b, c, d] = ((low[0] + high[0]) + (low[1] + high[1])).to_array();
+            (a + c) + (b + d)
+        }
+        #[inline(always)]
         fn add_product(self, sum: Pair, a: Pair, b: Pair) -> Pair {
             from_fn(|i| sum[i] + a[i] * b[i])
         }
