@@ -1,0 +1,243 @@
+#!/usr/bin/env python3
+"""Times PyTorch's batch normalization on the shapes that the Rust program times the others on: see README.md.
+
+Needs PyTorch (`pip install torch`). Outputs are preallocated where PyTorch takes one: in the forward passes. The loop that
+stands beside it is PyTorch's own: torch.mul for two tensors' traffic, torch.add for three.
+"""
+
+import argparse
+import csv
+import math
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+EPS = 1e-5
+PAUSE = 0.03  # seconds before each turn, as in src/timing.rs
+SAMPLE = 20e-6  # what takes less is timed several runs at once
+OPERATIONS = ["training", "inference", "backward"]
+LAYOUTS = ["nchw", "nhwc"]
+COLUMNS = ["operation", "shape", "threads", "contender", "layout", "median_us", "fastest_us", "samples"]
+SHAPES = Path(__file__).resolve().parent.parent / "shapes" / "table.txt"
+# How far a result may be off, relative to the largest value that there should be.
+TOLERANCE = 1e-3
+
+
+def read_shapes(path):
+    """The dimensions N, C, spatial... of each line; `#` starts a comment, a last field `xK` is a number of layers."""
+    lines = (line.split("#")[0].split() for line in path.read_text().splitlines())
+    return [[int(field) for field in fields if not field.startswith("x")] for fields in lines if fields]
+
+
+def name_of(dims):
+    return "x".join(map(str, dims))
+
+
+def in_layout(tensor, layout):
+    """The same elements, in another order in memory."""
+    if layout == "nchw":
+        return tensor.contiguous()
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+class Layer:
+    """A layer's tensors in NCHW and its parameters."""
+
+    def __init__(self, dims):
+        torch.manual_seed(0)
+        channels = dims[1]
+        self.x, self.dy = torch.rand(dims) * 2 - 1, torch.rand(dims) * 2 - 1
+        self.gamma, self.beta = torch.rand(channels) + 0.5, torch.rand(channels) * 2 - 1
+        var, mean = torch.var_mean(self.x, self.axes(), correction=0)
+        self.mean, self.var, self.invstd = mean, var, 1 / torch.sqrt(var + EPS)
+
+    def axes(self):
+        return [0, *range(2, self.x.dim())]
+
+    def expected(self, operation):
+        """The operation by its formulas in f64."""
+        size = [1, -1] + [1] * (self.x.dim() - 2)
+        gamma, beta = self.gamma.double().view(size), self.beta.double().view(size)
+        x = self.x.double()
+        var, mean = torch.var_mean(x, self.axes(), correction=0, keepdim=True)
+        invstd = 1 / torch.sqrt(var + EPS)
+        xhat = (x - mean) * invstd
+        if operation != "backward":
+            return xhat * gamma + beta
+        dy = self.dy.double()
+        terms = dy.mean(self.axes(), keepdim=True), (dy * xhat).mean(self.axes(), keepdim=True)
+        return gamma * invstd * (dy - terms[0] - xhat * terms[1])
+
+    def contenders(self, operation):
+        """Functions by (name, layout); each returns what it has computed."""
+        functions = {}
+        for layout in LAYOUTS:
+            x, dy = in_layout(self.x, layout), in_layout(self.dy, layout)
+            y = in_layout(torch.empty_like(self.x), layout)
+            functions["PyTorch", layout] = self.function(operation, x, dy, y)
+            if layout == "nchw":
+                functions["loop", layout] = loop(operation, x, dy, y)
+        return functions
+
+    def function(self, operation, x, dy, y):
+        gamma, beta, mean, var, invstd = self.gamma, self.beta, self.mean, self.var, self.invstd
+        if operation == "backward":
+            backward, mask = torch.ops.aten.native_batch_norm_backward, [True, True, True]
+            return lambda: backward(dy, x, gamma, None, None, mean, invstd, True, EPS, mask)[0]
+        train = operation == "training"
+        # In inference nothing is saved, in training the running statistics are left out, as they are for everyone.
+        save = [torch.empty(len(gamma) if train else 0) for _ in range(2)]
+        running = (None, None) if train else (mean, var)
+        out = (y, *save)
+        return lambda: torch.native_batch_norm(x, gamma, beta, *running, train, 0.1, EPS, out=out)[0]
+
+
+def loop(operation, x, dy, y):
+    """The least traffic of the operation: y from x, or y from x and dy."""
+    if operation == "backward":
+        return lambda: torch.add(x, dy, alpha=0.25, out=y)
+    return lambda: torch.mul(x, 0.75, out=y)
+
+
+def take_turn(function, seconds):
+    """Samples of `seconds` of runs; the first two runs are not counted."""
+    start = time.perf_counter()
+    function()
+    second = time.perf_counter()
+    function()
+    runs = int(SAMPLE / max(time.perf_counter() - second, 1e-9)) + 1
+    samples = []
+    while time.perf_counter() - start < seconds or len(samples) < 3:
+        before = time.perf_counter()
+        for _ in range(runs):
+            function()
+        samples.append((time.perf_counter() - before) / runs)
+    return samples
+
+
+def measure(functions, options):
+    """Samples by contender, who take turns; every other round goes backwards."""
+    samples = {key: [] for key in functions}
+    for turn in range(options.rounds):
+        for key in list(functions)[:: -1 if turn % 2 else 1]:
+            time.sleep(PAUSE)
+            samples[key] += take_turn(functions[key], options.seconds)
+    return samples
+
+
+def check(layer, operation, functions, shape):
+    """Ends the program if PyTorch computes something else than the formulas say."""
+    expected = layer.expected(operation)
+    bound = TOLERANCE * expected.abs().max()
+    for (name, layout), function in functions.items():
+        if name == "PyTorch" and not (function() - expected).abs().max() <= bound:
+            sys.exit(f"{operation} of {shape}: {name} {layout} is not what the formulas give")
+
+
+def markdown(head, lines):
+    """A table that is aligned as text too."""
+    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+
+    def text(line):
+        cells = [line[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])]
+        return "| " + " | ".join(cells) + " |"
+
+    rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
+    return "\n".join([text(head), text(rule), *map(text, lines)])
+
+
+def table(medians, ours):
+    """The table of one operation: `medians` in microseconds by shape, then by contender; `ours` by shape, by layout."""
+    head = ["shape", "loop", "PyTorch nchw", "PyTorch nhwc", "loop / nchw", "loop / nhwc"]
+    if ours:
+        head += ["ours nchw", "ours nhwc", "PyTorch / ours nchw", "PyTorch / ours nhwc", "best / ours nchw", "best / best ours"]
+    lines, ratios = [], []
+    for shape, times in medians.items():
+        loop_time, nchw, nhwc = (times[key] for key in [("loop", "nchw"), ("PyTorch", "nchw"), ("PyTorch", "nhwc")])
+        row_times, row_ratios = [loop_time, nchw, nhwc], [loop_time / nchw, loop_time / nhwc]
+        cells = [f"{value:.2f}" for value in row_times + row_ratios]
+        if ours:
+            our = [ours[shape][layout] for layout in LAYOUTS]
+            compared = [nchw / our[0], nhwc / our[1], min(nchw, nhwc) / our[0], min(nchw, nhwc) / min(our)]
+            cells += [f"{value:.2f}" for value in our + compared]
+            row_ratios += compared
+        lines.append([shape, *cells])
+        ratios.append(row_ratios)
+    means = [f"{math.exp(statistics.fmean(map(math.log, column))):.2f}" for column in zip(*ratios)]
+    blank = [""] * 2
+    lines.append(["geometric mean", "", *blank, *means[:2], *(blank + means[2:] if ours else [])])
+    return markdown(head, lines)
+
+
+def read_ours(path):
+    """Our medians in microseconds by operation, shape and layout, from the file that the Rust program writes."""
+    ours = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            if row["contender"] == "ours":
+                shapes = ours.setdefault(row["operation"], {})
+                shapes.setdefault(row["shape"], {})[row["layout"]] = float(row["median_us"])
+    return ours
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description="Times PyTorch's batch normalization next to its own plain loops.")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    parser.add_argument("--seconds", type=float, default=0.05, help="how long each contender runs at a time")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each contender's turn comes")
+    parser.add_argument("--shapes", default="", help="only shapes with one of these in their names, such as 56x56,7x7")
+    parser.add_argument("--ops", default=",".join(OPERATIONS), help="of training, inference, backward")
+    parser.add_argument("--csv", help="also writes every median there")
+    parser.add_argument("--ours", help="a file that the Rust program has written with --csv, to compare with")
+    options = parser.parse_args()
+    options.operations = options.ops.split(",")
+    if unknown := set(options.operations) - set(OPERATIONS):
+        parser.error(f"{', '.join(sorted(unknown))} is none of: {', '.join(OPERATIONS)}")
+    if options.threads < 1 or options.rounds < 1:
+        parser.error("threads and rounds are numbers from 1 on")
+    wanted = options.shapes.split(",")
+    options.problems = [dims for dims in read_shapes(SHAPES) if any(part in name_of(dims) for part in wanted)]
+    if not options.problems:
+        parser.error(f"no shape of the table has {options.shapes!r} in its name")
+    options.our_medians = read_ours(options.ours) if options.ours else {}
+    for operation in options.operations if options.ours else []:
+        for shape in map(name_of, options.problems):
+            if set(LAYOUTS) - set(options.our_medians.get(operation, {}).get(shape, {})):
+                parser.error(f"{options.ours} has nothing on {operation} of {shape}: --shapes and --ops choose")
+    return options
+
+
+@torch.no_grad()
+def main():
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    rows = [COLUMNS]
+    medians = {operation: {} for operation in options.operations}
+    for number, dims in enumerate(options.problems):
+        shape, layer = name_of(dims), Layer(dims)
+        for operation in options.operations:
+            progress = f"{number + 1}/{len(options.problems)} {shape} {operation}"
+            print(f"\r{progress:60}", end="", file=sys.stderr, flush=True)
+            functions = layer.contenders(operation)
+            check(layer, operation, functions, shape)
+            times = medians[operation][shape] = {}
+            for (name, layout), samples in measure(functions, options).items():
+                times[name, layout] = median = statistics.median(samples) * 1e6
+                figures = f"{median:.3f}", f"{min(samples) * 1e6:.3f}", len(samples)
+                rows.append([operation, shape, options.threads, name, layout, *figures])
+    print(f"\r{'':60}\r", end="", file=sys.stderr)
+    if options.csv:
+        with open(options.csv, "w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+    print(f"PyTorch {torch.__version__}. Threads: {options.threads}.")
+    for operation, shapes in medians.items():
+        print(f"\n{operation}, f32, microseconds (medians) and ratios\n")
+        print(table(shapes, options.our_medians.get(operation)))
+
+
+if __name__ == "__main__":
+    main()

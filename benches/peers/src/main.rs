@@ -1,0 +1,102 @@
+//! batchnorm timed side by side with oneDNN, candle and burn, and with plain loops over the same bytes: see README.md.
+
+mod agreement;
+#[cfg(feature = "burn")]
+mod burn;
+#[cfg(feature = "candle")]
+mod candle;
+mod contender;
+mod csv;
+#[path = "../../limit/mod.rs"]
+#[allow(dead_code, reason = "shared with the library's benchmarks, which use the rest")]
+mod limit;
+#[cfg(feature = "onednn")]
+mod onednn;
+mod options;
+mod ours;
+mod problem;
+#[path = "../../shapes/mod.rs"]
+#[allow(dead_code, reason = "shared with the library's benchmarks, which use the rest")]
+mod shapes;
+mod tables;
+mod timing;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use batchnorm::Level;
+use indicatif::{ProgressBar, ProgressStyle};
+use options::{HELP, Options};
+use problem::Problem;
+use tables::Row;
+
+/// Whatever went wrong; it may have happened on another thread.
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+fn main() -> ExitCode {
+    match options::parse() {
+        Ok(Some(options)) => match run(&options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        },
+        Ok(None) => {
+            print!("{HELP}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}; --help has the options");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Gives every thread pool in the process its number of threads. The first thing that the program does.
+fn set_threads(threads: usize) -> Result<()> {
+    // SAFETY: no other thread has been started yet.
+    unsafe {
+        // candle asks for it by name.
+        std::env::set_var("RAYON_NUM_THREADS", threads.to_string());
+    }
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    #[cfg(feature = "onednn")]
+    onednn::set_threads(threads)?;
+    Ok(())
+}
+
+/// Measures everything shape by shape, then prints a table for each operation.
+fn run(options: &Options) -> Result<()> {
+    set_threads(options.threads)?;
+    let mut file = options.csv.as_deref().map(csv::Writer::create).transpose()?;
+    let mut rows = vec![Vec::new(); options.operations.len()];
+    let bar = ProgressBar::new((options.shapes.len() * options.operations.len()) as u64);
+    bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} {msg}")?);
+    for shape in &options.shapes {
+        bar.set_message(format!("{shape} tensors"));
+        bar.tick();
+        let mut problem = Problem::new(&shape.dims)?;
+        for (&operation, rows) in options.operations.iter().zip(&mut rows) {
+            let Problem { layer, tensors } = &mut problem;
+            let mut contenders = contender::all(operation, layer, tensors, &options.peers)?;
+            bar.set_message(format!("{shape} {}: do all agree?", operation.name()));
+            agreement::check(layer, tensors, &mut contenders)
+                .map_err(|error| format!("{} of {shape}: {error}", operation.name()))?;
+            bar.set_message(format!("{shape} {}", operation.name()));
+            let timings = timing::measure(&mut contenders, tensors, options.rounds, options.block)?;
+            let row = Row { shape: shape.to_string(), timings };
+            if let Some(file) = &mut file {
+                file.write(operation, options.threads, &row)?;
+            }
+            rows.push(row);
+            bar.inc(1);
+        }
+    }
+    bar.finish_and_clear();
+    println!("Threads: {}. Instruction set: {}.", options.threads, Level::active());
+    for (operation, rows) in options.operations.iter().zip(&rows) {
+        print!("\n{}", tables::format(*operation, rows));
+    }
+    Ok(())
+}

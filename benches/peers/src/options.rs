@@ -1,0 +1,112 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lexopt::prelude::*;
+
+use crate::contender::Peer;
+use crate::limit::Operation;
+use crate::shapes::{self, Problem};
+
+pub const HELP: &str = "\
+Times batchnorm side by side with oneDNN, candle and burn, next to plain loops over the same bytes.
+
+Usage: cargo run --release -- [OPTIONS]
+
+Options:
+  --threads N      threads of everyone [default: all cores]
+  --seconds S      how long each contender runs at a time [default: 0.05]
+  --rounds N       how often each contender's turn comes [default: 5]
+  --shapes LIST    only shapes with one of these in their names, such as 32x64x56x56,7x7 [default: all twelve]
+  --ops LIST       of training, inference, backward [default: all]
+  --peers LIST     of onednn, candle, burn, or none [default: all that are built in]
+  --csv FILE       also writes every median there
+  --help           prints this
+";
+
+/// The twelve shapes of every throughput table.
+const SHAPES: &str = include_str!("../../shapes/table.txt");
+
+/// The operations that peers have too.
+const OPERATIONS: [Operation; 3] = [Operation::Training, Operation::Inference, Operation::Backward];
+
+/// What to measure, and how.
+pub struct Options {
+    /// Threads of each contender.
+    pub threads: usize,
+    /// How long each contender runs in one go.
+    pub block: Duration,
+    /// How often each contender's turn comes.
+    pub rounds: usize,
+    /// What to measure on.
+    pub shapes: Vec<Problem>,
+    /// What to measure.
+    pub operations: Vec<Operation>,
+    /// Whom to compare with.
+    pub peers: Vec<Peer>,
+    /// Where to write the medians.
+    pub csv: Option<PathBuf>,
+}
+
+/// The options of the command line; none if it asks for help.
+pub fn parse() -> Result<Option<Options>, lexopt::Error> {
+    let mut options = Options {
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        block: Duration::from_millis(50),
+        rounds: 5,
+        shapes: shapes::parse(SHAPES).expect("a file of this repository"),
+        operations: OPERATIONS.to_vec(),
+        peers: Peer::BUILT_IN.to_vec(),
+        csv: None,
+    };
+    let mut arguments = lexopt::Parser::from_env();
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Long("threads") => options.threads = arguments.value()?.parse_with(positive)?,
+            Long("seconds") => options.block = arguments.value()?.parse_with(seconds)?,
+            Long("rounds") => options.rounds = arguments.value()?.parse_with(positive)?,
+            Long("shapes") => {
+                let wanted = arguments.value()?.string()?;
+                options.shapes.retain(|shape| wanted.split(',').any(|part| shape.to_string().contains(part)));
+                if options.shapes.is_empty() {
+                    return Err(format!("no shape of the table has {wanted:?} in its name").into());
+                }
+            }
+            Long("ops") => {
+                let known = OPERATIONS.map(|operation| (operation.name(), operation));
+                options.operations = list(&arguments.value()?.string()?, &known)?;
+            }
+            Long("peers") => {
+                let wanted = arguments.value()?.string()?;
+                let known: Vec<_> = Peer::BUILT_IN.iter().map(|&peer| (peer.name(), peer)).collect();
+                options.peers = if wanted == "none" { Vec::new() } else { list(&wanted, &known)? };
+            }
+            Long("csv") => options.csv = Some(arguments.value()?.into()),
+            Short('h') | Long("help") => return Ok(None),
+            _ => return Err(argument.unexpected()),
+        }
+    }
+    Ok(Some(options))
+}
+
+/// A number from 1 on.
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&number| number > 0).ok_or_else(|| "no number from 1 on".to_owned())
+}
+
+/// A time of at most a minute.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let time = text.parse().ok().filter(|time| (0.0..=60.0).contains(time));
+    time.map(Duration::from_secs_f64).ok_or_else(|| "no number of seconds from 0 to 60".to_owned())
+}
+
+/// The things that a list names, in the order of `known`.
+fn list<T: Copy>(text: &str, known: &[(&str, T)]) -> Result<Vec<T>, String> {
+    let names: Vec<&str> = text.split(',').map(str::trim).collect();
+    if let Some(name) = names.iter().find(|name| !known.iter().any(|(known, _)| known == *name)) {
+        let known: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+        return Err(format!("{name:?} is none of: {}", known.join(", ")));
+    }
+    Ok(known.iter().filter(|(name, _)| names.contains(name)).map(|&(_, thing)| thing).collect())
+}
