@@ -92,9 +92,9 @@ impl<O: Sync> Engine<'_, O> {
     where
         O: Operation<T>,
     {
-        let Plan { blocks, group, .. } = self.plan;
+        let Plan { blocks, group, tasks, .. } = self.plan;
         let groups = self.geometry.c.div_ceil(group);
-        self.tasks(groups, groups, |range, task: &mut Task<'_, T>| {
+        self.tasks(groups, tasks, |range, task: &mut Task<'_, T>| {
             for channels in range.map(|group| self.plan.group(group)) {
                 let mut states = [O::State::default(); GROUP];
                 let states = &mut states[..channels.len()];
@@ -139,25 +139,19 @@ impl<O: Sync> Engine<'_, O> {
                     // SAFETY: in bounds; no other task has this chunk and these channels.
                     let states = unsafe { states.part(chunk * c + channels.start..chunk * c + channels.end) };
                     self.chunk(task, &channels, chunk, states, &mut block_states);
-                }
-            });
-            let tasks = if self.plan.merge_parallel() { tasks } else { 1 };
-            let groups = c.div_ceil(GROUP);
-            self.tasks(groups, tasks, |range, _: &mut Task<'_, T>| {
-                for channels in pieces(range.start * GROUP..(range.end * GROUP).min(c), GROUP) {
-                    // The first chunk's states become the channels'.
-                    // SAFETY: in bounds; no other task has these channels, of any chunk.
-                    let total = unsafe { states.part(channels.clone()) };
-                    let mut seen = self.count(0);
-                    for chunk in 1..chunks {
-                        // SAFETY: as above; another chunk's part.
-                        let right =
-                            unsafe { states.part(chunk * c + channels.start..chunk * c + channels.end) };
-                        self.fold((total, &mut seen), (right, self.count(chunk)));
+                    // Without others to merge with, they are the channels': no need to wait for all.
+                    if chunks == 1 {
+                        let first = channels.start;
+                        for channels in pieces(channels, GROUP) {
+                            let states = &states[channels.start - first..channels.end - first];
+                            self.operation.finish(self.level, &channels, states);
+                        }
                     }
-                    self.operation.finish(self.level, &channels, total);
                 }
             });
+            if chunks > 1 {
+                self.merge_chunks(&states, tasks);
+            }
         }
         if self.operation.maps() {
             let units = self.plan.units();
@@ -181,6 +175,28 @@ impl<O: Sync> Engine<'_, O> {
                 }
             });
         }
+    }
+
+    /// Merges the chunks' states into the first chunk's, which become the channels'.
+    fn merge_chunks<T: Element>(&self, states: &Output<'_, O::State>, tasks: usize)
+    where
+        O: Operation<T>,
+    {
+        let (c, chunks) = (self.geometry.c, self.plan.blocks.chunks());
+        let tasks = if self.plan.merge_parallel() { tasks } else { 1 };
+        self.tasks(c.div_ceil(GROUP), tasks, |range, _: &mut Task<'_, T>| {
+            for channels in pieces(range.start * GROUP..(range.end * GROUP).min(c), GROUP) {
+                // SAFETY: in bounds; no other task has these channels, of any chunk.
+                let total = unsafe { states.part(channels.clone()) };
+                let mut seen = self.count(0);
+                for chunk in 1..chunks {
+                    // SAFETY: as above; another chunk's part.
+                    let right = unsafe { states.part(chunk * c + channels.start..chunk * c + channels.end) };
+                    self.fold((total, &mut seen), (right, self.count(chunk)));
+                }
+                self.operation.finish(self.level, &channels, total);
+            }
+        });
     }
 
     /// The elements per channel of a chunk.

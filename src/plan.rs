@@ -70,8 +70,11 @@ const PARALLEL_STATES: usize = fuzzed(4096, 64);
 const PARALLEL_BYTES: usize = fuzzed(256 << 10, 1 << 10);
 const PARALLEL_BYTES_OUTSIDE: usize = fuzzed(1 << 20, 1 << 10);
 
-/// Tasks per thread, so that an unlucky thread can be relieved of some.
+/// Tasks per thread, so that an unlucky thread can be relieved of some ...
 const TASKS_PER_THREAD: usize = 4;
+
+/// ... but of a tensor below this, one: handing out more costs more than that (1.1 to 1.4 times, below 1 MB).
+const SMALL_BYTES: usize = fuzzed(2 << 20, 2 << 10);
 
 /// A part of every channel: some samples, some positions of each.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -227,7 +230,8 @@ impl Plan {
         let workers = if all >= worth { workers() } else { 1 };
         let parallel = workers > 1;
         let c = geometry.c;
-        let tasks = if parallel { workers * TASKS_PER_THREAD } else { 1 };
+        let small = all < SMALL_BYTES;
+        let tasks = if parallel { workers * if small { 1 } else { TASKS_PER_THREAD } } else { 1 };
         let cache = if reach == Reach::Near { CACHE_BYTES } else { CACHE_BYTES_FAR };
         let fitting = cache / geometry.m().saturating_mul(element_bytes).clamp(1, cache);
         let (group, span, whole) = match geometry.pattern {
@@ -243,6 +247,9 @@ impl Plan {
             Pattern::Across => {
                 let lanes = if geometry.small_planes() { geometry.s } else { LANES };
                 let group = (SUMS / lanes).clamp(GROUP, BAND) / GROUP * GROUP;
+                // Few chunks leave threads to spare, which share out channels, by the cache line at least.
+                let groups = workers.div_ceil(blocks.chunks());
+                let group = group.min(c.div_ceil(groups).next_multiple_of(LANES));
                 // A task with few rows would spend its time on their coefficients.
                 let few = parallel && geometry.m() < tasks * ROWS;
                 let span = if few { c.div_ceil(tasks).next_multiple_of(GROUP).min(SPAN) } else { SPAN };
@@ -255,6 +262,7 @@ impl Plan {
             Pattern::Along if planes < tasks => tasks.div_ceil(planes).min(geometry.s),
             _ => 1,
         };
+        let tasks = if whole && !small { c.div_ceil(group) } else { tasks };
         Self { blocks, geometry: *geometry, group, span, segments, whole, tasks, parallel, reach }
     }
 
