@@ -281,8 +281,13 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         rows: usize,
         width: usize,
     ) {
-        // Rows that share one load of the coefficients; fewer where they should stay near each other in memory.
-        let batch_rows = if REACH == NEAR { 8 } else { 4 };
+        // Rows that share one load of the coefficients; from far fewer, or of two inputs one, since memory serves few
+        // streams at once (backward with 512 channels and more: 1.1 times as fast as four).
+        let batch_rows = match (REACH, IN) {
+            (NEAR, _) => 8,
+            (_, 1) => 4,
+            _ => 1,
+        };
         if width == 0 {
             return;
         }
