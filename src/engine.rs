@@ -18,6 +18,8 @@ pub struct Task<'a, T> {
     pub level: Level,
     pub geometry: &'a Geometry,
     pub reach: Reach,
+    /// As of the plan.
+    pub fits: bool,
     pub scratch: &'a mut Scratch<T>,
 }
 
@@ -60,10 +62,9 @@ pub trait Operation<T: Element>: Sync {
 
 /// Runs an operation.
 pub fn run<T: Element, O: Operation<T>>(level: Level, geometry: &Geometry, operation: &O) {
-    let plan = Plan::new(geometry, size_of::<T>(), O::READS, exec::workers);
+    let plan = Plan::new(geometry, size_of::<T>(), O::READS, operation.reduces(), exec::workers);
     let engine = Engine { level, geometry, plan, operation };
-    let whole = plan.whole && operation.reduces();
-    exec::enter(plan.parallel, &|| if whole { engine.whole() } else { engine.in_chunks() });
+    exec::enter(plan.parallel, &|| if plan.whole { engine.whole() } else { engine.in_chunks() });
 }
 
 struct Engine<'a, O> {
@@ -81,9 +82,9 @@ impl<O: Sync> Engine<'_, O> {
         tasks: usize,
         body: impl Fn(Range<usize>, &mut Task<'_, T>) + Sync,
     ) {
-        let Self { level, geometry, plan: Plan { reach, parallel, .. }, .. } = *self;
+        let Self { level, geometry, plan: Plan { reach, fits, parallel, .. }, .. } = *self;
         exec::for_each(units, tasks, parallel, &|range| {
-            T::with_scratch(|scratch| body(range, &mut Task { level, geometry, reach, scratch }));
+            T::with_scratch(|scratch| body(range, &mut Task { level, geometry, reach, fits, scratch }));
         });
     }
 
@@ -98,18 +99,16 @@ impl<O: Sync> Engine<'_, O> {
             for channels in range.map(|group| self.plan.group(group)) {
                 let mut states = [O::State::default(); GROUP];
                 let states = &mut states[..channels.len()];
-                if self.operation.reduces() {
-                    self.operation.prepare(task, &channels);
-                    let mut seen = 0;
-                    let mut chunk_states = [O::State::default(); GROUP];
-                    let mut block_states = [O::State::default(); GROUP];
-                    for chunk in 0..blocks.chunks() {
-                        let right = &mut chunk_states[..channels.len()];
-                        let count = self.chunk(task, &channels, chunk, right, &mut block_states);
-                        self.fold((states, &mut seen), (right, count));
-                    }
-                    self.operation.finish(self.level, &channels, states);
+                self.operation.prepare(task, &channels);
+                let mut seen = 0;
+                let mut chunk_states = [O::State::default(); GROUP];
+                let mut block_states = [O::State::default(); GROUP];
+                for chunk in 0..blocks.chunks() {
+                    let right = &mut chunk_states[..channels.len()];
+                    let count = self.chunk(task, &channels, chunk, right, &mut block_states);
+                    self.fold((states, &mut seen), (right, count));
                 }
+                self.operation.finish(self.level, &channels, states);
                 if self.operation.maps() {
                     self.operation.coefficients(task, &channels, 0, states);
                     self.operation.map(task, &channels, 0, &blocks.whole());

@@ -93,7 +93,7 @@ impl<T: Element> Given<'_, T> {
 impl<T: Element> Task<'_, T> {
     /// Lays out coefficients for the loops over these channels.
     fn lay_out<const K: usize>(&mut self, channels: &Range<usize>, rows: [usize; K]) {
-        let columns = Columns::of(self.geometry, channels);
+        let columns = Columns::of_map(self.geometry, channels);
         if columns != Columns::Channels {
             let kernel = LayOut { scratch: self.scratch, rows, channels: channels.len(), columns };
             T::dispatch(self.level, kernel);
@@ -102,7 +102,7 @@ impl<T: Element> Task<'_, T> {
 
     /// Lays out centers for the loops over these channels.
     fn lay_out_centers(&mut self, channels: &Range<usize>) {
-        let columns = Columns::of(self.geometry, channels);
+        let columns = Columns::of_sums(self.geometry, channels);
         if columns != Columns::Channels {
             let kernel = LayOutCenters { scratch: self.scratch, channels: channels.len(), columns };
             T::dispatch(self.level, kernel);
@@ -147,6 +147,7 @@ impl<T: Element> Task<'_, T> {
             column,
             part,
             reach: self.reach,
+            fits: self.fits,
             scratch: self.scratch,
             k,
             formula: PhantomData::<O>,

@@ -73,6 +73,12 @@ impl Geometry {
         self.n > 1 && self.s <= SMALL_PLANE && self.c * self.s >= GROUP
     }
 
+    /// Whether an elementwise loop would rather take small planes of neighbouring channels in one go: those that vectors do
+    /// not divide (8 x 8: plane by plane is 1.1 to 1.8 times as fast; 7 x 7: up to 1.4 times as slow on four threads).
+    pub fn tiny_planes(&self) -> bool {
+        self.small_planes() && (self.s < 2 * LANES || !self.s.is_multiple_of(LANES))
+    }
+
     /// The number of lanes that a channel's elements are dealt out to: position s goes to lane s of small planes, else to
     /// lane s mod 16.
     pub fn lanes(&self) -> usize {

@@ -78,6 +78,8 @@ pub struct Map<'a, T, O, const IN: usize, const K: usize> {
     pub column: usize,
     pub part: Block,
     pub reach: Reach,
+    /// Whether the inputs are in L2 already: then the next task's are asked for.
+    pub fits: bool,
     pub scratch: &'a Scratch<T>,
     pub k: [usize; K],
     pub formula: PhantomData<O>,
@@ -119,14 +121,14 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
 
     /// Asks for what will soon be read and written.
     #[inline(always)]
-    fn ask<const REACH: usize>(&self, at: usize) {
+    fn ask<const REACH: usize>(&self, read: usize, written: usize) {
         if REACH != NEAR {
             for input in &self.inputs {
-                prefetch(input.as_ptr().wrapping_add(at));
+                prefetch(input.as_ptr().wrapping_add(read));
             }
         }
         if REACH == FAR {
-            prefetch_to_write(self.output.as_ptr().wrapping_add(at));
+            prefetch_to_write(self.output.as_ptr().wrapping_add(written));
         }
     }
 
@@ -177,19 +179,31 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         let at = |sample| self.geometry.offset(sample, self.channels.start, positions.start);
         // SAFETY: says the caller; parts of small planes are whole planes.
         unsafe {
-            match (pattern, Columns::of(self.geometry, &self.channels)) {
+            match (pattern, Columns::of_map(self.geometry, &self.channels)) {
                 (_, Columns::Positions(_)) => {
                     self.rows::<S, REACH>(s, at(samples.start), c * plane, samples.len(), width * plane);
                 }
                 (Pattern::Along, _) => {
-                    // The run of a sample's channels is contiguous; behind its end lies the next sample's.
-                    let (far, run) = (AHEAD_BYTES / size_of::<T>(), (width - 1) * plane + positions.len());
+                    // The run of a sample's channels is contiguous. After it the next sample's is read, or one of those
+                    // after that: what lies behind it is another task's, and asking to write that would take it away.
+                    let run = (width - 1) * plane + positions.len();
+                    let (runs, rest) =
+                        (AHEAD_BYTES / size_of::<T>() / run, AHEAD_BYTES / size_of::<T>() % run);
+                    let ahead = runs * c * plane + rest;
                     for sample in samples.clone() {
                         for channel in 0..width {
-                            let near = run.saturating_sub(channel * plane + far);
-                            let ahead = (near, far, far + c * plane - run);
+                            let near = (run - rest).saturating_sub(channel * plane);
+                            let ahead = (near, ahead, ahead + c * plane - run);
                             let at = at(sample) + channel * plane;
-                            self.run_of::<S, REACH>(s, at, positions.len(), self.column + channel, ahead);
+                            let next = self.fits.then_some(width * plane);
+                            self.run_of::<S, REACH>(
+                                s,
+                                at,
+                                positions.len(),
+                                self.column + channel,
+                                ahead,
+                                next,
+                            );
                         }
                     }
                 }
@@ -226,6 +240,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         len: usize,
         column: usize,
         (near, ahead, beyond): (usize, usize, usize),
+        next: Option<usize>,
     ) {
         let mut k = [s.zero(); K];
         for (k, row) in k.iter_mut().zip(self.k) {
@@ -237,7 +252,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
             self.few(s, at, done, k);
             for (end, ahead) in [(near.min(len), ahead), (len, beyond)] {
                 while done + S::N <= end {
-                    self.ask::<REACH>(at + done + ahead);
+                    self.ask::<REACH>(at + done + next.unwrap_or(ahead), at + done + ahead);
                     self.vector::<S, REACH>(s, at + done, k);
                     done += S::N;
                 }
@@ -308,7 +323,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
                 let k = self.coefficients(s, column);
                 for row in 0..batch.len() {
                     let at = at + row * stride + column;
-                    self.ask::<REACH>(at.wrapping_add(ahead));
+                    self.ask::<REACH>(at.wrapping_add(ahead), at.wrapping_add(ahead));
                     // SAFETY: the row has N more elements.
                     unsafe { self.vector::<S, REACH>(s, at, k) };
                 }

@@ -64,11 +64,20 @@ pub enum Columns {
 }
 
 impl Columns {
-    /// What they are for these channels of a problem.
-    pub fn of(geometry: &Geometry, channels: &Range<usize>) -> Self {
+    /// What they are for sums over these channels of a problem.
+    pub fn of_sums(geometry: &Geometry, channels: &Range<usize>) -> Self {
+        Self::of(geometry, channels, geometry.small_planes())
+    }
+
+    /// What they are for an elementwise loop over these channels.
+    pub fn of_map(geometry: &Geometry, channels: &Range<usize>) -> Self {
+        Self::of(geometry, channels, geometry.tiny_planes())
+    }
+
+    fn of(geometry: &Geometry, channels: &Range<usize>, by_position: bool) -> Self {
         let c = geometry.c;
         match geometry.pattern {
-            Pattern::Along if geometry.small_planes() => Columns::Positions(geometry.s),
+            Pattern::Along if by_position => Columns::Positions(geometry.s),
             Pattern::Across if channels.len() == c && c < GROUP && !c.is_multiple_of(LANES) => {
                 Columns::Rows(geometry.lanes())
             }
