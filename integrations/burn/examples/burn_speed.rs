@@ -24,18 +24,21 @@ enum Work {
     TrainingAndBackward,
 }
 
-/// The median times of two workloads that take turns, without the time that an input takes to make.
+/// The median times of two workloads that take turns of some runs each, without the time that an input takes to make. The
+/// first run of a turn is not counted.
 fn medians<T>(budget: Duration, input: impl Fn() -> T, first: impl Fn(T), second: impl Fn(T)) -> [f64; 2] {
+    const ROUNDS: u32 = 3;
     let mut times = [Vec::new(), Vec::new()];
-    first(input());
-    second(input());
-    let start = Instant::now();
-    while times[1].len() < 5 || start.elapsed() < budget {
+    for _ in 0..ROUNDS {
         for (times, run) in times.iter_mut().zip([&first as &dyn Fn(T), &second]) {
-            let input = input();
-            let start = Instant::now();
-            run(input);
-            times.push(start.elapsed().as_secs_f64());
+            run(input());
+            let (turn, counted) = (Instant::now(), times.len());
+            while times.len() < counted + 2 || turn.elapsed() < budget / (2 * ROUNDS) {
+                let input = input();
+                let start = Instant::now();
+                run(input);
+                times.push(start.elapsed().as_secs_f64());
+            }
         }
     }
     times.map(|mut times| {

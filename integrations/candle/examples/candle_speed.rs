@@ -10,6 +10,7 @@ mod data;
 mod shapes;
 
 use std::error::Error;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use batchnorm_candle::BatchNormConfig;
@@ -34,22 +35,27 @@ fn ours(channels: usize, vb: VarBuilder) -> candle_core::Result<Norm> {
     Ok(Box::new(batchnorm_candle::batch_norm(channels, BatchNormConfig::default(), vb)?))
 }
 
-/// The median times of two workloads that take turns.
+/// The median times of two workloads that take turns of some runs each, the first of which is not counted.
 fn medians(
     budget: Duration,
     mut first: impl FnMut() -> candle_core::Result<()>,
     mut second: impl FnMut() -> candle_core::Result<()>,
 ) -> Result<[f64; 2]> {
-    first()?;
-    second()?;
+    const ROUNDS: u32 = 3;
+    // Threads of the other one's pool spin for a while after their work.
+    const PAUSE: Duration = Duration::from_millis(30);
     let mut times = [Vec::new(), Vec::new()];
-    let start = Instant::now();
-    while times[1].len() < 5 || start.elapsed() < budget {
+    for _ in 0..ROUNDS {
         let turns: [&mut dyn FnMut() -> candle_core::Result<()>; 2] = [&mut first, &mut second];
         for (times, run) in times.iter_mut().zip(turns) {
-            let start = Instant::now();
+            thread::sleep(PAUSE);
             run()?;
-            times.push(start.elapsed().as_secs_f64());
+            let (turn, counted) = (Instant::now(), times.len());
+            while times.len() < counted + 2 || turn.elapsed() < budget / (2 * ROUNDS) {
+                let start = Instant::now();
+                run()?;
+                times.push(start.elapsed().as_secs_f64());
+            }
         }
     }
     Ok(times.map(|mut times| {
