@@ -353,9 +353,8 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
     fn later(&self, sample: usize, channel: usize, channels: usize) -> usize {
         let (geometry, positions) = (self.geometry, &self.block.positions);
         let (mut channel, mut rounds) = (channel + channels, 0);
-        while channel >= self.channels.len() {
-            channel -= self.channels.len();
-            rounds += 1;
+        if channel >= self.channels.len() {
+            (rounds, channel) = (channel / self.channels.len(), channel % self.channels.len());
         }
         // A plane is followed by the next sample's, a segment by the plane's next.
         let position = positions.start + rounds * positions.len();
