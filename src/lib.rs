@@ -38,9 +38,9 @@
 //! dgamma within 2^-21 of the sum of absolute values. A channel of equal elements has variance 0 and gives exactly beta.
 //! Where these bounds vanish something is left, too small to be seen elsewhere: the rounding of a result, or of a term of
 //! dx, that is itself subnormal; 2^-40 * |gamma| of y and 2^-40 * sum|dy| of dgamma, next to the mean; 2^-40 * |gamma| *
-//! invstd * |xhat| * rms(dy) of dx, where dy is orthogonal to xhat. They do not hold where |gamma| * invstd is beyond
-//! 2^250 or below 2^-250 (not 0), nor where gamma * xhat alone is out of range. f64 is as accurate, measured by its own
-//! ulp, while squares stay in its range: for elements of 1e-60 to 1e60.
+//! invstd * (1 + |xhat|) * rms(dy) of dx, where dy sums to nothing or is orthogonal to xhat. They do not hold where |gamma| *
+//! invstd is beyond 2^250 or below 2^-250 (not 0), nor where gamma * xhat alone is out of range. f64 is as accurate,
+//! measured by its own ulp, while squares stay in its range: for elements of 1e-60 to 1e60.
 //!
 //! **The same bits** for every instruction set, number of threads, alignment and layout, in every run. A NaN result is the
 //! canonical NaN.

@@ -22,8 +22,8 @@ pub trait Contract: Bits {
     const OF_DX: f64;
     /// Of the sum of absolute values, the error that dbeta and dgamma may have.
     const OF_SUMS: f64;
-    /// Of |gamma|, what y may be off by next to the mean; of |gamma| * invstd * |xhat| * rms(dy), dx where dy is
-    /// orthogonal to xhat.
+    /// Of |gamma|, what y may be off by next to the mean; of |gamma| * invstd * (1 + |xhat|) * rms(dy), dx where
+    /// dy sums to nothing or is orthogonal to xhat.
     const LEFT: f64;
     /// Magnitudes (but zero) between which the bounds are asked for.
     const RANGE: [f64; 2];

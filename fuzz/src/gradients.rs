@@ -105,7 +105,8 @@ fn check<T: Contract>(
         for (i, ((x, dy), dx)) in x.iter().zip(&dy).zip(&dx).enumerate() {
             let (x, dy) = (x.to_f64(), dy.to_f64());
             let left = match states {
-                Some(_) => T::LEFT * gain * normalization.xhat(x).abs() * rms,
+                // The sums of dy and of dy * xhat, where their terms cancel: see "Known limits".
+                Some(_) => T::LEFT * gain * (1.0 + normalization.xhat(x).abs()) * rms,
                 None => 0.0,
             };
             let what = call.what("dx", c);
