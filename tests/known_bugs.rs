@@ -4,7 +4,8 @@ mod common;
 
 use batchnorm::{
     BatchNorm, Error, Gradients, Layout, Level, Params, RunningUpdate, RunningVariance, Shape, UpdateRule,
-    Welford, backward_frozen, forward_inference, forward_training, reference, statistics, update_running,
+    Welford, backward, backward_frozen, forward_inference, forward_training, reference, statistics,
+    update_running,
 };
 use common::matrix::{LAYOUTS, Problem, THREADS, variate};
 
@@ -105,6 +106,28 @@ fn huge_elements_are_normalized() {
         let (y, states) = train(&Shape::nchw(&[6, 1, 500]).unwrap(), &x, &Params::new(1e-5));
         assert!((states[0].variance() / (scale * scale) - 1.0).abs() < 0.1);
         assert!(y.iter().all(|y| y.abs() < 4.0) && y.iter().any(|y| y.abs() > 1.0), "{scale}");
+    }
+}
+
+/// Likewise gradients near the largest f32: found by the fuzz target `backward`, as an infinity.
+#[test]
+fn huge_gradients_leave_what_is_in_range() {
+    let (x, dy) = ([0.188f32, -0.7, 0.9], [-8.5e37f32, -3.4e38, 3.4e38]);
+    let shape = Shape::nchw(&[3, 1]).unwrap();
+    let states = [x.iter().map(|&x| f64::from(x)).collect::<Welford>()];
+    let mut dx = [0.0f32; 3];
+    backward(&shape, &x, &dy, &states, &Params::new(0.0), Gradients::new().dx(&mut dx)).unwrap();
+    let invstd = 1.0 / states[0].variance().sqrt();
+    let xhat = x.map(|x| (f64::from(x) - states[0].mean()) * invstd);
+    let dy = dy.map(f64::from);
+    let mean_dy = dy.iter().sum::<f64>() / 3.0;
+    let slope = dy.iter().zip(&xhat).map(|(dy, xhat)| dy * xhat).sum::<f64>() / 3.0;
+    for ((dx, dy), xhat) in dx.iter().zip(&dy).zip(&xhat) {
+        let terms = [*dy, mean_dy, xhat * slope];
+        let (expected, scale) =
+            (terms[0] - terms[1] - terms[2], terms.iter().map(|term| term.abs()).sum::<f64>());
+        let error = (f64::from(*dx) - invstd * expected).abs();
+        assert!(error <= invstd * scale / (1 << 20) as f64, "{dx:e}, not {:e}", invstd * expected);
     }
 }
 

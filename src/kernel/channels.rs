@@ -251,8 +251,13 @@ impl<T: Element> Kernel<T> for GradientFactors<'_, T> {
         }
         let [mut mean_dy, mut slope] = [[0.0; GROUP]; 2];
         for (i, GradientSums { dy, dy_d }) in self.sums.iter().enumerate().take(*len) {
-            mean_dy[i] = dy / self.count * halves[i];
-            slope[i] = dy_d * invstd[i] / self.count * (invstd[i] / prescale[i]) * halves[i];
+            let mean = dy / self.count * halves[i];
+            let along = dy_d * invstd[i] / self.count * (invstd[i] / prescale[i]) * halves[i];
+            // Gradients near the largest number have coefficients beyond it, though what they give may not be.
+            let large = (mean.abs() > T::LARGEST / 4.0) | (along.abs() > T::LARGEST / 4.0);
+            let less = if large { 1.0 / 256.0 } else { 1.0 };
+            halves[i] *= less;
+            (mean_dy[i], slope[i]) = (mean * less, along * less);
         }
         let mut rest = halves;
         rest[..*len].iter_mut().zip(gain).for_each(|(rest, gain)| *rest = gain / *rest);
