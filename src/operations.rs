@@ -359,7 +359,9 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
     ) {
         let (scales, count) = (&self.scales(task.level, channels), self.count as f64);
         T::dispatch(task.level, Deviations { scales, at, scratch: task.scratch });
-        T::dispatch(task.level, GradientFactors { scales, sums: states, count, at, scratch: task.scratch });
+        // Frozen statistics' dx has no part in them, and must not: it is the same with other gradients and without.
+        let sums = if matches!(self.given, Given::Batch(_)) { states } else { &[] };
+        T::dispatch(task.level, GradientFactors { scales, sums, count, at, scratch: task.scratch });
         task.lay_out(channels, GRADIENT);
     }
 

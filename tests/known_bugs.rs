@@ -131,6 +131,20 @@ fn huge_gradients_leave_what_is_in_range() {
     }
 }
 
+/// The same dx of frozen statistics, whether dgamma is asked for or not, where the latter leaves the range.
+#[test]
+fn frozen_gradients_do_not_depend_on_each_other() {
+    let (x, dy) = ([1e30f32, 3.0], [3.4e38f32, 1e-38]);
+    let shape = Shape::nchw(&[2, 1]).unwrap();
+    let [mut alone, mut together, mut dgamma] = [[0.0f32; 2]; 3];
+    let params = Params::new(0.0);
+    let (mean, var) = ([0.0], [1.0]);
+    backward_frozen(&shape, &x, &dy, &mean, &var, &params, Gradients::new().dx(&mut alone)).unwrap();
+    let both = Gradients::new().dx(&mut together).dgamma(&mut dgamma[..1]);
+    backward_frozen(&shape, &x, &dy, &mean, &var, &params, both).unwrap();
+    assert_eq!(alone.map(f32::to_bits), together.map(f32::to_bits));
+}
+
 /// pytorch 1381, tensorflow 34062: one element per channel has the variance 0, and no unbiased one.
 #[test]
 fn a_batch_of_one() {
