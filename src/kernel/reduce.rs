@@ -185,12 +185,6 @@ impl Matrix {
     /// enough for the batch to stay in L1, whose sets rows a power of two apart compete for.
     const SIXTEENS: usize = 8;
 
-    /// How many samples of small planes make a batch, likewise; fewer if they lie a multiple of half a page apart, where
-    /// they would compete for the same sets of L1 (2048 channels of 7 x 7: 1.1 times as fast, 4096x512: 1.4 times).
-    const fn samples(stride_bytes: usize) -> usize {
-        if stride_bytes.is_multiple_of(2048) { 8 } else { 16 }
-    }
-
     /// Down some samples of small planes. Positions (NCHW) or rows that fill no vector (NHWC, few channels) are all one
     /// matrix, else each position has its own.
     #[inline(always)]
@@ -253,6 +247,24 @@ impl Matrix {
 const AHEAD_BYTES: usize = 8192;
 
 impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
+    /// That in elements.
+    const AHEAD: usize = AHEAD_BYTES / size_of::<T>();
+
+    /// The same where the rows of small planes are read: 1.1 times as fast with two inputs as twice of it (NHWC 7 x 7).
+    const AHEAD_ROWS: usize = Self::AHEAD / IN;
+
+    /// How many samples of small planes make a batch, as of [`Matrix::SIXTEENS`]. Fewer if they lie a multiple of half a page
+    /// apart (2048 channels of 7 x 7: 8 are 1.1 times as fast as 16); of single positions, so few that the next batch, which
+    /// is asked for, is not much further than that (4096x512, two inputs: 4 are 1.2 to 1.3 times as fast as 8).
+    fn batch_samples(geometry: &Geometry) -> usize {
+        let stride = geometry.c * geometry.s;
+        match stride * size_of::<T>() {
+            _ if geometry.s == 1 => (2 * Self::AHEAD_ROWS / stride).clamp(2, 16),
+            bytes if bytes.is_multiple_of(2048) => 8,
+            _ => 16,
+        }
+    }
+
     /// Adds whole vectors into their sums.
     ///
     /// # Safety
@@ -330,7 +342,7 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
     /// Channels and block lie within the geometry, whose length the inputs have.
     #[inline(always)]
     unsafe fn along<S: Lanes<T>>(&mut self, s: S) {
-        let planes = (AHEAD_BYTES / size_of::<T>()).div_ceil(self.block.positions.len());
+        let planes = Self::AHEAD.div_ceil(self.block.positions.len());
         for sample in self.block.samples.clone() {
             let first = sample == self.block.samples.start;
             let mut channel = 0;
@@ -383,7 +395,7 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
         let at = geometry.offset(sample, self.channels.start + channel, self.block.positions.start);
         let len = self.block.positions.len();
         // Within the planes if they are long, to the next ones at their end.
-        let ahead = AHEAD_BYTES / size_of::<T>() / U;
+        let ahead = Self::AHEAD / U;
         let near = len.saturating_sub(ahead) / LANES;
         let beyond = self.later(sample, channel, planes.max(U)).wrapping_sub(at + near * LANES);
         let mut centers = [s.zero_wide(); U];
@@ -435,10 +447,9 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
         let geometry = self.geometry;
         let small = geometry.small_planes();
         let columns = Columns::of_sums(geometry, &self.channels);
-        let far = AHEAD_BYTES / size_of::<T>();
-        let stride_bytes = geometry.c * geometry.s * size_of::<T>();
+        let far = if small && columns == Columns::Channels { Self::AHEAD_ROWS } else { Self::AHEAD };
         let (planes, step) = if small {
-            (Matrix::samples(stride_bytes), positions.len())
+            (Self::batch_samples(geometry), positions.len())
         } else {
             (1, Matrix::SIXTEENS * LANES)
         };
