@@ -45,12 +45,13 @@ pub const SPAN: usize = 2048;
 /// In NHWC, the least rows that a task maps if it can have all of fewer channels instead.
 const ROWS: usize = fuzzed(64, 2);
 
-/// What the tensors that one task reads should fit in: half of the smallest L2 of today's servers and desktops, where
-/// the statistics have just put the data that normalization reads again ...
-const CACHE_BYTES: usize = fuzzed(512 << 10, 1 << 10);
+/// What a task should have of each tensor that it reads: the statistics have just put it where normalization reads it
+/// again, which writes as much. So two of them fill half of the smallest L2 of today's servers. Twice of it in training
+/// is as fast alone, and takes 1.1 to 1.6 times as long while neighbours fill the last-level cache (14 x 14, 4 cores) ...
+const CACHE_BYTES: usize = fuzzed(256 << 10, 1 << 9);
 
-/// ... and less where a second look goes far, so that what is written has room too: measured 1.05 times as fast in
-/// training and 1.1 in backward at 50 MB and more, 10 % slower at 20 MB, where longer runs matter more.
+/// ... and of all together where a second look goes far, so that what is written has room too: measured 1.05 times as
+/// fast in training and 1.1 in backward at 50 MB and more, 10 % slower at 20 MB, where longer runs matter more.
 const CACHE_BYTES_FAR: usize = fuzzed(320 << 10, 1 << 9);
 
 /// From this many bytes read and written on, what is written would be gone from the last-level cache before anyone
@@ -248,7 +249,7 @@ impl Plan {
             _ => TASKS_PER_THREAD_FAR,
         };
         let tasks = if parallel { workers * per_thread } else { 1 };
-        let cache = if reach == Reach::Near { CACHE_BYTES } else { CACHE_BYTES_FAR };
+        let cache = if reach == Reach::Near { reads * CACHE_BYTES } else { CACHE_BYTES_FAR };
         let fitting = cache / geometry.m().saturating_mul(element_bytes).max(1);
         let (group, span, whole) = match geometry.pattern {
             // As many channels as stay in cache, for long runs; one, however long it is, as long as there is one for
