@@ -4,6 +4,7 @@
 //! scheduling is written once for all of them.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::element::Element;
 use crate::exec;
@@ -110,6 +111,7 @@ impl<O: Sync> Engine<'_, O> {
                 }
                 self.operation.finish(self.level, &channels, states);
                 if self.operation.maps() {
+                    task.scratch.coefficients_of = None;
                     self.operation.coefficients(task, &channels, 0, states);
                     self.operation.map(task, &channels, 0, &blocks.whole());
                 }
@@ -154,6 +156,7 @@ impl<O: Sync> Engine<'_, O> {
         }
         if self.operation.maps() {
             let units = self.plan.units();
+            let run = Arc::new(());
             self.tasks(c.div_ceil(span) * units, tasks, |range, task: &mut Task<'_, T>| {
                 for piece in pieces_at(range, units) {
                     let span = self.plan.span(piece.start / units);
@@ -163,9 +166,13 @@ impl<O: Sync> Engine<'_, O> {
                     let (first, end) = parts().fold((usize::MAX, 0), |(first, end), (some, _)| {
                         (first.min(some.start), end.max(some.end))
                     });
-                    for group in pieces(span.start + first..span.start + end, GROUP) {
-                        let states = partial.get(group.clone()).unwrap_or(&[]);
-                        self.operation.coefficients(task, &group, group.start - span.start, states);
+                    let columns = span.start + first..span.start + end;
+                    if !task.scratch.has_coefficients(&run, &columns) {
+                        for group in pieces(columns.clone(), GROUP) {
+                            let states = partial.get(group.clone()).unwrap_or(&[]);
+                            self.operation.coefficients(task, &group, group.start - span.start, states);
+                        }
+                        task.scratch.coefficients_of = Some((Arc::clone(&run), columns));
                     }
                     for (some, part) in parts() {
                         let channels = span.start + some.start..span.start + some.end;

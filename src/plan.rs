@@ -42,8 +42,9 @@ pub const BAND: usize = 512;
 /// The most channels that are mapped at once: runs of 8 KiB of f32 in NHWC.
 pub const SPAN: usize = 2048;
 
-/// In NHWC, the least rows that a task maps if it can have all of fewer channels instead.
-const ROWS: usize = fuzzed(64, 2);
+/// In NHWC, the least rows that a thread maps if it can have more rows of fewer channels instead, whose coefficients take
+/// less time.
+const ROWS: usize = fuzzed(128, 2);
 
 /// What a task should have of each tensor that it reads: the statistics have just put it where normalization reads it
 /// again, which writes as much. So two of them fill half of the smallest L2 of today's servers. Twice of it in training
@@ -267,8 +268,7 @@ impl Plan {
                 // Few chunks leave threads to spare, which share out channels, by the cache line at least.
                 let groups = workers.div_ceil(blocks.chunks());
                 let group = group.min(c.div_ceil(groups).next_multiple_of(LANES));
-                // A task with few rows would spend its time on their coefficients.
-                let few = parallel && geometry.m() < tasks * ROWS;
+                let few = parallel && geometry.m() < workers * ROWS;
                 let span = if few { c.div_ceil(tasks).next_multiple_of(GROUP).min(SPAN) } else { SPAN };
                 (group, span, reduces && !parallel && c <= GROUP && fitting >= c)
             }
