@@ -10,7 +10,7 @@ use crate::kernel::map::{Formula, FrozenGradient, InputGradient, Map, Normalize}
 use crate::kernel::reduce::{GradientTerms, Pivoted, Plain, Reduce, Terms};
 use crate::kernel::{Columns, Scratch};
 use crate::plan::{Block, GROUP};
-use crate::problem::Geometry;
+use crate::problem::{Geometry, Pattern};
 use crate::simd::Level;
 use crate::split::{Input, Output};
 use crate::welford::{MergeWeights, Moments, Welford};
@@ -45,7 +45,7 @@ impl<T: Element> Affine<'_, T> {
         let beta = self.beta.map(|beta| &beta[channels.clone()]);
         T::dispatch(task.level, Deviations { scales, at, scratch: task.scratch });
         T::dispatch(task.level, Factors { scales, beta, at, scratch: task.scratch });
-        task.lay_out(channels, SCALE);
+        task.lay_out(channels, at, SCALE);
     }
 }
 
@@ -91,11 +91,12 @@ impl<T: Element> Given<'_, T> {
 }
 
 impl<T: Element> Task<'_, T> {
-    /// Lays out coefficients for the loops over these channels.
-    fn lay_out<const K: usize>(&mut self, channels: &Range<usize>, rows: [usize; K]) {
+    /// Lays out coefficients for the loops over these channels, the first of which has column `at`.
+    fn lay_out<const K: usize>(&mut self, channels: &Range<usize>, at: usize, rows: [usize; K]) {
         let columns = Columns::of_map(self.geometry, channels);
-        if columns != Columns::Channels {
-            let kernel = LayOut { scratch: self.scratch, rows, channels: channels.len(), columns };
+        let whole_rows = self.geometry.pattern == Pattern::Across && at + channels.len() == self.geometry.c;
+        if columns != Columns::Channels || whole_rows {
+            let kernel = LayOut { scratch: self.scratch, rows, channels: at + channels.len(), columns };
             T::dispatch(self.level, kernel);
         }
     }
@@ -362,7 +363,7 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
         // Frozen statistics' dx has no part in them, and must not: it is the same with other gradients and without.
         let sums = if matches!(self.given, Given::Batch(_)) { states } else { &[] };
         T::dispatch(task.level, GradientFactors { scales, sums, count, at, scratch: task.scratch });
-        task.lay_out(channels, GRADIENT);
+        task.lay_out(channels, at, GRADIENT);
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {

@@ -73,10 +73,10 @@ impl Geometry {
         self.n > 1 && self.s <= SMALL_PLANE && self.c * self.s >= GROUP
     }
 
-    /// Whether an elementwise loop would rather take small planes of neighbouring channels in one go: those that vectors do
-    /// not divide (8 x 8: plane by plane is 1.1 to 1.8 times as fast; 7 x 7: up to 1.4 times as slow on four threads).
+    /// Whether planes are so small that an elementwise loop takes them as rows of positions too: those that do not fill
+    /// a vector.
     pub fn tiny_planes(&self) -> bool {
-        self.small_planes() && (self.s < 2 * LANES || !self.s.is_multiple_of(LANES))
+        self.small_planes() && self.s < LANES
     }
 
     /// The number of lanes that a channel's elements are dealt out to: position s goes to lane s of small planes, else to

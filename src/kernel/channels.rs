@@ -8,7 +8,7 @@
 use super::{BAND, Columns, GROUP, Scratch};
 use crate::element::Element;
 use crate::problem::SMALL_PLANE;
-use crate::simd::{Kernel, Lanes};
+use crate::simd::{Kernel, LANES, Lanes};
 use crate::welford::{MergeWeights, Moments};
 
 /// Rows of the scratch's coefficients: what [`Normalize`](super::map::Normalize) takes.
@@ -268,7 +268,8 @@ impl<T: Element> Kernel<T> for GradientFactors<'_, T> {
     }
 }
 
-/// Lays out coefficients per channel, which are in the first `channels` columns, for the columns there are.
+/// Lays out coefficients per channel, which are in the first `channels` columns, for the columns there are. Of rows, a
+/// vector of columns repeats behind them.
 pub struct LayOut<'a, T, const K: usize> {
     pub scratch: &'a mut Scratch<T>,
     pub rows: [usize; K],
@@ -301,12 +302,13 @@ impl<T: Element> Kernel<T> for LayOutCenters<'_, T> {
 
 #[inline(always)]
 fn lay_out<T: Element>(row: &mut [T], channels: usize, columns: Columns) {
-    match columns {
-        Columns::Channels => (),
+    let width = match columns {
+        Columns::Channels => channels,
         Columns::Rows(rows) => {
             for repetition in 1..rows {
                 row.copy_within(0..channels, repetition * channels);
             }
+            rows * channels
         }
         Columns::Positions(positions) => {
             let mut values = [T::default(); GROUP];
@@ -315,7 +317,12 @@ fn lay_out<T: Element>(row: &mut [T], channels: usize, columns: Columns) {
                 // A fixed length is a few whole stores; what is too much is the next channel's, or no one's.
                 row[channel * positions..][..SMALL_PLANE].fill(*value);
             }
+            channels * positions
         }
+    };
+    // Lets a vector begin in one row and end in the next, as the output's lines do.
+    if width.is_multiple_of(LANES) {
+        row.copy_within(0..LANES, width);
     }
 }
 

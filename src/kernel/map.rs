@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{Columns, Scratch};
 use crate::plan::{Block, Reach};
 use crate::problem::{Geometry, Pattern};
-use crate::simd::{Kernel, LINE, Lanes, prefetch, prefetch_to_write};
+use crate::simd::{Kernel, LANES, LINE, Lanes, prefetch, prefetch_to_write};
 use crate::split::{Input, Output};
 
 /// An elementwise formula of `IN` tensors and `K` coefficients per channel.
@@ -90,6 +90,15 @@ const NEAR: usize = Reach::Near as usize;
 const FAR: usize = Reach::Far as usize;
 const PAST: usize = Reach::Past as usize;
 
+/// What to ask for along a run.
+struct Ahead {
+    /// The elements up to here ask the first of `ahead` further on, the others the second.
+    near: usize,
+    ahead: [usize; 2],
+    /// How far on to ask for inputs instead, if those of this task are near already.
+    next: Option<usize>,
+}
+
 /// As of the reduction, but for the sake of the stores too: each asks for its line first, and at a jump for its page.
 const AHEAD_BYTES: usize = 8192;
 
@@ -113,10 +122,10 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Kernel<T> for 
 }
 
 impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, IN, K> {
-    /// How many of the elements from `at` on to write one by one before the output is aligned to a line.
+    /// How many of the elements from `at` on lie before the output's next line.
     #[inline(always)]
-    fn head<const REACH: usize>(&self, at: usize) -> usize {
-        if REACH == PAST { self.output.as_ptr().wrapping_add(at).align_offset(LINE) } else { 0 }
+    fn head(&self, at: usize) -> usize {
+        self.output.as_ptr().wrapping_add(at).align_offset(LINE)
     }
 
     /// Asks for what will soon be read and written.
@@ -186,25 +195,18 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
                 (Pattern::Along, _) => {
                     // The run of a sample's channels is contiguous. After it the next sample's is read, or one of those
                     // after that: what lies behind it is another task's, and asking to write that would take it away.
-                    let run = (width - 1) * plane + positions.len();
+                    let len = positions.len();
+                    let run = width * len;
                     let (runs, rest) =
                         (AHEAD_BYTES / size_of::<T>() / run, AHEAD_BYTES / size_of::<T>() % run);
-                    let ahead = runs * c * plane + rest;
+                    let near = runs * c * plane + rest;
+                    let ahead = Ahead {
+                        near: run - rest,
+                        ahead: [near, near + c * plane - run],
+                        next: self.fits.then_some(width * plane),
+                    };
                     for sample in samples.clone() {
-                        for channel in 0..width {
-                            let near = (run - rest).saturating_sub(channel * plane);
-                            let ahead = (near, ahead, ahead + c * plane - run);
-                            let at = at(sample) + channel * plane;
-                            let next = self.fits.then_some(width * plane);
-                            self.run_of::<S, REACH>(
-                                s,
-                                at,
-                                positions.len(),
-                                self.column + channel,
-                                ahead,
-                                next,
-                            );
-                        }
+                        self.planes::<S, REACH>(s, at(sample), len, &ahead);
                     }
                 }
                 (Pattern::Across, columns) => {
@@ -227,42 +229,73 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         }
     }
 
-    /// `len` elements of the channel of a column. The first of `ahead` says how many of them look ahead by the second, the
-    /// others by the third.
+    /// The planes of a sample's channels, `len` elements each, one behind the other. Vectors follow the output's lines: one
+    /// that lies in two planes has the coefficients of both. (Planes of 7 x 7 as rows of positions, with coefficients for each,
+    /// took 1.7 to 3 times as long: their rows fall on few sets of L1.)
     ///
     /// # Safety
     /// Inputs and output have the elements.
     #[inline(always)]
-    unsafe fn run_of<S: Lanes<T>, const REACH: usize>(
-        &self,
-        s: S,
-        at: usize,
-        len: usize,
-        column: usize,
-        (near, ahead, beyond): (usize, usize, usize),
-        next: Option<usize>,
-    ) {
+    unsafe fn planes<S: Lanes<T>, const REACH: usize>(&self, s: S, at: usize, len: usize, ahead: &Ahead) {
+        let width = self.channels.len();
+        let mut k = self.splats(s, self.column);
+        // SAFETY: the run has `width * len` elements from `at` on.
+        unsafe {
+            if len < LANES {
+                for channel in 0..width {
+                    self.few(s, at + channel * len, len, self.splats(s, self.column + channel));
+                }
+                return;
+            }
+            let mut done = self.head(at).min(len);
+            self.few(s, at, done, k);
+            for channel in 0..width {
+                let end = (channel + 1) * len;
+                while done + S::N <= end {
+                    self.ask_along::<REACH>(at, done, ahead);
+                    self.vector::<S, REACH>(s, at + done, k);
+                    done += S::N;
+                }
+                if channel + 1 == width {
+                    self.few(s, at + done, end - done, k);
+                } else {
+                    let other = self.splats(s, self.column + channel + 1);
+                    if done < end {
+                        for (k, other) in k.iter_mut().zip(other) {
+                            *k = s.select_first(*k, other, end - done);
+                        }
+                        self.ask_along::<REACH>(at, done, ahead);
+                        self.vector::<S, REACH>(s, at + done, k);
+                        done += S::N;
+                    }
+                    k = other;
+                }
+            }
+        }
+    }
+
+    /// As `ask`, `done` elements into the run that begins at `at`.
+    #[inline(always)]
+    fn ask_along<const REACH: usize>(&self, at: usize, done: usize, ahead: &Ahead) {
+        let written = ahead.ahead[usize::from(done >= ahead.near)];
+        self.ask::<REACH>(at + done + ahead.next.unwrap_or(written), at + done + written);
+    }
+
+    /// The coefficients of a column.
+    #[inline(always)]
+    fn splats<S: Lanes<T>>(&self, s: S, column: usize) -> [S::Vector; K] {
         let mut k = [s.zero(); K];
         for (k, row) in k.iter_mut().zip(self.k) {
             *k = s.splat(self.scratch.coefficients[row][column]);
         }
-        // SAFETY: the run has `len` elements from `at` on.
-        unsafe {
-            let mut done = self.head::<REACH>(at).min(len);
-            self.few(s, at, done, k);
-            for (end, ahead) in [(near.min(len), ahead), (len, beyond)] {
-                while done + S::N <= end {
-                    self.ask::<REACH>(at + done + next.unwrap_or(ahead), at + done + ahead);
-                    self.vector::<S, REACH>(s, at + done, k);
-                    done += S::N;
-                }
-            }
-            self.few(s, at + done, len - done, k);
-        }
+        k
     }
 
-    /// The first `width` elements of `rows` rows, `stride` elements apart; past the caches only if the rows are all
-    /// aligned alike.
+    /// The first `width` elements of `rows` rows, `stride` elements apart.
+    ///
+    /// Vectors follow the output's lines where the rows are all aligned alike. Rows with nothing between them then begin
+    /// and end at its lines, in the middle of the channels; what lies before the first and after the last is done apart.
+    /// (A line written in part goes through the caches, next to others that do not: 4 times as slow with 64 channels.)
     ///
     /// # Safety
     /// Inputs and output have the elements.
@@ -275,16 +308,28 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         rows: usize,
         width: usize,
     ) {
+        if width == 0 || rows == 0 {
+            return;
+        }
         // SAFETY: says the caller.
         unsafe {
-            if REACH == PAST && !(stride * size_of::<T>()).is_multiple_of(LINE) {
-                self.aligned_rows::<S, FAR>(s, at, stride, rows, width);
+            if !stride.is_multiple_of(LANES) {
+                let reach_rows =
+                    if REACH == PAST { Self::aligned_rows::<S, FAR> } else { Self::aligned_rows::<S, REACH> };
+                reach_rows(self, s, at, stride, rows, 0..width);
+            } else if width == stride {
+                let head = self.head(at);
+                self.few_rows(s, at, stride, 1, 0..head);
+                self.aligned_rows::<S, REACH>(s, at, stride, rows - 1, head..head + width);
+                self.aligned_rows::<S, REACH>(s, at + (rows - 1) * stride, stride, 1, head..width);
             } else {
-                self.aligned_rows::<S, REACH>(s, at, stride, rows, width);
+                self.aligned_rows::<S, REACH>(s, at, stride, rows, 0..width);
             }
         }
     }
 
+    /// Some columns of `rows` rows.
+    ///
     /// # Safety
     /// As of `rows`; for `PAST`, the stride is a multiple of a line.
     #[inline(always)]
@@ -294,21 +339,16 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         at: usize,
         stride: usize,
         rows: usize,
-        width: usize,
+        columns: Range<usize>,
     ) {
         // Rows that share one load of the coefficients. From far fewer, or of two inputs one, since memory serves few
-        // streams at once (backward with 512 channels and more: 1.1 times as fast as four); but of small planes' positions,
-        // which have 49 times the coefficients, as many as from near (7 x 7: 1.0 to 1.2 times as fast as four or one).
+        // streams at once (backward with 512 channels and more: 1.1 times as fast as four).
         let batch_rows = match (REACH, IN) {
             (NEAR, _) => 8,
-            _ if self.geometry.pattern == Pattern::Along => 8,
             (_, 1) => 4,
             _ => 1,
         };
-        if width == 0 {
-            return;
-        }
-        let far = AHEAD_BYTES / size_of::<T>();
+        let (far, width) = (AHEAD_BYTES / size_of::<T>(), columns.len());
         // Some batches down, or some columns to the right in long rows.
         let ahead = if batch_rows * width > far {
             far / batch_rows
@@ -318,10 +358,13 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         for row in (0..rows).step_by(batch_rows) {
             let batch = row..(row + batch_rows).min(rows);
             let at = at + row * stride;
-            let mut column = self.head::<REACH>(at).min(width);
-            // SAFETY: says the caller.
-            unsafe { self.few_rows(s, at, stride, batch.len(), 0..column) };
-            while column + S::N <= width {
+            let mut column = columns.start;
+            if REACH == PAST {
+                column = (column + self.head(at + column)).min(columns.end);
+                // SAFETY: says the caller.
+                unsafe { self.few_rows(s, at, stride, batch.len(), columns.start..column) };
+            }
+            while column + S::N <= columns.end {
                 let k = self.coefficients(s, column);
                 for row in 0..batch.len() {
                     let at = at + row * stride + column;
@@ -332,7 +375,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
                 column += S::N;
             }
             // SAFETY: says the caller.
-            unsafe { self.few_rows(s, at, stride, batch.len(), column..width) };
+            unsafe { self.few_rows(s, at, stride, batch.len(), column..columns.end) };
         }
     }
 

@@ -193,6 +193,12 @@ impl Lanes<f32> for Avx2 {
         [unsafe { _mm256_set1_ps(value) }; 2]
     }
     #[inline(always)]
+    fn select_first(self, a: Two, b: Two, k: usize) -> Two {
+        let mask = first_32(self, k);
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(2, I => unsafe { _mm256_blendv_ps(b[I], a[I], _mm256_castsi256_ps(mask[I])) })
+    }
+    #[inline(always)]
     fn add(self, a: Two, b: Two) -> Two {
         // SAFETY: `self` is proof that the CPU has AVX2.
         each!(2, I => unsafe { _mm256_add_ps(a[I], b[I]) })
@@ -273,6 +279,12 @@ impl Lanes<f64> for Avx2 {
     #[inline(always)]
     fn splat(self, value: f64) -> Four {
         Lanes::<f64>::splat_wide(self, value)
+    }
+    #[inline(always)]
+    fn select_first(self, a: Four, b: Four, k: usize) -> Four {
+        let mask = first_64(self, k);
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(4, I => unsafe { _mm256_blendv_pd(b[I], a[I], _mm256_castsi256_pd(mask[I])) })
     }
     #[inline(always)]
     fn add(self, a: Four, b: Four) -> Four {

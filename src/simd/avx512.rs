@@ -140,6 +140,11 @@ impl Lanes<f32> for Avx512 {
         unsafe { _mm512_set1_ps(value) }
     }
     #[inline(always)]
+    fn select_first(self, a: __m512, b: __m512, k: usize) -> __m512 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { _mm512_mask_mov_ps(b, first(k), a) }
+    }
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: `self` is proof that the CPU has AVX-512F.
         unsafe { _mm512_add_ps(a, b) }
@@ -225,6 +230,12 @@ impl Lanes<f64> for Avx512 {
     #[inline(always)]
     fn splat(self, value: f64) -> Pair {
         Lanes::<f64>::splat_wide(self, value)
+    }
+    #[inline(always)]
+    fn select_first(self, a: Pair, b: Pair, k: usize) -> Pair {
+        let mask = first(k);
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { (_mm512_mask_mov_pd(b.0, mask as u8, a.0), _mm512_mask_mov_pd(b.1, (mask >> 8) as u8, a.1)) }
     }
     #[inline(always)]
     fn add(self, a: Pair, b: Pair) -> Pair {

@@ -81,6 +81,8 @@ pub trait Lanes<T>: Copy {
     fn fence(self);
     fn zero(self) -> Self::Vector;
     fn splat(self, value: T) -> Self::Vector;
+    /// The first `k` <= `N` lanes of `a`, the others of `b`.
+    fn select_first(self, a: Self::Vector, b: Self::Vector, k: usize) -> Self::Vector;
     fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     fn sub(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     fn mul(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;

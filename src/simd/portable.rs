@@ -121,6 +121,12 @@ impl Lanes<f32> for Portable {
         f32x8::splat(value)
     }
     #[inline(always)]
+    fn select_first(self, a: f32x8, b: f32x8, k: usize) -> f32x8 {
+        let (a, mut b) = (a.to_array(), b.to_array());
+        b.iter_mut().zip(a).take(k).for_each(|(b, a)| *b = a);
+        f32x8::new(b)
+    }
+    #[inline(always)]
     fn add(self, a: f32x8, b: f32x8) -> f32x8 {
         a + b
     }
@@ -187,6 +193,14 @@ impl Lanes<f64> for Portable {
     #[inline(always)]
     fn splat(self, value: f64) -> Pair {
         Lanes::<f64>::splat_wide(self, value)
+    }
+    #[inline(always)]
+    fn select_first(self, a: Pair, b: Pair, k: usize) -> Pair {
+        from_fn(|i| {
+            let (a, mut b) = (a[i].to_array(), b[i].to_array());
+            b.iter_mut().zip(a).take(k.saturating_sub(4 * i)).for_each(|(b, a)| *b = a);
+            f64x4::new(b)
+        })
     }
     #[inline(always)]
     fn add(self, a: Pair, b: Pair) -> Pair {
