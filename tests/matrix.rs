@@ -70,6 +70,9 @@ fn large_shapes() {
     check_briefly::<f32>(&[2, 2, 600_011], &few);
     check_briefly::<f64>(&[1, 1, 1_100_003], &few);
     check_briefly::<f32>(&[300, 1, 4097], &few[1..]);
+    // Rows that are mapped in tiles: at the output's lines, past the caches, and not at them.
+    check_briefly::<f64>(&[2100, 1040], &few[1..]);
+    check_briefly::<f64>(&[2100, 1043], &few[1..]);
 }
 
 #[test]
