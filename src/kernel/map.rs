@@ -107,17 +107,18 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Kernel<T> for 
     fn run<S: Lanes<T>>(self, s: S) {
         debug_assert!(self.inputs.iter().all(|input| input.len() == self.geometry.len()));
         debug_assert!(self.output.len() == self.geometry.len());
-        let stride = self.stride(Columns::of_map(self.geometry, &self.channels));
+        let columns = Columns::of_map(self.geometry, &self.channels);
+        let stride = self.stride(columns);
         // SAFETY: inputs and output have the geometry's length, and channels and part lie within it.
         unsafe {
             match self.reach {
-                Reach::Near => self.part::<S, NEAR>(s),
+                Reach::Near => self.part::<S, NEAR>(s, columns, stride),
                 // Whole lines go past the caches or none: rows must lie to them alike.
                 Reach::Past if stride.is_none_or(|stride| stride.is_multiple_of(LANES)) => {
-                    self.part::<S, PAST>(s);
+                    self.part::<S, PAST>(s, columns, stride);
                     s.fence();
                 }
-                _ => self.part::<S, FAR>(s),
+                _ => self.part::<S, FAR>(s, columns, stride),
             }
         }
     }
@@ -180,18 +181,29 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         }
     }
 
-    /// # Safety
-    /// Channels and part lie within the geometry, whose length inputs and output have.
+    /// Elements from one row to the next, unless planes are mapped.
     #[inline(always)]
-    unsafe fn part<S: Lanes<T>, const REACH: usize>(&self, s: S) {
-        let Geometry { c, s: plane, pattern, .. } = *self.geometry;
+    fn stride(&self, columns: Columns) -> Option<usize> {
+        let Geometry { c, pattern, .. } = *self.geometry;
+        match columns {
+            Columns::Positions(positions) => Some(c * positions),
+            Columns::Rows(repeated) => Some(c * repeated),
+            Columns::Channels => (pattern == Pattern::Across).then_some(c),
+        }
+    }
+
+    /// # Safety
+    /// Channels and part lie within the geometry, whose length inputs and output have; columns and stride are theirs.
+    #[inline(always)]
+    unsafe fn part<S: Lanes<T>, const REACH: usize>(&self, s: S, columns: Columns, stride: Option<usize>) {
+        let Geometry { c, s: plane, .. } = *self.geometry;
         let Block { samples, positions } = &self.part;
         let width = self.channels.len();
         let at = |sample| self.geometry.offset(sample, self.channels.start, positions.start);
         // SAFETY: says the caller; parts of small planes are whole planes.
         unsafe {
-            match (pattern, Columns::of_map(self.geometry, &self.channels)) {
-                (Pattern::Along, Columns::Channels) => {
+            match stride {
+                None => {
                     // The run of a sample's channels is contiguous. After it the next sample's is read, or one of those
                     // after that: what lies behind it is another task's, and asking to write that would take it away.
                     let len = positions.len();
@@ -208,12 +220,11 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
                         self.planes::<S, REACH>(s, at(sample), len, &ahead);
                     }
                 }
-                (_, columns) => {
+                Some(stride) => {
                     // Rows follow each other from plane to plane where parts are whole planes.
                     let whole = positions.len() == plane;
                     let (planes, rows) =
                         if whole { (1, samples.len() * plane) } else { (samples.len(), positions.len()) };
-                    let stride = self.stride(columns).unwrap_or(c);
                     let (rows, width, rest) = match columns {
                         Columns::Positions(_) => (samples.len(), width * plane, 0),
                         Columns::Rows(repeated) => (rows / repeated, stride, rows % repeated * c),
@@ -224,17 +235,6 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
                     }
                 }
             }
-        }
-    }
-
-    /// Elements from one row to the next, unless planes are mapped.
-    #[inline(always)]
-    fn stride(&self, columns: Columns) -> Option<usize> {
-        let Geometry { c, pattern, .. } = *self.geometry;
-        match columns {
-            Columns::Positions(positions) => Some(c * positions),
-            Columns::Rows(repeated) => Some(c * repeated),
-            Columns::Channels => (pattern == Pattern::Across).then_some(c),
         }
     }
 
