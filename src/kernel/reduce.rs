@@ -181,10 +181,6 @@ struct Matrix {
 }
 
 impl Matrix {
-    /// How many sixteens of a plane's rows make a batch: enough to make up for loading and storing the sums, and few
-    /// enough for the batch to stay in L1, whose sets rows a power of two apart compete for.
-    const SIXTEENS: usize = 8;
-
     /// Down some samples of small planes. Positions (NCHW) or rows that fill no vector (NHWC, few channels) are all one
     /// matrix, else each position has its own.
     #[inline(always)]
@@ -211,27 +207,27 @@ impl Matrix {
         }
     }
 
-    /// `rows` rows of a plane in NHWC: each lane's are a matrix; or the sixteens of rows are one, the rest another.
+    /// `rows` rows of a plane in NHWC, of a `batch` if there are so many: each lane's are a matrix; or the sixteens of rows
+    /// are one, the rest another.
     #[inline(always)]
     fn of_rows(
         geometry: &Geometry,
         channels: &Range<usize>,
-        rows: usize,
+        (rows, batch): (usize, usize),
         part: usize,
         (first, far): (bool, usize),
     ) -> Self {
-        const BATCH: usize = Matrix::SIXTEENS * LANES;
         let c = geometry.c;
         let (full, rest) = (rows / LANES, rows % LANES);
-        let ahead = far.next_multiple_of(BATCH * c);
+        let ahead = far.next_multiple_of(batch * c);
         let whole =
             Self { skip: 0, stride: LANES * c, rows: full, column: 0, width: LANES * c, first, ahead };
         match Columns::of_sums(geometry, channels) {
             Columns::Channels => {
                 let (rows, width) = (full + usize::from(part < rest), channels.len());
                 // Some lanes down, or the first lanes of the next batch.
-                let down = (far / (Self::SIXTEENS * width)).clamp(1, LANES);
-                let ahead = if part + down < LANES { down } else { down + BATCH - LANES } * c;
+                let down = (far / (batch / LANES * width)).clamp(1, LANES);
+                let ahead = if part + down < LANES { down } else { down + batch - LANES } * c;
                 Self { skip: part * c, rows, column: part * width, width, ahead, ..whole }
             }
             _ if part == 0 => Self { width: if full > 0 { whole.width } else { 0 }, ..whole },
@@ -253,7 +249,12 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
     /// The same where the rows of small planes are read: 1.1 times as fast with two inputs as twice of it (NHWC 7 x 7).
     const AHEAD_ROWS: usize = Self::AHEAD / IN;
 
-    /// How many samples of small planes make a batch, as of [`Matrix::SIXTEENS`]. Fewer if they lie a multiple of half a page
+    /// How many sixteens of a plane's rows make a batch: enough to make up for loading and storing the sums, and few enough
+    /// for what is asked for ahead to stay in L1, whose sets rows a power of two apart compete for (4 of two inputs are 1.08
+    /// times as fast as 8, of one 0.9 times).
+    const SIXTEENS: usize = 8 / IN;
+
+    /// How many samples of small planes make a batch, as of `SIXTEENS`. Fewer if they lie a multiple of half a page
     /// apart (2048 channels of 7 x 7: 8 are 1.1 times as fast as 16); of single positions, so few that the next batch, which
     /// is asked for, is not much further than that (4096x512, two inputs: 4 are 1.2 to 1.3 times as fast as 8).
     fn batch_samples(geometry: &Geometry) -> usize {
@@ -451,7 +452,7 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
         let (planes, step) = if small {
             (Self::batch_samples(geometry), positions.len())
         } else {
-            (1, Matrix::SIXTEENS * LANES)
+            (1, Self::SIXTEENS * LANES)
         };
         for sample in samples.clone().step_by(planes) {
             let planes = (samples.end - sample).min(planes);
@@ -464,7 +465,7 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
                     let matrix = if small {
                         Matrix::of_small_planes(geometry, &self.channels, planes, part, start)
                     } else {
-                        Matrix::of_rows(geometry, &self.channels, rows, part, start)
+                        Matrix::of_rows(geometry, &self.channels, (rows, step), part, start)
                     };
                     // SAFETY: says the caller; the matrix has the block's rows and the group's columns.
                     unsafe { self.sum_columns(s, at, &matrix) };
