@@ -63,7 +63,8 @@ pub trait Operation<T: Element>: Sync {
 
 /// Runs an operation.
 pub fn run<T: Element, O: Operation<T>>(level: Level, geometry: &Geometry, operation: &O) {
-    let plan = Plan::new(geometry, size_of::<T>(), O::READS, operation.reduces(), exec::workers);
+    let plan =
+        Plan::new(geometry, size_of::<T>(), O::READS, (operation.reduces(), operation.maps()), exec::workers);
     let engine = Engine { level, geometry, plan, operation };
     exec::enter(plan.parallel, &|| if plan.whole { engine.whole() } else { engine.in_chunks() });
 }

@@ -398,7 +398,7 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
         // Within the planes if they are long, to the next ones at their end.
         let ahead = Self::AHEAD / U;
         let near = len.saturating_sub(ahead) / LANES;
-        let beyond = self.later(sample, channel, planes.max(U)).wrapping_sub(at + near * LANES);
+        let beyond = self.later(sample, channel, planes.next_multiple_of(U)).wrapping_sub(at + near * LANES);
         let mut centers = [s.zero_wide(); U];
         if O::CENTERED {
             for (u, center) in centers.iter_mut().enumerate() {
