@@ -347,9 +347,10 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
         for sample in self.block.samples.clone() {
             let first = sample == self.block.samples.start;
             let mut channel = 0;
+            // Two inputs have additions enough in one channel, and planes enough to be read at once.
             // SAFETY: the channels lie within the group.
             unsafe {
-                while S::STREAMS == 2 && channel + 2 <= self.channels.len() {
+                while S::STREAMS == 2 && IN == 1 && channel + 2 <= self.channels.len() {
                     self.planes::<S, 2>(s, sample, channel, first, planes);
                     channel += 2;
                 }
