@@ -91,16 +91,14 @@ impl Operation {
     /// The passes that the current pool's threads cannot do without, on elements of `bytes` bytes.
     ///
     /// Training and backward look at their input twice. Of a tensor larger than the L2 caches together, the second look
-    /// is not counted if what one task needs stays in its core's L2 after the first: a channel's elements, or in NHWC
-    /// those of a cache line of channels. In a tensor that fits, both looks are at L2 and cost the same.
+    /// is not counted if what one task needs, a channel, stays in its core's L2 after the first. In a tensor that fits, both
+    /// looks are at L2 and cost the same. In NHWC both count: a strip of channels is lines that are a row apart, and with
+    /// the usual powers of two of channels those fall on so few sets of L2 that none stays.
     pub fn passes(self, shape: &Shape, bytes: usize) -> &'static [Pass] {
-        let adjacent = match shape.layout() {
-            Layout::Nchw => 1,
-            Layout::Nhwc => (LINE / bytes).min(shape.channels()),
-        };
         let once = |inputs: usize| {
-            shape.len() * bytes > l2_bytes() * rayon::current_num_threads()
-                && shape.per_channel() * adjacent * bytes * inputs <= l2_bytes()
+            shape.layout() == Layout::Nchw
+                && shape.len() * bytes > l2_bytes() * rayon::current_num_threads()
+                && shape.per_channel() * bytes * inputs <= l2_bytes()
         };
         match self {
             Self::Statistics => &[Pass::Read],
