@@ -133,14 +133,14 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
 
     /// Asks for what will soon be read and written.
     #[inline(always)]
-    fn ask<const REACH: usize>(&self, read: usize, written: usize) {
+    fn ask<S: Lanes<T>, const REACH: usize>(&self, s: S, read: usize, written: usize) {
         if REACH != NEAR {
             for input in &self.inputs {
-                prefetch(input.as_ptr().wrapping_add(read));
+                prefetch(s, input.as_ptr().wrapping_add(read));
             }
         }
         if REACH == FAR {
-            prefetch_to_write(self.output.as_ptr().wrapping_add(written));
+            prefetch_to_write(s, self.output.as_ptr().wrapping_add(written));
         }
     }
 
@@ -261,7 +261,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
             for channel in 0..width {
                 let end = (channel + 1) * len;
                 while done + S::N <= end {
-                    self.ask_along::<REACH>(at, done, ahead);
+                    self.ask_along::<S, REACH>(s, at, done, ahead);
                     self.vector::<S, REACH>(s, at + done, k);
                     done += S::N;
                 }
@@ -273,7 +273,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
                         for (k, other) in k.iter_mut().zip(other) {
                             *k = s.select_first(*k, other, end - done);
                         }
-                        self.ask_along::<REACH>(at, done, ahead);
+                        self.ask_along::<S, REACH>(s, at, done, ahead);
                         self.vector::<S, REACH>(s, at + done, k);
                         done += S::N;
                     }
@@ -285,9 +285,9 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
 
     /// As `ask`, `done` elements into the run that begins at `at`.
     #[inline(always)]
-    fn ask_along<const REACH: usize>(&self, at: usize, done: usize, ahead: &Ahead) {
+    fn ask_along<S: Lanes<T>, const REACH: usize>(&self, s: S, at: usize, done: usize, ahead: &Ahead) {
         let written = ahead.ahead[usize::from(done >= ahead.near)];
-        self.ask::<REACH>(at + done + ahead.next.unwrap_or(written), at + done + written);
+        self.ask::<S, REACH>(s, at + done + ahead.next.unwrap_or(written), at + done + written);
     }
 
     /// The coefficients of a column.
@@ -400,7 +400,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
                 let k = self.coefficients(s, column);
                 for row in 0..batch.len() {
                     let at = at + row * stride + column;
-                    self.ask::<REACH>(at.wrapping_add(ahead), at.wrapping_add(ahead));
+                    self.ask::<S, REACH>(s, at.wrapping_add(ahead), at.wrapping_add(ahead));
                     // SAFETY: the row has N more elements.
                     unsafe { self.vector::<S, REACH>(s, at, k) };
                 }

@@ -19,30 +19,34 @@ pub const LANES: usize = 16;
 /// Bytes of a cache line.
 pub const LINE: usize = 64;
 
-/// Asks for the line at `at`, which may lie anywhere, to be brought near.
+/// Asks for the lines of the vector at `at`, which may lie anywhere, to be brought near.
 #[inline(always)]
-pub fn prefetch<T>(at: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 CPU has SSE; a prefetch reads nothing that a program could notice.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+pub fn prefetch<T, S: Lanes<T>>(_: S, at: *const T) {
+    for line in (0..S::N).step_by(LINE / size_of::<T>()) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: every x86-64 CPU has SSE; a prefetch reads nothing that a program could notice.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line).cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (at, line);
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
 }
 
-/// Asks for the line at `at`, which may lie anywhere, to be brought near to be written.
+/// The same for lines that will be written.
 #[inline(always)]
-pub fn prefetch_to_write<T>(at: *mut T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: CPUs without PREFETCHW ignore it; a prefetch changes nothing that a program could notice.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_ET0>(at.cast());
+pub fn prefetch_to_write<T, S: Lanes<T>>(_: S, at: *mut T) {
+    for line in (0..S::N).step_by(LINE / size_of::<T>()) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: CPUs without PREFETCHW ignore it; a prefetch changes nothing that a program could notice.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_ET0>(at.wrapping_add(line).cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (at, line);
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
 }
 
 /// The vectors of one instruction set for elements of type `T`.
