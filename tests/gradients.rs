@@ -359,6 +359,7 @@ fn unbiased_variance() {
     assert_eq!((state.m2(), state.variance(), state.variance_unbiased()), (14.0, 14.0 / 3.0, 7.0));
     let one: Welford = [1.0].into_iter().collect();
     assert!(one.variance_unbiased().is_nan() && Welford::new().variance_unbiased().is_nan());
+    assert_eq!(Welford::from_iter([1.0, 3.0]).variance_unbiased(), 2.0);
     assert_eq!((one.variance(), Welford::new().variance()), (0.0, 0.0));
 }
 
