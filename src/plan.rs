@@ -441,6 +441,7 @@ mod tests {
                     for span in (0..c.div_ceil(plan.span)).map(|index| plan.span(index)) {
                         for units in pieces(0..plan.units(), 13) {
                             for (channels, part) in plan.parts(&span, units) {
+                                assert!(!channels.is_empty() && part.count() > 0, "{geometry:?} {workers}");
                                 for sample in part.samples {
                                     for channel in channels.clone() {
                                         for position in part.positions.clone() {

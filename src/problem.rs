@@ -104,3 +104,24 @@ impl Geometry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is the same memory in both layouts is the same problem, and so the same bits by the same path.
+    #[test]
+    fn single_channels_and_single_positions_have_one_geometry() {
+        let few = GROUP - 1;
+        for (dims, geometry) in [
+            ([3, 1, 5, 7], Geometry { n: 1, c: 1, s: 105, pattern: Pattern::Along }),
+            ([9, few, 1, 1], Geometry { n: 1, c: few, s: 9, pattern: Pattern::Across }),
+            ([9, GROUP, 1, 1], Geometry { n: 9, c: GROUP, s: 1, pattern: Pattern::Across }),
+        ] {
+            let [n, c, h, w] = dims;
+            for shape in [Shape::nchw(&dims), Shape::nhwc(&[n, h, w, c])] {
+                assert_eq!(Geometry::of(&shape.unwrap()), Some(geometry));
+            }
+        }
+    }
+}
