@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{Columns, Scratch};
 use crate::plan::{Block, Reach, TILE_COLUMNS, TILE_ROWS};
 use crate::problem::{Geometry, Pattern};
-use crate::simd::{Kernel, LANES, LINE, Lanes, prefetch, prefetch_to_write};
+use crate::simd::{Kernel, LANES, LINE, Lanes, prefetch};
 use crate::split::{Input, Output};
 
 /// An elementwise formula of `IN` tensors and `K` coefficients per channel.
@@ -136,11 +136,11 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
     fn ask<S: Lanes<T>, const REACH: usize>(&self, s: S, read: usize, written: usize) {
         if REACH != NEAR {
             for input in &self.inputs {
-                prefetch(s, input.as_ptr().wrapping_add(read));
+                prefetch::<false, T, S>(s, input.as_ptr().wrapping_add(read));
             }
         }
         if REACH == FAR {
-            prefetch_to_write(s, self.output.as_ptr().wrapping_add(written));
+            prefetch::<true, T, S>(s, self.output.as_ptr().wrapping_add(written));
         }
     }
 
@@ -192,6 +192,8 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         }
     }
 
+    /// The stride is that of the columns: derived here once more, backward took 1.07 to 1.2 times as long.
+    ///
     /// # Safety
     /// Channels and part lie within the geometry, whose length inputs and output have; columns and stride are theirs.
     #[inline(always)]

@@ -282,7 +282,7 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
                 let mut x = [s.zero(); IN];
                 for (x, from) in x.iter_mut().zip(sweep.from) {
                     let at = row * sweep.stride + u * sweep.apart;
-                    prefetch(s, from.wrapping_add(at.wrapping_add(sweep.ahead)));
+                    prefetch::<false, T, S>(s, from.wrapping_add(at.wrapping_add(sweep.ahead)));
                     // SAFETY: says the caller.
                     *x = unsafe { s.load(from.add(at)) };
                 }

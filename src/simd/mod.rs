@@ -19,33 +19,24 @@ pub const LANES: usize = 16;
 /// Bytes of a cache line.
 pub const LINE: usize = 64;
 
-/// Asks for the lines of the vector at `at`, which may lie anywhere, to be brought near.
+/// Asks for the lines of the vector at `at`, which may lie anywhere, to be brought near, to be written if `WRITE`.
 #[inline(always)]
-pub fn prefetch<T, S: Lanes<T>>(_: S, at: *const T) {
+pub fn prefetch<const WRITE: bool, T, S: Lanes<T>>(_: S, at: *const T) {
     for line in (0..S::N).step_by(LINE / size_of::<T>()) {
+        let at = at.wrapping_add(line);
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: every x86-64 CPU has SSE; a prefetch reads nothing that a program could notice.
+        // SAFETY: every x86-64 CPU has SSE, and those without PREFETCHW ignore it; a prefetch changes nothing that a
+        // program could notice.
         unsafe {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line).cast());
+            use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
+            if WRITE {
+                _mm_prefetch::<_MM_HINT_ET0>(at.cast())
+            } else {
+                _mm_prefetch::<_MM_HINT_T0>(at.cast())
+            }
         }
         #[cfg(not(target_arch = "x86_64"))]
-        let _ = (at, line);
-    }
-}
-
-/// The same for lines that will be written.
-#[inline(always)]
-pub fn prefetch_to_write<T, S: Lanes<T>>(_: S, at: *mut T) {
-    for line in (0..S::N).step_by(LINE / size_of::<T>()) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: CPUs without PREFETCHW ignore it; a prefetch changes nothing that a program could notice.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_ET0>(at.wrapping_add(line).cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (at, line);
+        let _ = at;
     }
 }
 
