@@ -66,9 +66,9 @@ const CACHE_BYTES_FAR: usize = fuzzed(320 << 10, 1 << 9);
 const L2_BYTES: usize = fuzzed(768 << 10, 1 << 10);
 
 /// From this many bytes read and written on, what is written would be gone from the last-level cache before anyone
-/// reads it, and writing past it saves reading the lines first: measured 57 against 43 GB/s copying 100 MB (4 cores,
-/// 32 MB of L3), even at 50 MB, 81 against 180 at 25 MB.
-const STREAM_BYTES: usize = fuzzed(48 << 20, 16 << 10);
+/// reads it, and writing past it saves reading the lines first: backward at 38 MB 1.15 to 1.4 times as fast (2 cores, 32 MB of
+/// L3), copying 100 MB 57 against 43 GB/s; at 25 MB, 1.0 to 1.4 times with one thread and 0.7 to 1.2 with two.
+const STREAM_BYTES: usize = fuzzed(32 << 20, 16 << 10);
 
 /// From this many on, what is read and written is asked for ahead of time: measured 1.2 to 2.3 times as fast in NHWC at
 /// 26 MB and more, 10 % slower at 6 MB, which the caches and their own prefetching serve as well.
