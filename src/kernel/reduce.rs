@@ -19,11 +19,11 @@ pub trait Terms<const IN: usize>: Copy {
     /// Whether the terms are about a center per channel.
     const CENTERED: bool;
 
-    /// The terms of one vector.
-    fn terms<T, S: Lanes<T>>(s: S, x: [S::Vector; IN], center: S::Wide) -> [S::Wide; 2];
+    /// By which powers of `Lanes::SCALE` the sums are too large.
+    const POWERS: [i32; 2];
 
-    /// sum + a * b.
-    fn add_product<T, S: Lanes<T>>(s: S, sum: S::Wide, a: S::Wide, b: S::Wide) -> S::Wide;
+    /// Adds in one vector. The center comes with a factor of -`Lanes::SCALE`.
+    fn add<T, S: Lanes<T>>(s: S, sums: [S::Wide; 2], x: [S::Wide; IN], center: S::Wide) -> [S::Wide; 2];
 }
 
 /// x and x * x.
@@ -32,14 +32,11 @@ pub struct Plain;
 
 impl Terms<1> for Plain {
     const CENTERED: bool = false;
+    const POWERS: [i32; 2] = [0, 0];
 
     #[inline(always)]
-    fn terms<T, S: Lanes<T>>(s: S, [x]: [S::Vector; 1], _: S::Wide) -> [S::Wide; 2] {
-        [s.widen(x); 2]
-    }
-    #[inline(always)]
-    fn add_product<T, S: Lanes<T>>(s: S, sum: S::Wide, a: S::Wide, b: S::Wide) -> S::Wide {
-        s.add_element_product(sum, a, b)
+    fn add<T, S: Lanes<T>>(s: S, [a, b]: [S::Wide; 2], [x]: [S::Wide; 1], _: S::Wide) -> [S::Wide; 2] {
+        [s.add_wide(a, x), s.add_element_product(b, x, x)]
     }
 }
 
@@ -49,14 +46,12 @@ pub struct Pivoted;
 
 impl Terms<1> for Pivoted {
     const CENTERED: bool = true;
+    const POWERS: [i32; 2] = [1, 2];
 
     #[inline(always)]
-    fn terms<T, S: Lanes<T>>(s: S, [x]: [S::Vector; 1], pivot: S::Wide) -> [S::Wide; 2] {
-        [s.sub_wide(s.widen(x), pivot); 2]
-    }
-    #[inline(always)]
-    fn add_product<T, S: Lanes<T>>(s: S, sum: S::Wide, a: S::Wide, b: S::Wide) -> S::Wide {
-        s.add_element_product(sum, a, b)
+    fn add<T, S: Lanes<T>>(s: S, [a, b]: [S::Wide; 2], [x]: [S::Wide; 1], pivot: S::Wide) -> [S::Wide; 2] {
+        let d = s.add_scaled(pivot, x);
+        [s.add_wide(a, d), s.add_element_product(b, d, d)]
     }
 }
 
@@ -67,14 +62,11 @@ pub struct GradientTerms;
 
 impl Terms<2> for GradientTerms {
     const CENTERED: bool = true;
+    const POWERS: [i32; 2] = [1, 1];
 
     #[inline(always)]
-    fn terms<T, S: Lanes<T>>(s: S, [x, dy]: [S::Vector; 2], mean: S::Wide) -> [S::Wide; 2] {
-        [s.widen(dy), s.sub_wide(s.widen(x), mean)]
-    }
-    #[inline(always)]
-    fn add_product<T, S: Lanes<T>>(s: S, sum: S::Wide, a: S::Wide, b: S::Wide) -> S::Wide {
-        s.add_product(sum, a, b)
+    fn add<T, S: Lanes<T>>(s: S, [a, b]: [S::Wide; 2], [x, dy]: [S::Wide; 2], mean: S::Wide) -> [S::Wide; 2] {
+        [s.add_scaled(a, dy), s.add_product(b, dy, s.add_scaled(mean, x))]
     }
 }
 
@@ -103,13 +95,18 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Kernel<T> for Reduce<'_, T, O, IN> 
         }
         let lanes = self.geometry.lanes().min(self.block.positions.len());
         let Scratch { lanes: [a, b], sums: [sum_a, sum_b], .. } = self.scratch;
-        for (columns, sums) in [(a, sum_a), (b, sum_b)] {
+        for (columns, sums, power) in [(a, sum_a, O::POWERS[0]), (b, sum_b, O::POWERS[1])] {
+            let sums = &mut sums[..channels];
             match self.geometry.pattern {
                 Pattern::Along => {
                     let pitch = if self.geometry.small_planes() { lanes } else { LANES };
-                    sum_lanes_of_planes(s, columns, pitch, lanes, &mut sums[..channels]);
+                    sum_lanes_of_planes(s, columns, pitch, lanes, sums);
                 }
-                Pattern::Across => sum_lanes_of_rows(columns, lanes, &mut sums[..channels]),
+                Pattern::Across => sum_lanes_of_rows(columns, lanes, sums),
+            }
+            if power > 0 {
+                let scale = S::SCALE.recip().powi(power);
+                sums.iter_mut().for_each(|sum| *sum *= scale);
             }
         }
     }
@@ -279,15 +276,14 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
     ) {
         for row in 0..sweep.rows {
             for u in 0..U {
-                let mut x = [s.zero(); IN];
+                let mut x = [s.zero_wide(); IN];
                 for (x, from) in x.iter_mut().zip(sweep.from) {
                     let at = row * sweep.stride + u * sweep.apart;
                     prefetch::<false, T, S>(s, from.wrapping_add(at.wrapping_add(sweep.ahead)));
                     // SAFETY: says the caller.
-                    *x = unsafe { s.load(from.add(at)) };
+                    *x = s.widen(unsafe { s.load(from.add(at)) });
                 }
-                let [a, b] = O::terms(s, x, centers[u]);
-                sums[u] = [s.add_wide(sums[u][0], a), O::add_product(s, sums[u][1], a, b)];
+                sums[u] = O::add(s, sums[u], x, centers[u]);
             }
         }
     }
@@ -304,14 +300,15 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
         center: S::Wide,
         sums: &mut [S::Wide; 2],
     ) {
-        let mut x = [s.zero(); IN];
+        let mut x = [s.zero_wide(); IN];
         for (x, from) in x.iter_mut().zip(from) {
             // SAFETY: says the caller.
-            *x = unsafe { s.load_first(from, count) };
+            *x = s.widen(unsafe { s.load_first(from, count) });
         }
-        let [a, b] = O::terms(s, x, center);
-        let (a, b) = (s.keep_first(a, count), s.keep_first(b, count));
-        *sums = [s.add_wide(sums[0], a), O::add_product(s, sums[1], a, b)];
+        let more = O::add(s, [s.zero_wide(); 2], x, center);
+        for (sum, more) in sums.iter_mut().zip(more) {
+            *sum = s.add_wide(*sum, s.keep_first(more, count));
+        }
     }
 
     /// The sums at `column` so far, or zero at a block's start.
@@ -403,7 +400,7 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
         let mut centers = [s.zero_wide(); U];
         if O::CENTERED {
             for (u, center) in centers.iter_mut().enumerate() {
-                *center = s.splat_wide(self.scratch.centers[channel + u]);
+                *center = s.splat_wide(-S::SCALE * self.scratch.centers[channel + u]);
             }
         }
         for lane in (0..LANES).step_by(S::N) {
@@ -535,7 +532,7 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
         }
     }
 
-    /// The centers of the vector of columns from `column` on.
+    /// The centers of the vector of columns from `column` on, as [`Terms::add`] takes them.
     #[inline(always)]
     fn center<S: Lanes<T>>(&self, s: S, column: usize) -> S::Wide {
         if !O::CENTERED {
@@ -543,6 +540,7 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
         }
         let centers = &self.scratch.centers[column..column + S::N];
         // SAFETY: `centers` has N values.
-        unsafe { s.load_wide(centers.as_ptr()) }
+        let centers = unsafe { s.load_wide(centers.as_ptr()) };
+        s.add_product(s.zero_wide(), centers, s.splat_wide(-S::SCALE))
     }
 }

@@ -116,11 +116,6 @@ macro_rules! wide {
             each!(4, I => unsafe { _mm256_add_pd(a[I], b[I]) })
         }
         #[inline(always)]
-        fn sub_wide(self, a: Four, b: Four) -> Four {
-            // SAFETY: `self` is proof that the CPU has AVX2.
-            each!(4, I => unsafe { _mm256_sub_pd(a[I], b[I]) })
-        }
-        #[inline(always)]
         fn keep_first(self, v: Four, k: usize) -> Four {
             let mask = first_64(self, k);
             // SAFETY: `self` is proof that the CPU has AVX2.
@@ -146,6 +141,7 @@ macro_rules! wide {
 
 impl Lanes<f32> for Avx2 {
     type Vector = Two;
+    const SCALE: f64 = 2.0;
     wide!();
 
     #[inline(always)]
@@ -230,6 +226,11 @@ impl Lanes<f32> for Avx2 {
         })
     }
     #[inline(always)]
+    fn add_scaled(self, sum: Four, a: Four) -> Four {
+        let scale = Lanes::<f32>::splat_wide(self, <Self as Lanes<f32>>::SCALE);
+        Lanes::<f32>::add_element_product(self, sum, a, scale)
+    }
+    #[inline(always)]
     fn add_element_product(self, sum: Four, a: Four, b: Four) -> Four {
         // SAFETY: `self` is proof that the CPU has FMA.
         each!(4, I => unsafe { _mm256_fmadd_pd(a[I], b[I], sum[I]) })
@@ -238,6 +239,7 @@ impl Lanes<f32> for Avx2 {
 
 impl Lanes<f64> for Avx2 {
     type Vector = Four;
+    const SCALE: f64 = 1.0;
     wide!();
 
     #[inline(always)]
@@ -292,7 +294,8 @@ impl Lanes<f64> for Avx2 {
     }
     #[inline(always)]
     fn sub(self, a: Four, b: Four) -> Four {
-        Lanes::<f64>::sub_wide(self, a, b)
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(4, I => unsafe { _mm256_sub_pd(a[I], b[I]) })
     }
     #[inline(always)]
     fn mul(self, a: Four, b: Four) -> Four {
@@ -310,6 +313,10 @@ impl Lanes<f64> for Avx2 {
     #[inline(always)]
     fn widen(self, v: Four) -> Four {
         v
+    }
+    #[inline(always)]
+    fn add_scaled(self, sum: Four, a: Four) -> Four {
+        Lanes::<f64>::add_wide(self, sum, a)
     }
     #[inline(always)]
     fn add_element_product(self, sum: Four, a: Four, b: Four) -> Four {

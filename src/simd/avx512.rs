@@ -70,11 +70,6 @@ macro_rules! wide {
             unsafe { (_mm512_add_pd(a.0, b.0), _mm512_add_pd(a.1, b.1)) }
         }
         #[inline(always)]
-        fn sub_wide(self, a: Pair, b: Pair) -> Pair {
-            // SAFETY: `self` is proof that the CPU has AVX-512F.
-            unsafe { (_mm512_sub_pd(a.0, b.0), _mm512_sub_pd(a.1, b.1)) }
-        }
-        #[inline(always)]
         fn keep_first(self, v: Pair, k: usize) -> Pair {
             let mask = first(k);
             // SAFETY: `self` is proof that the CPU has AVX-512F.
@@ -102,6 +97,7 @@ macro_rules! wide {
 
 impl Lanes<f32> for Avx512 {
     type Vector = __m512;
+    const SCALE: f64 = 2.0;
     wide!();
 
     #[inline(always)]
@@ -176,6 +172,11 @@ impl Lanes<f32> for Avx512 {
         }
     }
     #[inline(always)]
+    fn add_scaled(self, sum: Pair, a: Pair) -> Pair {
+        let scale = Lanes::<f32>::splat_wide(self, <Self as Lanes<f32>>::SCALE);
+        Lanes::<f32>::add_element_product(self, sum, a, scale)
+    }
+    #[inline(always)]
     fn add_element_product(self, sum: Pair, a: Pair, b: Pair) -> Pair {
         // SAFETY: `self` is proof that the CPU has AVX-512F.
         unsafe { (_mm512_fmadd_pd(a.0, b.0, sum.0), _mm512_fmadd_pd(a.1, b.1, sum.1)) }
@@ -184,6 +185,7 @@ impl Lanes<f32> for Avx512 {
 
 impl Lanes<f64> for Avx512 {
     type Vector = Pair;
+    const SCALE: f64 = 1.0;
     wide!();
 
     #[inline(always)]
@@ -243,7 +245,8 @@ impl Lanes<f64> for Avx512 {
     }
     #[inline(always)]
     fn sub(self, a: Pair, b: Pair) -> Pair {
-        Lanes::<f64>::sub_wide(self, a, b)
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { (_mm512_sub_pd(a.0, b.0), _mm512_sub_pd(a.1, b.1)) }
     }
     #[inline(always)]
     fn mul(self, a: Pair, b: Pair) -> Pair {
@@ -265,6 +268,10 @@ impl Lanes<f64> for Avx512 {
     #[inline(always)]
     fn widen(self, v: Pair) -> Pair {
         v
+    }
+    #[inline(always)]
+    fn add_scaled(self, sum: Pair, a: Pair) -> Pair {
+        Lanes::<f64>::add_wide(self, sum, a)
     }
     #[inline(always)]
     fn add_element_product(self, sum: Pair, a: Pair, b: Pair) -> Pair {

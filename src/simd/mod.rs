@@ -53,6 +53,10 @@ pub trait Lanes<T>: Copy {
     /// How many vectors to keep in flight in a reduction, 1 or 2: where one's sums are few registers, additions to them
     /// would wait for each other.
     const STREAMS: usize;
+    /// A power of two, so that what is scaled by it has the bits that it would have without. Where it is not 1, adding with
+    /// it is a fused multiply-add: sums of f32 keep the adders busy, with conversions too, and leave the multipliers idle
+    /// (by 1, the compiler would make it an addition).
+    const SCALE: f64;
 
     /// # Safety
     /// `N` elements can be read at `at`, which need not be aligned beyond its element.
@@ -94,7 +98,8 @@ pub trait Lanes<T>: Copy {
     /// `N` values can be written at `at`.
     unsafe fn store_wide(self, at: *mut f64, v: Self::Wide);
     fn add_wide(self, a: Self::Wide, b: Self::Wide) -> Self::Wide;
-    fn sub_wide(self, a: Self::Wide, b: Self::Wide) -> Self::Wide;
+    /// sum + `SCALE` * a.
+    fn add_scaled(self, sum: Self::Wide, a: Self::Wide) -> Self::Wide;
     /// Zero in all lanes but the first `k` <= `N`.
     fn keep_first(self, v: Self::Wide, k: usize) -> Self::Wide;
     /// The sum of [`LANES`] lanes by halves: l and l + 8, then l and l + 4, l + 2, l + 1. They are the first vector, or both.

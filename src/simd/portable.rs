@@ -29,6 +29,7 @@ macro_rules! wide {
         type Wide = Pair;
         const N: usize = 8;
         const STREAMS: usize = 1;
+        const SCALE: f64 = 1.0;
 
         #[inline(always)]
         fn fence(self) {}
@@ -57,8 +58,8 @@ macro_rules! wide {
             from_fn(|i| a[i] + b[i])
         }
         #[inline(always)]
-        fn sub_wide(self, a: Pair, b: Pair) -> Pair {
-            from_fn(|i| a[i] - b[i])
+        fn add_scaled(self, sum: Pair, a: Pair) -> Pair {
+            from_fn(|i| sum[i] + a[i])
         }
         #[inline(always)]
         fn keep_first(self, v: Pair, k: usize) -> Pair {
@@ -208,7 +209,7 @@ impl Lanes<f64> for Portable {
     }
     #[inline(always)]
     fn sub(self, a: Pair, b: Pair) -> Pair {
-        Lanes::<f64>::sub_wide(self, a, b)
+        from_fn(|i| a[i] - b[i])
     }
     #[inline(always)]
     fn mul(self, a: Pair, b: Pair) -> Pair {
