@@ -83,43 +83,35 @@ pub struct Reduce<'a, T, O, const IN: usize> {
 impl<T: Copy, O: Terms<IN>, const IN: usize> Kernel<T> for Reduce<'_, T, O, IN> {
     #[inline(always)]
     fn run<S: Lanes<T>>(mut self, s: S) {
-        let channels = self.channels.len();
         debug_assert!(self.inputs.iter().all(|input| input.len() == self.geometry.len()));
         // SAFETY: the inputs have the geometry's length, and channels and block lie within it.
         unsafe {
             if self.geometry.pattern == Pattern::Along && !self.geometry.small_planes() {
-                self.along(s);
-            } else {
-                self.matrices(s);
+                return self.along(s);
             }
+            self.matrices(s);
         }
         let lanes = self.geometry.lanes().min(self.block.positions.len());
-        let Scratch { lanes: [a, b], sums: [sum_a, sum_b], .. } = self.scratch;
-        for (columns, sums, power) in [(a, sum_a, O::POWERS[0]), (b, sum_b, O::POWERS[1])] {
-            let sums = &mut sums[..channels];
+        let Scratch { lanes: columns, sums, .. } = self.scratch;
+        for ((columns, sums), scale) in columns.iter_mut().zip(sums).zip(Self::unscale::<S>()) {
+            let sums = &mut sums[..self.channels.len()];
             match self.geometry.pattern {
-                Pattern::Along => {
-                    let pitch = if self.geometry.small_planes() { lanes } else { LANES };
-                    sum_lanes_of_planes(s, columns, pitch, lanes, sums);
-                }
+                Pattern::Along => sum_lanes_of_planes(s, columns, lanes, sums),
                 Pattern::Across => sum_lanes_of_rows(columns, lanes, sums),
             }
-            if power > 0 {
-                let scale = S::SCALE.recip().powi(power);
-                sums.iter_mut().for_each(|sum| *sum *= scale);
-            }
+            sums.iter_mut().for_each(|sum| *sum *= scale);
         }
     }
 }
 
-/// Lanes in neighbouring columns: `columns[channel * pitch + lane]`. By vectors: lanes one by one, or what the compiler
+/// Lanes in neighbouring columns: `columns[channel * lanes + lane]`. By vectors: lanes one by one, or what the compiler
 /// makes of loops over them, took a third of the time of 7x7 planes.
 #[inline(always)]
-fn sum_lanes_of_planes<T, S: Lanes<T>>(s: S, columns: &[f64], pitch: usize, lanes: usize, sums: &mut [f64]) {
+fn sum_lanes_of_planes<T, S: Lanes<T>>(s: S, columns: &[f64], lanes: usize, sums: &mut [f64]) {
     for (channel, sum) in sums.iter_mut().enumerate() {
         let mut first = [s.zero_wide(); 2];
         for at in (0..lanes).step_by(LANES) {
-            let sixteen = &columns[channel * pitch + at..][..LANES];
+            let sixteen = &columns[channel * lanes + at..][..LANES];
             for (part, first) in first.iter_mut().enumerate().take(LANES / S::N) {
                 // SAFETY: the part has N values.
                 let more = unsafe { s.load_wide(sixteen[part * S::N..][..S::N].as_ptr()) };
@@ -159,6 +151,26 @@ struct Sweep<const IN: usize, T> {
     rows: usize,
     /// Elements from what is read to what will be read a while later, and is asked for now.
     ahead: usize,
+}
+
+/// Of one sample's planes of a group, the later ones to ask for.
+struct Later {
+    /// Channels to go on, modulo those of the group.
+    channels: usize,
+    /// Where the first channel's plane is, for channels from which that ends in the group and for others.
+    starts: [usize; 2],
+}
+
+impl Later {
+    #[inline(always)]
+    fn plane(&self, channel: usize, channels: usize, plane: usize) -> usize {
+        let channel = channel + self.channels;
+        if channel < channels {
+            self.starts[0] + channel * plane
+        } else {
+            self.starts[1] + (channel - channels) * plane
+        }
+    }
 }
 
 /// Rows whose columns are lanes of channels. The center of column i is the scratch's of column i.
@@ -334,50 +346,66 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
         }
     }
 
+    /// What to multiply the sums by in the end.
+    #[inline(always)]
+    fn unscale<S: Lanes<T>>() -> [f64; 2] {
+        O::POWERS.map(|power| {
+            if power == 0 { 1.0 } else { 1.0 / if power == 1 { S::SCALE } else { S::SCALE * S::SCALE } }
+        })
+    }
+
     /// The planes of a sample's channels follow each other, so samples go outside and sums wait in memory.
     ///
     /// # Safety
     /// Channels and block lie within the geometry, whose length the inputs have.
     #[inline(always)]
     unsafe fn along<S: Lanes<T>>(&mut self, s: S) {
-        let planes = Self::AHEAD.div_ceil(self.block.positions.len());
+        let channels = self.channels.len();
+        // Two inputs have additions enough in one channel, and planes enough to be read at once.
+        let step = if IN == 1 { S::STREAMS } else { 1 };
         for sample in self.block.samples.clone() {
-            let first = sample == self.block.samples.start;
+            let later = self.later(sample, step);
             let mut channel = 0;
-            // Two inputs have additions enough in one channel, and planes enough to be read at once.
             // SAFETY: the channels lie within the group.
             unsafe {
-                while S::STREAMS == 2 && IN == 1 && channel + 2 <= self.channels.len() {
-                    self.planes::<S, 2>(s, sample, channel, first, planes);
+                while step == 2 && channel + 2 <= channels {
+                    self.planes::<S, 2>(s, sample, channel, &later);
                     channel += 2;
                 }
-                while channel < self.channels.len() {
-                    self.planes::<S, 1>(s, sample, channel, first, planes);
+                while channel < channels {
+                    self.planes::<S, 1>(s, sample, channel, &later);
                     channel += 1;
                 }
             }
         }
     }
 
-    /// Offset of the plane, or the segment of one, that is read `channels` after that of a channel.
+    /// Where the planes, or the segments of them, are that are read so much later than one sample's that it takes about as
+    /// long as what is asked for does to come.
     #[inline(always)]
-    fn later(&self, sample: usize, channel: usize, channels: usize) -> usize {
-        let (geometry, positions) = (self.geometry, &self.block.positions);
-        let (mut channel, mut rounds) = (channel + channels, 0);
-        if channel >= self.channels.len() {
-            (rounds, channel) = (channel / self.channels.len(), channel % self.channels.len());
-        }
-        // A plane is followed by the next sample's, a segment by the plane's next.
-        let position = positions.start + rounds * positions.len();
-        let (samples, position) = if positions.len() == geometry.s {
-            (rounds, 0)
-        } else {
-            (position / geometry.s, position % geometry.s)
+    fn later(&self, sample: usize, step: usize) -> Later {
+        let (Geometry { n, s: plane, .. }, positions) = (*self.geometry, &self.block.positions);
+        let channels = self.channels.len();
+        let planes = Self::AHEAD.div_ceil(positions.len()).next_multiple_of(step);
+        let round = |rounds: usize| {
+            // A plane is followed by the next sample's, a segment by the plane's next, all by the next group's.
+            let (samples, position) = if positions.len() == plane {
+                (rounds, 0)
+            } else {
+                let position = positions.start + rounds * positions.len();
+                (position / plane, position % plane)
+            };
+            if sample + samples < n {
+                self.geometry.offset(sample + samples, self.channels.start, position)
+            } else {
+                self.geometry.offset(0, self.channels.end, 0)
+            }
         };
-        geometry.offset(sample + samples, self.channels.start + channel, position)
+        let rounds = planes / channels;
+        Later { channels: planes % channels, starts: [round(rounds), round(rounds + 1)] }
     }
 
-    /// One sample's planes of `U` channels, in step. `planes` take about as long as what is asked for does to come.
+    /// One sample's planes of `U` channels, in step.
     ///
     /// # Safety
     /// As of `along`; the group has `channel + U` channels.
@@ -387,23 +415,28 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
         s: S,
         sample: usize,
         channel: usize,
-        first: bool,
-        planes: usize,
+        later: &Later,
     ) {
-        let geometry = self.geometry;
-        let at = geometry.offset(sample, self.channels.start + channel, self.block.positions.start);
-        let len = self.block.positions.len();
-        // Within the planes if they are long, to the next ones at their end.
+        let Block { samples, positions } = &self.block;
+        let plane = self.geometry.s;
+        let first = sample == samples.start;
+        let last = sample + 1 == samples.end;
+        let at = self.geometry.offset(sample, self.channels.start + channel, positions.start);
+        let len = positions.len();
+        // Within the planes if they are long, to the later ones at their end.
         let ahead = Self::AHEAD / U;
         let near = len.saturating_sub(ahead) / LANES;
-        let beyond = self.later(sample, channel, planes.next_multiple_of(U)).wrapping_sub(at + near * LANES);
+        let beyond = later.plane(channel, self.channels.len(), plane).wrapping_sub(at + near * LANES);
         let mut centers = [s.zero_wide(); U];
         if O::CENTERED {
             for (u, center) in centers.iter_mut().enumerate() {
                 *center = s.splat_wide(-S::SCALE * self.scratch.centers[channel + u]);
             }
         }
-        for lane in (0..LANES).step_by(S::N) {
+        // Of the last sample; the sixteen lanes are one vector, or two.
+        let mut totals = [[[s.zero_wide(); 2]; U]; 2];
+        for (part, totals) in totals.iter_mut().enumerate().take(LANES / S::N) {
+            let lane = part * S::N;
             let column = |u| (channel + u) * LANES + lane;
             let mut sums = [[s.zero_wide(); 2]; U];
             for (u, sums) in sums.iter_mut().enumerate() {
@@ -414,7 +447,7 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
             unsafe {
                 let from = self.inputs.map(|x| x.as_ptr().add(at).wrapping_add(lane));
                 let near = near.min(rows);
-                let sweep = Sweep { from, apart: geometry.s, stride: LANES, rows: near, ahead };
+                let sweep = Sweep { from, apart: plane, stride: LANES, rows: near, ahead };
                 Self::sweep::<S, U>(s, &sweep, centers, &mut sums);
                 let from = from.map(|x| x.wrapping_add(near * LANES));
                 let sweep = Sweep { from, rows: rows - near, ahead: beyond, ..sweep };
@@ -425,13 +458,25 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
                 for (u, sums) in sums.iter_mut().enumerate() {
                     // SAFETY: len - done elements are left of the plane, fewer than N.
                     unsafe {
-                        let from = self.inputs.map(|x| x.as_ptr().add(at + u * geometry.s + done));
+                        let from = self.inputs.map(|x| x.as_ptr().add(at + u * plane + done));
                         Self::tail::<S>(s, from, len - done, centers[u], sums);
                     }
                 }
             }
+            if last {
+                *totals = sums;
+                continue;
+            }
             for (u, sums) in sums.into_iter().enumerate() {
                 self.put(s, column(u), sums);
+            }
+        }
+        if last {
+            let [low, high] = totals;
+            for (u, (low, high)) in low.into_iter().zip(high).enumerate() {
+                for (i, scale) in Self::unscale::<S>().into_iter().enumerate() {
+                    self.scratch.sums[i][channel + u] = s.sum_lanes([low[i], high[i]]) * scale;
+                }
             }
         }
     }
