@@ -45,8 +45,12 @@ pub trait Operation<T: Element>: Sync {
     );
     /// left := left and right together; the counts are the elements per channel that each has seen.
     fn merge(&self, level: Level, left: (&mut [Self::State], usize), right: (&[Self::State], usize));
+    /// Derives the scales of a group of channels, for `finish` and `coefficients`.
+    fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[Self::State]);
+    /// Whether `finish` takes them.
+    const FINISH_DERIVES: bool;
     /// Writes what the operation returns per channel.
-    fn finish(&self, level: Level, channels: &Range<usize>, states: &[Self::State]);
+    fn finish(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[Self::State]);
     /// Whether there is a map.
     fn maps(&self) -> bool;
     /// Fills in the coefficients that the map takes, from column `at` on.
@@ -110,7 +114,10 @@ impl<O: Sync> Engine<'_, O> {
                     let count = self.chunk(task, &channels, chunk, right, &mut block_states);
                     self.fold((states, &mut seen), (right, count));
                 }
-                self.operation.finish(self.level, &channels, states);
+                if O::FINISH_DERIVES || self.operation.maps() {
+                    self.operation.derive(task, &channels, states);
+                }
+                self.operation.finish(task, &channels, states);
                 if self.operation.maps() {
                     task.scratch.coefficients_of = None;
                     self.operation.coefficients(task, &channels, 0, states);
@@ -146,7 +153,7 @@ impl<O: Sync> Engine<'_, O> {
                         let first = channels.start;
                         for channels in pieces(channels, GROUP) {
                             let states = &states[channels.start - first..channels.end - first];
-                            self.operation.finish(self.level, &channels, states);
+                            self.finish(task, &channels, states);
                         }
                     }
                 }
@@ -171,6 +178,7 @@ impl<O: Sync> Engine<'_, O> {
                     if !task.scratch.has_coefficients(&run, &columns) {
                         for group in pieces(columns.clone(), GROUP) {
                             let states = partial.get(group.clone()).unwrap_or(&[]);
+                            self.operation.derive(task, &group, states);
                             self.operation.coefficients(task, &group, group.start - span.start, states);
                         }
                         task.scratch.coefficients_of = Some((Arc::clone(&run), columns));
@@ -191,7 +199,7 @@ impl<O: Sync> Engine<'_, O> {
     {
         let (c, chunks) = (self.geometry.c, self.plan.blocks.chunks());
         let tasks = if self.plan.merge_parallel() { tasks } else { 1 };
-        self.tasks(c.div_ceil(GROUP), tasks, |range, _: &mut Task<'_, T>| {
+        self.tasks(c.div_ceil(GROUP), tasks, |range, task: &mut Task<'_, T>| {
             for channels in pieces(range.start * GROUP..(range.end * GROUP).min(c), GROUP) {
                 // SAFETY: in bounds; no other task has these channels, of any chunk.
                 let total = unsafe { states.part(channels.clone()) };
@@ -201,9 +209,20 @@ impl<O: Sync> Engine<'_, O> {
                     let right = unsafe { states.part(chunk * c + channels.start..chunk * c + channels.end) };
                     self.fold((total, &mut seen), (right, self.count(chunk)));
                 }
-                self.operation.finish(self.level, &channels, total);
+                self.finish(task, &channels, total);
             }
         });
+    }
+
+    /// Writes what the operation returns of a group of channels.
+    fn finish<T: Element>(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[O::State])
+    where
+        O: Operation<T>,
+    {
+        if O::FINISH_DERIVES {
+            self.operation.derive(task, channels, states);
+        }
+        self.operation.finish(task, channels, states);
     }
 
     /// The elements per channel of a chunk.

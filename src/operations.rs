@@ -9,7 +9,7 @@ use crate::kernel::channels::*;
 use crate::kernel::map::{Formula, FrozenGradient, InputGradient, Map, Normalize};
 use crate::kernel::reduce::{GradientTerms, Pivoted, Plain, Reduce, Terms};
 use crate::kernel::{Columns, Scratch};
-use crate::plan::{Block, GROUP};
+use crate::plan::Block;
 use crate::problem::{Geometry, Pattern};
 use crate::simd::Level;
 use crate::split::{Input, Output};
@@ -40,11 +40,11 @@ pub struct Affine<'a, T> {
 }
 
 impl<T: Element> Affine<'_, T> {
-    /// Writes the coefficients of [`SCALE`].
-    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, scales: &Scales) {
+    /// Writes the coefficients of [`SCALE`], from the scales.
+    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize) {
         let beta = self.beta.map(|beta| &beta[channels.clone()]);
-        T::dispatch(task.level, Deviations { scales, at, scratch: task.scratch });
-        T::dispatch(task.level, Factors { scales, beta, at, scratch: task.scratch });
+        T::dispatch(task.level, Deviations { at, scratch: task.scratch });
+        T::dispatch(task.level, Factors { beta, at, scratch: task.scratch });
         task.lay_out(channels, at, SCALE);
     }
 }
@@ -59,34 +59,27 @@ pub enum Given<'a, T> {
 }
 
 impl<T: Element> Given<'_, T> {
-    /// The scales of normalization (`normalize`) or of a backward pass.
+    /// Derives the scales of normalization (`normalize`) or of a backward pass.
     fn scales(
         &self,
-        (level, count, normalize): (Level, usize, bool),
+        task: &mut Task<'_, T>,
         channels: &Range<usize>,
-        gamma: Option<&[T]>,
-        eps: f64,
-    ) -> Scales {
+        (gamma, eps): (Option<&[T]>, f64),
+        normalize: bool,
+    ) {
         let gamma = gamma.map(|gamma| &gamma[channels.clone()]);
-        let mut scales = Scales::new(channels.len());
+        let (level, count) = (task.level, task.geometry.m() as f64);
+        let scratch = &mut *task.scratch;
         match self {
             Given::Batch(states) => {
-                let mut moments = [Moments::default(); GROUP];
-                for (moments, state) in moments.iter_mut().zip(&states[channels.clone()]) {
-                    *moments = state.moments();
-                }
-                let (moments, count) = (&moments[..channels.len()], count as f64);
-                T::dispatch(
-                    level,
-                    BatchScales { moments, count, gamma, eps, normalize, scales: &mut scales },
-                );
+                let states = &states[channels.clone()];
+                T::dispatch(level, BatchScales { states, count, gamma, eps, normalize, scratch });
             }
             Given::Frozen { mean, var } => {
                 let (mean, var) = (&mean[channels.clone()], &var[channels.clone()]);
-                T::dispatch(level, GivenScales { mean, var, gamma, eps, normalize, scales: &mut scales });
+                T::dispatch(level, GivenScales { mean, var, gamma, eps, normalize, scratch });
             }
         }
-        scales
     }
 }
 
@@ -170,6 +163,7 @@ pub struct Forward<'a, T> {
 impl<T: Element> Operation<T> for Forward<'_, T> {
     type State = Moments;
     const READS: usize = 1;
+    const FINISH_DERIVES: bool = false;
 
     fn reduces(&self) -> bool {
         true
@@ -198,7 +192,14 @@ impl<T: Element> Operation<T> for Forward<'_, T> {
         T::dispatch(level, Merge { left: left.0, right: right.0, weights });
     }
 
-    fn finish(&self, _: Level, channels: &Range<usize>, states: &[Moments]) {
+    fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[Moments]) {
+        let Affine { gamma, eps, .. } = self.affine;
+        let gamma = gamma.map(|gamma| &gamma[channels.clone()]);
+        let (count, scratch) = (self.count as f64, &mut *task.scratch);
+        T::dispatch(task.level, BatchScales { states, count, gamma, eps, normalize: true, scratch });
+    }
+
+    fn finish(&self, _: &mut Task<'_, T>, channels: &Range<usize>, states: &[Moments]) {
         // SAFETY: in bounds; each channel belongs to one task.
         let out = unsafe { self.states.part(channels.clone()) };
         for (out, state) in out.iter_mut().zip(states) {
@@ -210,16 +211,8 @@ impl<T: Element> Operation<T> for Forward<'_, T> {
         self.y.is_some()
     }
 
-    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, moments: &[Moments]) {
-        let mut scales = Scales::new(channels.len());
-        let Affine { gamma, eps, .. } = self.affine;
-        let gamma = gamma.map(|gamma| &gamma[channels.clone()]);
-        let count = self.count as f64;
-        T::dispatch(
-            task.level,
-            BatchScales { moments, count, gamma, eps, normalize: true, scales: &mut scales },
-        );
-        self.affine.coefficients(task, channels, at, &scales);
+    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, _: &[Moments]) {
+        self.affine.coefficients(task, channels, at);
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
@@ -240,6 +233,7 @@ pub struct Inference<'a, T> {
 impl<T: Element> Operation<T> for Inference<'_, T> {
     type State = ();
     const READS: usize = 1;
+    const FINISH_DERIVES: bool = false;
 
     fn reduces(&self) -> bool {
         false
@@ -247,16 +241,18 @@ impl<T: Element> Operation<T> for Inference<'_, T> {
     fn prepare(&self, _: &mut Task<'_, T>, _: &Range<usize>) {}
     fn reduce(&self, _: &mut Task<'_, T>, _: &Range<usize>, _: &Block, _: &mut [()]) {}
     fn merge(&self, _: Level, _: (&mut [()], usize), _: (&[()], usize)) {}
-    fn finish(&self, _: Level, _: &Range<usize>, _: &[()]) {}
+    fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, _: &[()]) {
+        let Affine { gamma, eps, .. } = self.affine;
+        self.given.scales(task, channels, (gamma, eps), true);
+    }
+    fn finish(&self, _: &mut Task<'_, T>, _: &Range<usize>, _: &[()]) {}
 
     fn maps(&self) -> bool {
         true
     }
 
     fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, _: &[()]) {
-        let Affine { gamma, eps, .. } = self.affine;
-        let scales = self.given.scales((task.level, task.geometry.m(), true), channels, gamma, eps);
-        self.affine.coefficients(task, channels, at, &scales);
+        self.affine.coefficients(task, channels, at);
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
@@ -280,15 +276,10 @@ pub struct Backward<'a, T> {
     pub count: usize,
 }
 
-impl<T: Element> Backward<'_, T> {
-    fn scales(&self, level: Level, channels: &Range<usize>) -> Scales {
-        self.given.scales((level, self.count, false), channels, self.gamma, self.eps)
-    }
-}
-
 impl<T: Element> Operation<T> for Backward<'_, T> {
     type State = GradientSums;
     const READS: usize = 2;
+    const FINISH_DERIVES: bool = true;
 
     fn reduces(&self) -> bool {
         let per_channel = [&self.dgamma, &self.dbeta, &self.dmean, &self.dvar];
@@ -327,11 +318,14 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
         }
     }
 
+    fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, _: &[GradientSums]) {
+        self.given.scales(task, channels, (self.gamma, self.eps), false);
+    }
+
     /// dL/dmean and dL/dvar as S. Ioffe and C. Szegedy (2015) write them. In the former, the term with dL/dvar has the
     /// factor sum(x - mean), which is zero for a batch's own mean and not part of it for a frozen one.
-    fn finish(&self, level: Level, channels: &Range<usize>, states: &[GradientSums]) {
-        let scales = self.scales(level, channels);
-        let Scales { gain, invstd, .. } = &scales;
+    fn finish(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[GradientSums]) {
+        let Scales { gain, invstd, .. } = &task.scratch.scales;
         let write = |output: &Option<Output<'_, T>>, value: &dyn Fn(usize, &GradientSums) -> f64| {
             if let Some(output) = output {
                 // SAFETY: in bounds; each channel belongs to one task.
@@ -358,11 +352,11 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
         at: usize,
         states: &[GradientSums],
     ) {
-        let (scales, count) = (&self.scales(task.level, channels), self.count as f64);
-        T::dispatch(task.level, Deviations { scales, at, scratch: task.scratch });
+        T::dispatch(task.level, Deviations { at, scratch: task.scratch });
         // Frozen statistics' dx has no part in them, and must not: it is the same with other gradients and without.
         let sums = if matches!(self.given, Given::Batch(_)) { states } else { &[] };
-        T::dispatch(task.level, GradientFactors { scales, sums, count, at, scratch: task.scratch });
+        let count = self.count as f64;
+        T::dispatch(task.level, GradientFactors { sums, count, at, scratch: task.scratch });
         task.lay_out(channels, at, GRADIENT);
     }
 

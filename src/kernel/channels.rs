@@ -55,6 +55,7 @@ pub struct Scales {
 
 impl Scales {
     /// Of `len` <= `GROUP` channels.
+    #[inline(always)]
     pub fn new(len: usize) -> Self {
         let zero = [0.0; GROUP];
         Self { len, invstd: zero, gain: zero, prescale: zero, mean_high: zero, mean_low: zero }
@@ -79,19 +80,22 @@ impl Scales {
         (invstd, gain): (f64, f64),
         wanted: f64,
     ) {
-        let largest = T::MAX_PRESCALE;
+        let (largest, least) = (T::MAX_PRESCALE, 1.0 / T::MAX_PRESCALE);
         // gain / prescale must stay finite, which a factor of 4 leaves room for.
-        let least = gain.abs() / largest;
-        let p = at_most(power_of_two(if wanted < least { 2.0 * least } else { wanted }), largest);
+        let needed = gain.abs() * least;
+        let p = at_most(power_of_two(if wanted < needed { 2.0 * needed } else { wanted }), largest);
         // mean * prescale must stay finite.
-        let p = at_most(p, power_of_two(largest / 1e8 / mean.abs().max(1.0 / largest)));
-        let p = if p < 1.0 / largest { 1.0 / largest } else { p };
+        let p =
+            at_most(p, power_of_two(largest / 1e8) * inverse_power(at_most(mean.abs().max(least), largest)));
+        let p = if p < least { least } else { p };
         let scaled = mean * p;
         let mean_high = T::from_f64(scaled).to_f64();
         (self.invstd[i], self.gain[i], self.prescale[i]) = (invstd, gain, p);
         (self.mean_high[i], self.mean_low[i]) = (mean_high, (scaled - mean_high) + mean_low * p);
     }
 }
+
+// Divisions and roots are what arithmetic on channels takes most of its time for: powers of two come without.
 
 /// The largest power of two that is not above a positive normal number.
 #[inline(always)]
@@ -102,6 +106,12 @@ fn power_of_two(x: f64) -> f64 {
 #[inline(always)]
 fn at_most(x: f64, bound: f64) -> f64 {
     if x < bound { x } else { bound }
+}
+
+/// 1 / `power_of_two(x)`, which must be normal too.
+#[inline(always)]
+fn inverse_power(x: f64) -> f64 {
+    f64::from_bits((2046 << 52) - power_of_two(x).to_bits())
 }
 
 /// A power of two of half the exponent of a normal number.
@@ -176,7 +186,6 @@ impl<T> Kernel<T> for Merge<'_> {
 
 /// Writes the coefficients that a deviation takes, for a group of channels.
 pub struct Deviations<'a, T> {
-    pub scales: &'a Scales,
     /// The column of the first of them.
     pub at: usize,
     pub scratch: &'a mut Scratch<T>,
@@ -185,9 +194,10 @@ pub struct Deviations<'a, T> {
 impl<T: Element> Kernel<T> for Deviations<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        let Scales { len, prescale, mean_high, mean_low, .. } = self.scales;
+        let Scratch { scales, coefficients, .. } = self.scratch;
+        let Scales { len, prescale, mean_high, mean_low, .. } = &*scales;
         for (row, values) in [(PRESCALE, prescale), (MEAN_HIGH, mean_high), (MEAN_LOW, mean_low)] {
-            let row = &mut self.scratch.coefficients[row][self.at..][..*len];
+            let row = &mut coefficients[row][self.at..][..*len];
             row.iter_mut().zip(values).for_each(|(k, value)| *k = T::from_f64(*value));
         }
     }
@@ -195,7 +205,6 @@ impl<T: Element> Kernel<T> for Deviations<'_, T> {
 
 /// Writes those that normalization takes beside.
 pub struct Factors<'a, T> {
-    pub scales: &'a Scales,
     /// beta of the group's channels.
     pub beta: Option<&'a [T]>,
     /// The column of the first of them.
@@ -206,15 +215,16 @@ pub struct Factors<'a, T> {
 impl<T: Element> Kernel<T> for Factors<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        let Scales { len, gain, prescale, .. } = self.scales;
-        let row = &mut self.scratch.coefficients[FACTOR][self.at..][..*len];
+        let Scratch { scales, coefficients, .. } = self.scratch;
+        let Scales { len, gain, prescale, .. } = &*scales;
+        let row = &mut coefficients[FACTOR][self.at..][..*len];
         for ((k, gain), prescale) in row.iter_mut().zip(gain).zip(prescale) {
             // Beyond what an element holds only next to a huge mean, where a deviation is nothing or leads out of range.
-            let factor = gain / prescale;
+            let factor = gain * inverse_power(*prescale);
             let factor = if gain.is_finite() { factor.clamp(-T::LARGEST, T::LARGEST) } else { factor };
             *k = T::from_f64(factor);
         }
-        let row = &mut self.scratch.coefficients[BETA][self.at..][..*len];
+        let row = &mut coefficients[BETA][self.at..][..*len];
         match self.beta {
             None => row.fill(T::default()),
             Some(beta) => row.copy_from_slice(beta),
@@ -231,7 +241,6 @@ pub struct GradientSums {
 
 /// Writes those that the gradient of the input takes beside.
 pub struct GradientFactors<'a, T> {
-    pub scales: &'a Scales,
     /// Of a batch's own statistics, those over `count` elements per channel.
     pub sums: &'a [GradientSums],
     pub count: f64,
@@ -243,7 +252,8 @@ pub struct GradientFactors<'a, T> {
 impl<T: Element> Kernel<T> for GradientFactors<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        let Scales { len, invstd, gain, prescale, .. } = self.scales;
+        let Scratch { scales, coefficients, .. } = self.scratch;
+        let Scales { len, invstd, gain, prescale, .. } = &*scales;
         // Multiplying by one half after the other leaves the range of f32 on the way only if the outcome does.
         let mut halves = [0.0; GROUP];
         for (half, gain) in halves[..*len].iter_mut().zip(gain) {
@@ -252,7 +262,7 @@ impl<T: Element> Kernel<T> for GradientFactors<'_, T> {
         let [mut mean_dy, mut slope] = [[0.0; GROUP]; 2];
         for (i, GradientSums { dy, dy_d }) in self.sums.iter().enumerate().take(*len) {
             let mean = dy / self.count * halves[i];
-            let along = dy_d * invstd[i] / self.count * (invstd[i] / prescale[i]) * halves[i];
+            let along = dy_d * invstd[i] / self.count * (invstd[i] * inverse_power(prescale[i])) * halves[i];
             // Gradients near the largest number have coefficients beyond it, though what they give may not be.
             let large = (mean.abs() > T::LARGEST / 4.0) | (along.abs() > T::LARGEST / 4.0);
             let less = if large { 1.0 / 256.0 } else { 1.0 };
@@ -260,9 +270,9 @@ impl<T: Element> Kernel<T> for GradientFactors<'_, T> {
             (mean_dy[i], slope[i]) = (mean * less, along * less);
         }
         let mut rest = halves;
-        rest[..*len].iter_mut().zip(gain).for_each(|(rest, gain)| *rest = gain / *rest);
+        rest[..*len].iter_mut().zip(gain).for_each(|(rest, gain)| *rest = gain * inverse_power(*rest));
         for (row, values) in [(HALF, halves), (REST, rest), (MEAN_DY, mean_dy), (SLOPE, slope)] {
-            let row = &mut self.scratch.coefficients[row][self.at..][..*len];
+            let row = &mut coefficients[row][self.at..][..*len];
             row.iter_mut().zip(values).for_each(|(k, value)| *k = T::from_f64(value));
         }
     }
@@ -327,23 +337,25 @@ fn lay_out<T: Element>(row: &mut [T], channels: usize, columns: Columns) {
 }
 
 /// The scales of normalization with a batch's own statistics.
-pub struct BatchScales<'a, T> {
-    pub moments: &'a [Moments],
+pub struct BatchScales<'a, T, M> {
+    /// One for each channel.
+    pub states: &'a [M],
     pub count: f64,
     pub gamma: Option<&'a [T]>,
     pub eps: f64,
     /// Whether deviations are to become outputs, or sums, which gamma has no part in.
     pub normalize: bool,
-    pub scales: &'a mut Scales,
+    pub scratch: &'a mut Scratch<T>,
 }
 
-impl<T: Element> Kernel<T> for BatchScales<'_, T> {
+impl<T: Element, M: Copy + Into<Moments>> Kernel<T> for BatchScales<'_, T, M> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        let mut scales = Scales::new(self.scales.len);
+        let mut scales = Scales::new(self.states.len());
         scales.start(self.gamma);
         let Self { normalize, eps, count, .. } = self;
-        for (i, moments) in self.moments.iter().enumerate().take(GROUP) {
+        for (i, state) in self.states.iter().enumerate().take(GROUP) {
+            let moments: Moments = (*state).into();
             let var = moments.m2 / count;
             // var = 0 and eps = 0: a constant channel normalizes to 0, not to NaN.
             let shifted = var + eps;
@@ -354,13 +366,13 @@ impl<T: Element> Kernel<T> for BatchScales<'_, T> {
             let gain = scales.gain[i] * if flat { 0.0 } else { invstd };
             // Deviations of about 1, whatever eps is (of a constant channel, exactly 0); less where what they are
             // multiplied by would leave the range of normal f32.
-            let wanted = 1.0 / var.sqrt();
+            let wanted = 0.5 * inverse_power(half_power(var));
             let limited = normalize & (gain != 0.0);
             let most = gain.abs() * (1u128 << 100) as f64;
             let wanted = at_most(wanted, if limited { most } else { f64::INFINITY });
             scales.set::<T>(i, (moments.mean, moments.mean_low), (invstd, gain), wanted);
         }
-        *self.scales = scales;
+        self.scratch.scales = scales;
     }
 }
 
@@ -372,13 +384,13 @@ pub struct GivenScales<'a, T> {
     pub eps: f64,
     /// See [`BatchScales`].
     pub normalize: bool,
-    pub scales: &'a mut Scales,
+    pub scratch: &'a mut Scratch<T>,
 }
 
 impl<T: Element> Kernel<T> for GivenScales<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        let mut scales = Scales::new(self.scales.len);
+        let mut scales = Scales::new(self.mean.len());
         scales.start(self.gamma);
         for (i, (mean, var)) in self.mean.iter().zip(self.var).enumerate().take(GROUP) {
             let var = var.to_f64();
@@ -391,6 +403,6 @@ impl<T: Element> Kernel<T> for GivenScales<'_, T> {
             let wanted = if self.normalize & gain.is_finite() { half_power(gain) } else { 1.0 };
             scales.set::<T>(i, (mean.to_f64(), 0.0), (invstd, gain), wanted);
         }
-        *self.scales = scales;
+        self.scratch.scales = scales;
     }
 }

@@ -8,6 +8,8 @@ pub mod reduce;
 use std::ops::Range;
 use std::sync::Arc;
 
+use channels::Scales;
+
 use crate::plan::{BAND, GROUP, SPAN};
 use crate::problem::{Geometry, Pattern, SMALL_PLANE};
 use crate::simd::LANES;
@@ -35,6 +37,8 @@ pub struct Scratch<T> {
     pub(crate) centers: [f64; COLUMNS + LANES],
     /// The pivot per channel that a block's sums are about; in backward, what the mean is beside its center.
     pub(crate) pivots: [f64; BAND],
+    /// How a group of channels is normalized.
+    pub(crate) scales: Scales,
     /// Coefficients per column ([`Columns`]).
     pub(crate) coefficients: [[T; COLUMNS + LANES]; COEFFICIENTS],
     /// The run that derived them, and for which channels, if its later tasks may use them again: for every task anew they
@@ -50,6 +54,7 @@ impl<T: Copy + Default> Scratch<T> {
             sums: [[0.0; BAND]; 2],
             centers: [0.0; COLUMNS + LANES],
             pivots: [0.0; BAND],
+            scales: Scales::new(0),
             coefficients: [[T::default(); COLUMNS + LANES]; COEFFICIENTS],
             coefficients_of: None,
         })
