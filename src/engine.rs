@@ -30,6 +30,8 @@ pub trait Operation<T: Element>: Sync {
     type State: Copy + Default + Send + Sync;
     /// How many tensors it reads.
     const READS: usize;
+    /// Whether `finish` takes what `derive` leaves.
+    const FINISH_DERIVES: bool;
 
     /// Whether there is a reduction.
     fn reduces(&self) -> bool;
@@ -45,10 +47,8 @@ pub trait Operation<T: Element>: Sync {
     );
     /// left := left and right together; the counts are the elements per channel that each has seen.
     fn merge(&self, level: Level, left: (&mut [Self::State], usize), right: (&[Self::State], usize));
-    /// Derives the scales of a group of channels, for `finish` and `coefficients`.
+    /// Derives the scales of a group of channels, for `coefficients` and perhaps `finish`.
     fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[Self::State]);
-    /// Whether `finish` takes them.
-    const FINISH_DERIVES: bool;
     /// Writes what the operation returns per channel.
     fn finish(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[Self::State]);
     /// Whether there is a map.
@@ -102,14 +102,12 @@ impl<O: Sync> Engine<'_, O> {
         let Plan { blocks, group, tasks, .. } = self.plan;
         let groups = self.geometry.c.div_ceil(group);
         self.tasks(groups, tasks, |range, task: &mut Task<'_, T>| {
+            let [mut states, mut chunk_states, mut block_states] = [[O::State::default(); GROUP]; 3];
             for channels in range.map(|group| self.plan.group(group)) {
-                let mut states = [O::State::default(); GROUP];
                 let states = &mut states[..channels.len()];
                 self.operation.prepare(task, &channels);
-                let mut seen = 0;
-                let mut chunk_states = [O::State::default(); GROUP];
-                let mut block_states = [O::State::default(); GROUP];
-                for chunk in 0..blocks.chunks() {
+                let mut seen = self.chunk(task, &channels, 0, states, &mut block_states);
+                for chunk in 1..blocks.chunks() {
                     let right = &mut chunk_states[..channels.len()];
                     let count = self.chunk(task, &channels, chunk, right, &mut block_states);
                     self.fold((states, &mut seen), (right, count));
@@ -243,9 +241,11 @@ impl<O: Sync> Engine<'_, O> {
     where
         O: Operation<T>,
     {
-        let mut seen = 0;
-        for block in self.plan.blocks.chunk(chunk) {
-            let block = self.plan.blocks.get(block);
+        let mut blocks = self.plan.blocks.chunk(chunk).map(|block| self.plan.blocks.get(block));
+        let Some(first) = blocks.next() else { return 0 };
+        self.operation.reduce(task, channels, &first, states);
+        let mut seen = first.count();
+        for block in blocks {
             let right = &mut block_states[..channels.len()];
             self.operation.reduce(task, channels, &block, right);
             self.fold((states, &mut seen), (right, block.count()));
@@ -253,16 +253,12 @@ impl<O: Sync> Engine<'_, O> {
         seen
     }
 
-    /// Merges `right` into `left`, which is replaced if it has seen nothing.
+    /// Merges `right` into `left`.
     fn fold<T: Element>(&self, left: (&mut [O::State], &mut usize), right: (&[O::State], usize))
     where
         O: Operation<T>,
     {
-        if *left.1 == 0 {
-            left.0.copy_from_slice(right.0);
-        } else {
-            self.operation.merge(self.level, (left.0, *left.1), right);
-        }
+        self.operation.merge(self.level, (left.0, *left.1), right);
         *left.1 += right.1;
     }
 }
