@@ -118,6 +118,7 @@ impl<O: Sync> Engine<'_, O> {
                 self.operation.finish(task, &channels, states);
                 if self.operation.maps() {
                     task.scratch.coefficients_of = None;
+                    task.scratch.ordinary = true;
                     self.operation.coefficients(task, &channels, 0, states);
                     self.operation.map(task, &channels, 0, &blocks.whole());
                 }
@@ -174,6 +175,7 @@ impl<O: Sync> Engine<'_, O> {
                     });
                     let columns = span.start + first..span.start + end;
                     if !task.scratch.has_coefficients(&run, &columns) {
+                        task.scratch.ordinary = true;
                         for group in pieces(columns.clone(), GROUP) {
                             let states = partial.get(group.clone()).unwrap_or(&[]);
                             self.operation.derive(task, &group, states);

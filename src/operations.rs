@@ -9,7 +9,7 @@ use crate::kernel::channels::*;
 use crate::kernel::map::{Formula, FrozenGradient, InputGradient, Map, Normalize};
 use crate::kernel::reduce::{GradientTerms, Pivoted, Plain, Reduce, Terms};
 use crate::kernel::{Columns, Scratch};
-use crate::plan::Block;
+use crate::plan::{Block, GROUP};
 use crate::problem::{Geometry, Pattern};
 use crate::simd::Level;
 use crate::split::{Input, Output};
@@ -45,7 +45,7 @@ impl<T: Element> Affine<'_, T> {
         let beta = self.beta.map(|beta| &beta[channels.clone()]);
         T::dispatch(task.level, Deviations { at, scratch: task.scratch });
         T::dispatch(task.level, Factors { beta, at, scratch: task.scratch });
-        task.lay_out(channels, at, SCALE);
+        task.lay_out(channels, at, &SCALE, ORDINARY_SCALE);
     }
 }
 
@@ -72,8 +72,14 @@ impl<T: Element> Given<'_, T> {
         let scratch = &mut *task.scratch;
         match self {
             Given::Batch(states) => {
-                let states = &states[channels.clone()];
-                T::dispatch(level, BatchScales { states, count, gamma, eps, normalize, scratch });
+                // Copied, since LLVM vectorizes a loop over three of a state's four fields with loads that go past the last
+                // state, into memory that may not be there (AVX2, rustc 1.95; tests/memory.rs).
+                let mut moments = [Moments::default(); GROUP];
+                for (moments, state) in moments.iter_mut().zip(&states[channels.clone()]) {
+                    *moments = state.moments();
+                }
+                let moments = &moments[..channels.len()];
+                T::dispatch(level, BatchScales { moments, count, gamma, eps, normalize, scratch });
             }
             Given::Frozen { mean, var } => {
                 let (mean, var) = (&mean[channels.clone()], &var[channels.clone()]);
@@ -84,8 +90,10 @@ impl<T: Element> Given<'_, T> {
 }
 
 impl<T: Element> Task<'_, T> {
-    /// Lays out coefficients for the loops over these channels, the first of which has column `at`.
-    fn lay_out<const K: usize>(&mut self, channels: &Range<usize>, at: usize, rows: [usize; K]) {
+    /// Lays out coefficients for the loops over these channels, the first of which has column `at`: the first `ordinary`
+    /// rows where no channel needs the others.
+    fn lay_out(&mut self, channels: &Range<usize>, at: usize, rows: &[usize], ordinary: usize) {
+        let rows = if self.scratch.ordinary { &rows[..ordinary] } else { rows };
         let columns = Columns::of_map(self.geometry, channels);
         let whole_rows = self.geometry.pattern == Pattern::Across && at + channels.len() == self.geometry.c;
         if columns != Columns::Channels || whole_rows {
@@ -150,6 +158,17 @@ impl<T: Element> Task<'_, T> {
     }
 }
 
+impl<T: Element> Task<'_, T> {
+    /// Normalizes a part.
+    fn normalize(&mut self, x: Input<'_, T>, y: Output<'_, T>, part: (&Range<usize>, usize, &Block)) {
+        if let (true, Some((ordinary, _))) = (self.scratch.ordinary, SCALE.split_first_chunk()) {
+            self.apply::<_, 1, ORDINARY_SCALE>(Normalize, *ordinary, [x], y, part);
+        } else {
+            self.apply(Normalize, SCALE, [x], y, part);
+        }
+    }
+}
+
 /// Statistics, and with `y` the normalization by them.
 pub struct Forward<'a, T> {
     pub x: Input<'a, T>,
@@ -192,11 +211,11 @@ impl<T: Element> Operation<T> for Forward<'_, T> {
         T::dispatch(level, Merge { left: left.0, right: right.0, weights });
     }
 
-    fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[Moments]) {
+    fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, moments: &[Moments]) {
         let Affine { gamma, eps, .. } = self.affine;
         let gamma = gamma.map(|gamma| &gamma[channels.clone()]);
         let (count, scratch) = (self.count as f64, &mut *task.scratch);
-        T::dispatch(task.level, BatchScales { states, count, gamma, eps, normalize: true, scratch });
+        T::dispatch(task.level, BatchScales { moments, count, gamma, eps, normalize: true, scratch });
     }
 
     fn finish(&self, _: &mut Task<'_, T>, channels: &Range<usize>, states: &[Moments]) {
@@ -217,7 +236,7 @@ impl<T: Element> Operation<T> for Forward<'_, T> {
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
         if let Some(y) = self.y {
-            task.apply(Normalize, SCALE, [self.x], y, (channels, column, part));
+            task.normalize(self.x, y, (channels, column, part));
         }
     }
 }
@@ -256,7 +275,7 @@ impl<T: Element> Operation<T> for Inference<'_, T> {
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
-        task.apply(Normalize, SCALE, [self.x], self.y, (channels, column, part));
+        task.normalize(self.x, self.y, (channels, column, part));
     }
 }
 
@@ -357,14 +376,19 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
         let sums = if matches!(self.given, Given::Batch(_)) { states } else { &[] };
         let count = self.count as f64;
         T::dispatch(task.level, GradientFactors { sums, count, at, scratch: task.scratch });
-        task.lay_out(channels, at, GRADIENT);
+        task.lay_out(channels, at, &GRADIENT, ORDINARY_GRADIENT);
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
         let Some(dx) = self.dx else { return };
         match self.given {
             Given::Batch(_) => {
-                task.apply(InputGradient, GRADIENT, [self.x, self.dy], dx, (channels, column, part));
+                let (inputs, part) = ([self.x, self.dy], (channels, column, part));
+                if let (true, Some((ordinary, _))) = (task.scratch.ordinary, GRADIENT.split_first_chunk()) {
+                    task.apply::<_, 2, ORDINARY_GRADIENT>(InputGradient, *ordinary, inputs, dx, part);
+                } else {
+                    task.apply(InputGradient, GRADIENT, inputs, dx, part);
+                }
             }
             Given::Frozen { .. } => {
                 task.apply(FrozenGradient, [HALF, REST], [self.dy], dx, (channels, column, part));

@@ -35,13 +35,6 @@ pub struct Moments {
     pub(crate) m2: f64,
 }
 
-impl From<Welford> for Moments {
-    #[inline(always)]
-    fn from(state: Welford) -> Self {
-        state.moments
-    }
-}
-
 /// The factors of a merge, which follow from the two counts alone and so are the same for all channels of a tile.
 #[derive(Clone, Copy)]
 pub struct MergeWeights {

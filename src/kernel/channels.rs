@@ -12,32 +12,44 @@ use crate::simd::{Kernel, LANES, Lanes};
 use crate::welford::{MergeWeights, Moments};
 
 /// Rows of the scratch's coefficients: what [`Normalize`](super::map::Normalize) takes.
-pub const SCALE: [usize; 5] = [PRESCALE, MEAN_HIGH, MEAN_LOW, FACTOR, BETA];
+pub const SCALE: [usize; 5] = [MEAN_HIGH, MEAN_LOW, FACTOR, BETA, PRESCALE];
 /// What [`InputGradient`](super::map::InputGradient) takes.
-pub const GRADIENT: [usize; 7] = [PRESCALE, MEAN_HIGH, MEAN_LOW, HALF, MEAN_DY, SLOPE, REST];
-/// See [`Scales`].
-pub const PRESCALE: usize = 0;
+pub const GRADIENT: [usize; 7] = [MEAN_HIGH, MEAN_LOW, MEAN_DY, SLOPE, REST, PRESCALE, HALF];
+/// How many of them loops over ordinary channels ([`ordinary`]) take; the others are 1.
+pub const ORDINARY_SCALE: usize = 4;
+/// The same of `GRADIENT`.
+pub const ORDINARY_GRADIENT: usize = 5;
 /// The mean times `PRESCALE`, as an element.
-pub const MEAN_HIGH: usize = 1;
+pub const MEAN_HIGH: usize = 0;
 /// What that rounding left.
-pub const MEAN_LOW: usize = 2;
+pub const MEAN_LOW: usize = 1;
 /// gamma * invstd / `PRESCALE`.
-pub const FACTOR: usize = 3;
+pub const FACTOR: usize = 2;
 /// beta.
-pub const BETA: usize = 4;
-/// In backward, in place of the last two: gamma * invstd as a power of two of half its exponent, and the rest.
-pub const HALF: usize = 3;
-/// See `HALF`.
-pub const REST: usize = 4;
-/// In backward: mean(dy) * `HALF`.
-pub const MEAN_DY: usize = 5;
+pub const BETA: usize = 3;
+/// In backward, in place of the last two: mean(dy) * `HALF`.
+pub const MEAN_DY: usize = 2;
 /// In backward: xhat per unit of the scaled deviation, times mean(dy * xhat) * `HALF`.
-pub const SLOPE: usize = 6;
+pub const SLOPE: usize = 3;
+/// In backward: gamma * invstd / `HALF`.
+pub const REST: usize = 4;
+/// See [`Scales`].
+pub const PRESCALE: usize = 5;
+/// In backward: gamma * invstd as a power of two of half its exponent; 1 for ordinary channels.
+pub const HALF: usize = 6;
+
+/// Whether a number is so far from the ends of f32's range that products of two with each other, and with deviations
+/// between them, stay far from them too; or zero. Channels with nothing but such numbers take fewer coefficients (of memory's
+/// share, backward in NHWC took a fifth longer with all of them).
+#[inline(always)]
+fn ordinary(x: f64) -> bool {
+    (x == 0.0) | ((x.abs() >= 1.0 / (1u128 << 96) as f64) & (x.abs() <= (1u64 << 40) as f64))
+}
 
 /// How the channels of a group are normalized: y = (x * prescale - mean_high - mean_low) * (gain / prescale) + beta.
 ///
 /// `prescale` is a power of two, so that the product with it is exact, and such that neither data of 1e38 nor of 1e-40
-/// leave f32's range on the way. mean_high + mean_low is the mean times `prescale`, to 48 bits, since one f32 is not fine
+/// leave f32's range on the way; 1 for ordinary channels. mean_high + mean_low is the mean times `prescale`, to 48 bits, since one f32 is not fine
 /// enough next to a large mean. An array for each, and no branches: then a vector takes several channels (in planes of
 /// 7 x 7 of one sample, channel by channel took as long as the tensor did).
 #[derive(Clone)]
@@ -71,27 +83,46 @@ impl Scales {
         }
     }
 
-    /// Channel `i`, with a `prescale` of about `wanted`.
+    /// Channel `i`, for `conclude`, with a `prescale` of about `wanted`.
     #[inline(always)]
-    fn set<T: Element>(
-        &mut self,
-        i: usize,
-        (mean, mean_low): (f64, f64),
-        (invstd, gain): (f64, f64),
-        wanted: f64,
-    ) {
+    fn set(&mut self, i: usize, (mean, mean_low): (f64, f64), (invstd, gain): (f64, f64), wanted: f64) {
+        (self.invstd[i], self.gain[i], self.prescale[i]) = (invstd, gain, wanted);
+        (self.mean_high[i], self.mean_low[i]) = (mean, mean_low);
+    }
+
+    /// From what is wanted to what can be, and to parts of the mean.
+    #[inline(always)]
+    fn conclude<T: Element>(&mut self) {
+        let Self { len, gain, prescale, mean_high, mean_low, .. } = self;
+        let mut others = 0u64;
+        for i in 0..GROUP {
+            let usual = (prescale[i] == 1.0) & ordinary(gain[i]) & ordinary(mean_high[i]);
+            others |= u64::from(!usual & (i < *len));
+        }
+        // Nothing stands in the way of what ordinary channels want.
+        if others == 0 {
+            for (high, low) in mean_high.iter_mut().zip(mean_low) {
+                let mean = *high;
+                *high = T::from_f64(mean).to_f64();
+                *low += mean - *high;
+            }
+            return;
+        }
         let (largest, least) = (T::MAX_PRESCALE, 1.0 / T::MAX_PRESCALE);
-        // gain / prescale must stay finite, which a factor of 4 leaves room for.
-        let needed = gain.abs() * least;
-        let p = at_most(power_of_two(if wanted < needed { 2.0 * needed } else { wanted }), largest);
-        // mean * prescale must stay finite.
-        let p =
-            at_most(p, power_of_two(largest / 1e8) * inverse_power(at_most(mean.abs().max(least), largest)));
-        let p = if p < least { least } else { p };
-        let scaled = mean * p;
-        let mean_high = T::from_f64(scaled).to_f64();
-        (self.invstd[i], self.gain[i], self.prescale[i]) = (invstd, gain, p);
-        (self.mean_high[i], self.mean_low[i]) = (mean_high, (scaled - mean_high) + mean_low * p);
+        for i in 0..GROUP {
+            let (mean, wanted) = (mean_high[i], prescale[i]);
+            // gain / prescale must stay finite, which a factor of 4 leaves room for.
+            let needed = gain[i].abs() * least;
+            let p = at_most(power_of_two(if wanted < needed { 2.0 * needed } else { wanted }), largest);
+            // mean * prescale must stay finite.
+            let size = at_most(mean.abs().max(least), largest);
+            let p = at_most(p, power_of_two(largest / 1e8) * inverse_power(size));
+            let p = if p < least { least } else { p };
+            let scaled = mean * p;
+            prescale[i] = p;
+            mean_high[i] = T::from_f64(scaled).to_f64();
+            mean_low[i] = (scaled - mean_high[i]) + mean_low[i] * p;
+        }
     }
 }
 
@@ -194,8 +225,11 @@ pub struct Deviations<'a, T> {
 impl<T: Element> Kernel<T> for Deviations<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        let Scratch { scales, coefficients, .. } = self.scratch;
+        let Scratch { scales, coefficients, ordinary, .. } = self.scratch;
         let Scales { len, prescale, mean_high, mean_low, .. } = &*scales;
+        let mut others = 0u64;
+        prescale[..*len].iter().for_each(|prescale| others |= u64::from(*prescale != 1.0));
+        *ordinary &= others == 0;
         for (row, values) in [(PRESCALE, prescale), (MEAN_HIGH, mean_high), (MEAN_LOW, mean_low)] {
             let row = &mut coefficients[row][self.at..][..*len];
             row.iter_mut().zip(values).for_each(|(k, value)| *k = T::from_f64(*value));
@@ -252,23 +286,27 @@ pub struct GradientFactors<'a, T> {
 impl<T: Element> Kernel<T> for GradientFactors<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        let Scratch { scales, coefficients, .. } = self.scratch;
+        let Scratch { scales, coefficients, ordinary: all_ordinary, .. } = self.scratch;
         let Scales { len, invstd, gain, prescale, .. } = &*scales;
-        // Multiplying by one half after the other leaves the range of f32 on the way only if the outcome does.
-        let mut halves = [0.0; GROUP];
-        for (half, gain) in halves[..*len].iter_mut().zip(gain) {
-            *half = half_power(*gain);
-        }
         let [mut mean_dy, mut slope] = [[0.0; GROUP]; 2];
         for (i, GradientSums { dy, dy_d }) in self.sums.iter().enumerate().take(*len) {
-            let mean = dy / self.count * halves[i];
-            let along = dy_d * invstd[i] / self.count * (invstd[i] * inverse_power(prescale[i])) * halves[i];
-            // Gradients near the largest number have coefficients beyond it, though what they give may not be.
-            let large = (mean.abs() > T::LARGEST / 4.0) | (along.abs() > T::LARGEST / 4.0);
-            let less = if large { 1.0 / 256.0 } else { 1.0 };
-            halves[i] *= less;
-            (mean_dy[i], slope[i]) = (mean * less, along * less);
+            mean_dy[i] = dy / self.count;
+            slope[i] = dy_d * invstd[i] / self.count * (invstd[i] * inverse_power(prescale[i]));
         }
+        // Multiplying by one half after the other leaves the range of f32 on the way only if the outcome does.
+        let mut halves = [0.0; GROUP];
+        let mut others = u64::from(self.sums.is_empty());
+        for i in 0..GROUP {
+            let (mean, along) = (mean_dy[i], slope[i]);
+            let usual = (prescale[i] == 1.0) & ordinary(gain[i]) & ordinary(mean) & ordinary(along);
+            others |= u64::from(!usual & (i < *len));
+            let half = if usual { 1.0 } else { half_power(gain[i]) };
+            // Gradients near the largest number have coefficients beyond it, though what they give may not be.
+            let large = (mean * half).abs().max((along * half).abs()) > T::LARGEST / 4.0;
+            halves[i] = half * if large { 1.0 / 256.0 } else { 1.0 };
+            (mean_dy[i], slope[i]) = (mean * halves[i], along * halves[i]);
+        }
+        *all_ordinary &= others == 0;
         let mut rest = halves;
         rest[..*len].iter_mut().zip(gain).for_each(|(rest, gain)| *rest = gain * inverse_power(*rest));
         for (row, values) in [(HALF, halves), (REST, rest), (MEAN_DY, mean_dy), (SLOPE, slope)] {
@@ -280,18 +318,18 @@ impl<T: Element> Kernel<T> for GradientFactors<'_, T> {
 
 /// Lays out coefficients per channel, which are in the first `channels` columns, for the columns there are. Of rows, a
 /// vector of columns repeats behind them.
-pub struct LayOut<'a, T, const K: usize> {
+pub struct LayOut<'a, T> {
     pub scratch: &'a mut Scratch<T>,
-    pub rows: [usize; K],
+    pub rows: &'a [usize],
     pub channels: usize,
     pub columns: Columns,
 }
 
-impl<T: Element, const K: usize> Kernel<T> for LayOut<'_, T, K> {
+impl<T: Element> Kernel<T> for LayOut<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         for k in self.rows {
-            lay_out(&mut self.scratch.coefficients[k], self.channels, self.columns);
+            lay_out(&mut self.scratch.coefficients[*k], self.channels, self.columns);
         }
     }
 }
@@ -337,9 +375,8 @@ fn lay_out<T: Element>(row: &mut [T], channels: usize, columns: Columns) {
 }
 
 /// The scales of normalization with a batch's own statistics.
-pub struct BatchScales<'a, T, M> {
-    /// One for each channel.
-    pub states: &'a [M],
+pub struct BatchScales<'a, T> {
+    pub moments: &'a [Moments],
     pub count: f64,
     pub gamma: Option<&'a [T]>,
     pub eps: f64,
@@ -348,14 +385,13 @@ pub struct BatchScales<'a, T, M> {
     pub scratch: &'a mut Scratch<T>,
 }
 
-impl<T: Element, M: Copy + Into<Moments>> Kernel<T> for BatchScales<'_, T, M> {
+impl<T: Element> Kernel<T> for BatchScales<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        let mut scales = Scales::new(self.states.len());
+        let mut scales = Scales::new(self.moments.len());
         scales.start(self.gamma);
         let Self { normalize, eps, count, .. } = self;
-        for (i, state) in self.states.iter().enumerate().take(GROUP) {
-            let moments: Moments = (*state).into();
+        for (i, moments) in self.moments.iter().enumerate().take(GROUP) {
             let var = moments.m2 / count;
             // var = 0 and eps = 0: a constant channel normalizes to 0, not to NaN.
             let shifted = var + eps;
@@ -366,12 +402,13 @@ impl<T: Element, M: Copy + Into<Moments>> Kernel<T> for BatchScales<'_, T, M> {
             let gain = scales.gain[i] * if flat { 0.0 } else { invstd };
             // Deviations of about 1, whatever eps is (of a constant channel, exactly 0); less where what they are
             // multiplied by would leave the range of normal f32.
-            let wanted = 0.5 * inverse_power(half_power(var));
+            let wanted = if ordinary(var) { 1.0 } else { 0.5 * inverse_power(half_power(var)) };
             let limited = normalize & (gain != 0.0);
             let most = gain.abs() * (1u128 << 100) as f64;
             let wanted = at_most(wanted, if limited { most } else { f64::INFINITY });
-            scales.set::<T>(i, (moments.mean, moments.mean_low), (invstd, gain), wanted);
+            scales.set(i, (moments.mean, moments.mean_low), (invstd, gain), wanted);
         }
+        scales.conclude::<T>();
         self.scratch.scales = scales;
     }
 }
@@ -392,6 +429,7 @@ impl<T: Element> Kernel<T> for GivenScales<'_, T> {
     fn run<S: Lanes<T>>(self, _: S) {
         let mut scales = Scales::new(self.mean.len());
         scales.start(self.gamma);
+        let normalize = self.normalize;
         for (i, (mean, var)) in self.mean.iter().zip(self.var).enumerate().take(GROUP) {
             let var = var.to_f64();
             // A negative variance is not one, whatever eps adds to it.
@@ -399,10 +437,14 @@ impl<T: Element> Kernel<T> for GivenScales<'_, T> {
             let root = if var < 0.0 { f64::NAN } else { root };
             let invstd = 1.0 / root;
             let gain = scales.gain[i] * invstd;
-            // Nothing is known of x: half way to y, so that only a y that is out of range can be so before its time.
-            let wanted = if self.normalize & gain.is_finite() { half_power(gain) } else { 1.0 };
-            scales.set::<T>(i, (mean.to_f64(), 0.0), (invstd, gain), wanted);
+            // Nothing is known of x: half way to y, so that only a y that is out of range can be so before its time. But next
+            // to an ordinary mean no deviation is out of range.
+            let mean = mean.to_f64();
+            let usual = !normalize | !gain.is_finite() | (ordinary(gain) & ordinary(mean));
+            let wanted = if usual { 1.0 } else { half_power(gain) };
+            scales.set(i, (mean, 0.0), (invstd, gain), wanted);
         }
+        scales.conclude::<T>();
         self.scratch.scales = scales;
     }
 }

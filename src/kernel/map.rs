@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::channels::{ORDINARY_GRADIENT, ORDINARY_SCALE};
 use super::{Columns, Scratch};
 use crate::plan::{Block, Reach, TILE_COLUMNS, TILE_ROWS};
 use crate::problem::{Geometry, Pattern};
@@ -14,46 +15,57 @@ pub trait Formula<const IN: usize, const K: usize>: Copy {
     fn apply<T, S: Lanes<T>>(s: S, x: [S::Vector; IN], k: [S::Vector; K]) -> S::Vector;
 }
 
-/// The deviation of x from the mean, scaled: x * prescale - mean_high - mean_low ([`super::channels::Scales`]). The product
-/// is exact, the first difference is so near the mean, where it matters.
-#[inline(always)]
-pub fn deviation<T, S: Lanes<T>>(
-    s: S,
-    x: S::Vector,
-    [prescale, mean_high, mean_low]: [S::Vector; 3],
-) -> S::Vector {
-    s.sub(s.sub(s.mul(x, prescale), mean_high), mean_low)
-}
-
-/// y = d * factor + beta.
+/// y = d * factor + beta, where d is the deviation of x from the mean. The first difference is exact so near the mean, where
+/// it matters.
 #[derive(Clone, Copy)]
 pub struct Normalize;
 
+impl Formula<1, ORDINARY_SCALE> for Normalize {
+    #[inline(always)]
+    fn apply<T, S: Lanes<T>>(s: S, [x]: [S::Vector; 1], [h, l, factor, beta]: [S::Vector; 4]) -> S::Vector {
+        s.add(s.mul(s.sub(s.sub(x, h), l), factor), beta)
+    }
+}
+
+/// For any channel: of x * prescale ([`super::channels::Scales`]), which is exact, and just x of an ordinary channel.
 impl Formula<1, 5> for Normalize {
     #[inline(always)]
     fn apply<T, S: Lanes<T>>(
         s: S,
         [x]: [S::Vector; 1],
-        [p, h, l, factor, beta]: [S::Vector; 5],
+        [h, l, factor, beta, prescale]: [S::Vector; 5],
     ) -> S::Vector {
-        s.add(s.mul(deviation(s, x, [p, h, l]), factor), beta)
+        <Self as Formula<1, 4>>::apply(s, [s.mul(x, prescale)], [h, l, factor, beta])
     }
 }
 
-/// dx = gamma * invstd * (dy - mean(dy) - xhat * mean(dy * xhat)), with the half of gamma * invstd that is a power of two
-/// multiplied into each term, the rest into the sum ([`super::channels::GradientFactors`]).
+/// dx = gamma * invstd * (dy - mean(dy) - xhat * mean(dy * xhat)).
 #[derive(Clone, Copy)]
 pub struct InputGradient;
 
+impl Formula<2, ORDINARY_GRADIENT> for InputGradient {
+    #[inline(always)]
+    fn apply<T, S: Lanes<T>>(
+        s: S,
+        [x, dy]: [S::Vector; 2],
+        [h, l, mean_dy, slope, rest]: [S::Vector; 5],
+    ) -> S::Vector {
+        let along_x = s.mul(s.sub(s.sub(x, h), l), slope);
+        s.mul(s.sub(s.sub(dy, mean_dy), along_x), rest)
+    }
+}
+
+/// For any channel: with the half of gamma * invstd that is a power of two multiplied into each term, the rest into the sum
+/// ([`super::channels::GradientFactors`]).
 impl Formula<2, 7> for InputGradient {
     #[inline(always)]
     fn apply<T, S: Lanes<T>>(
         s: S,
         [x, dy]: [S::Vector; 2],
-        [p, h, l, half, mean_dy, slope, rest]: [S::Vector; 7],
+        [h, l, mean_dy, slope, rest, prescale, half]: [S::Vector; 7],
     ) -> S::Vector {
-        let along_x = s.mul(deviation(s, x, [p, h, l]), slope);
-        s.mul(s.sub(s.sub(s.mul(dy, half), mean_dy), along_x), rest)
+        let (x, dy) = (s.mul(x, prescale), s.mul(dy, half));
+        <Self as Formula<2, 5>>::apply(s, [x, dy], [h, l, mean_dy, slope, rest])
     }
 }
 

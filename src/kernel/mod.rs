@@ -41,6 +41,8 @@ pub struct Scratch<T> {
     pub(crate) scales: Scales,
     /// Coefficients per column ([`Columns`]).
     pub(crate) coefficients: [[T; COLUMNS + LANES]; COEFFICIENTS],
+    /// Whether they are all of ordinary channels.
+    pub(crate) ordinary: bool,
     /// The run that derived them, and for which channels, if its later tasks may use them again: for every task anew they
     /// took a third of the time of backward over 4096x512. (A token, since a number might come round again.)
     pub(crate) coefficients_of: Option<(Arc<()>, Range<usize>)>,
@@ -56,6 +58,7 @@ impl<T: Copy + Default> Scratch<T> {
             pivots: [0.0; BAND],
             scales: Scales::new(0),
             coefficients: [[T::default(); COLUMNS + LANES]; COEFFICIENTS],
+            ordinary: false,
             coefficients_of: None,
         })
     }
