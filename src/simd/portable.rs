@@ -16,11 +16,66 @@ pub struct Portable;
 
 type Pair = [f64x4; 2];
 
-/// `v` with zero in all lanes but the first `k`.
+/// Masks of the first `k` <= 8 lanes begin at entry 8 - k.
+static FIRST_32: [f32; 16] = {
+    let (mut mask, mut i) = ([0.0; 16], 0);
+    while i < 8 {
+        mask[i] = f32::from_bits(u32::MAX);
+        i += 1;
+    }
+    mask
+};
+static FIRST_64: [f64; 16] = {
+    let (mut mask, mut i) = ([0.0; 16], 0);
+    while i < 8 {
+        mask[i] = f64::from_bits(u64::MAX);
+        i += 1;
+    }
+    mask
+};
+
 #[inline(always)]
-fn zero_after<T: Default, const N: usize>(k: usize, mut v: [T; N]) -> [T; N] {
-    v.iter_mut().skip(k).for_each(|lane| *lane = T::default());
-    v
+fn first_32(k: usize) -> f32x8 {
+    let from = &FIRST_32[8 - k..16 - k];
+    // SAFETY: `from` has 8 entries.
+    unsafe { Lanes::<f32>::load(Portable, from.as_ptr()) }
+}
+
+#[inline(always)]
+fn first_64(k: usize) -> Pair {
+    let from = &FIRST_64[8 - k..16 - k];
+    // SAFETY: `from` has 8 entries.
+    unsafe { Lanes::<f64>::load(Portable, from.as_ptr()) }
+}
+
+/// The first `k` <= 8 elements, zero in the other lanes. One by one: a copy of a length known at run time is a call.
+///
+/// # Safety
+/// `k` elements can be read at `at`.
+#[inline(always)]
+unsafe fn read_first<T: Copy + Default>(at: *const T, k: usize) -> [T; 8] {
+    let mut lanes = [T::default(); 8];
+    for (i, lane) in lanes.iter_mut().enumerate() {
+        if i < k {
+            // SAFETY: says the caller.
+            *lane = unsafe { at.add(i).read() };
+        }
+    }
+    lanes
+}
+
+/// Writes the first `k` <= 8 of some elements.
+///
+/// # Safety
+/// `k` elements can be written at `at`.
+#[inline(always)]
+unsafe fn write_first<T>(at: *mut T, lanes: [T; 8], k: usize) {
+    for (i, lane) in lanes.into_iter().enumerate() {
+        if i < k {
+            // SAFETY: says the caller.
+            unsafe { at.add(i).write(lane) };
+        }
+    }
 }
 
 /// What is the same for both elements.
@@ -63,7 +118,8 @@ macro_rules! wide {
         }
         #[inline(always)]
         fn keep_first(self, v: Pair, k: usize) -> Pair {
-            from_fn(|i| f64x4::new(zero_after(k.saturating_sub(4 * i), v[i].to_array())))
+            let mask = first_64(k);
+            from_fn(|i| mask[i] & v[i])
         }
         #[inline(always)]
         fn sum_lanes(self, [low, high]: [Pair; 2]) -> f64 {
@@ -92,10 +148,8 @@ impl Lanes<f32> for Portable {
     }
     #[inline(always)]
     unsafe fn load_first(self, at: *const f32, k: usize) -> f32x8 {
-        let mut lanes = [0.0; 8];
         // SAFETY: `k` <= 8 elements can be read, says the caller.
-        unsafe { std::ptr::copy_nonoverlapping(at, lanes.as_mut_ptr(), k) };
-        f32x8::new(lanes)
+        f32x8::new(unsafe { read_first(at, k) })
     }
     #[inline(always)]
     unsafe fn store(self, at: *mut f32, v: f32x8) {
@@ -105,7 +159,7 @@ impl Lanes<f32> for Portable {
     #[inline(always)]
     unsafe fn store_first(self, at: *mut f32, v: f32x8, k: usize) {
         // SAFETY: `k` <= 8 elements can be written, says the caller.
-        unsafe { std::ptr::copy_nonoverlapping(v.to_array().as_ptr(), at, k) }
+        unsafe { write_first(at, v.to_array(), k) }
     }
     #[inline(always)]
     unsafe fn stream(self, at: *mut f32, v: f32x8) {
@@ -123,9 +177,7 @@ impl Lanes<f32> for Portable {
     }
     #[inline(always)]
     fn select_first(self, a: f32x8, b: f32x8, k: usize) -> f32x8 {
-        let (a, mut b) = (a.to_array(), b.to_array());
-        b.iter_mut().zip(a).take(k).for_each(|(b, a)| *b = a);
-        f32x8::new(b)
+        first_32(k).bitselect(a, b)
     }
     #[inline(always)]
     fn add(self, a: f32x8, b: f32x8) -> f32x8 {
@@ -141,7 +193,9 @@ impl Lanes<f32> for Portable {
     }
     #[inline(always)]
     fn canonical_nan(self, v: f32x8) -> f32x8 {
-        v.is_nan().bitselect(f32x8::splat(f32::NAN), v)
+        let nan = v.is_nan();
+        // Without blend instructions, a branch that is not taken is cheaper.
+        if nan.any() { nan.bitselect(f32x8::splat(f32::NAN), v) } else { v }
     }
     #[inline(always)]
     fn widen(self, v: f32x8) -> Pair {
@@ -161,9 +215,8 @@ impl Lanes<f64> for Portable {
     }
     #[inline(always)]
     unsafe fn load_first(self, at: *const f64, k: usize) -> Pair {
-        let mut lanes = [0.0; 8];
         // SAFETY: `k` <= 8 elements can be read, says the caller.
-        unsafe { std::ptr::copy_nonoverlapping(at, lanes.as_mut_ptr(), k) };
+        let lanes = unsafe { read_first(at, k) };
         // SAFETY: `lanes` has 8 values.
         unsafe { Lanes::<f64>::load_wide(self, lanes.as_ptr()) }
     }
@@ -178,7 +231,7 @@ impl Lanes<f64> for Portable {
         // SAFETY: `lanes` has 8 values; `k` <= 8 elements can be written, says the caller.
         unsafe {
             Lanes::<f64>::store_wide(self, lanes.as_mut_ptr(), v);
-            std::ptr::copy_nonoverlapping(lanes.as_ptr(), at, k);
+            write_first(at, lanes, k);
         }
     }
     #[inline(always)]
@@ -197,11 +250,8 @@ impl Lanes<f64> for Portable {
     }
     #[inline(always)]
     fn select_first(self, a: Pair, b: Pair, k: usize) -> Pair {
-        from_fn(|i| {
-            let (a, mut b) = (a[i].to_array(), b[i].to_array());
-            b.iter_mut().zip(a).take(k.saturating_sub(4 * i)).for_each(|(b, a)| *b = a);
-            f64x4::new(b)
-        })
+        let mask = first_64(k);
+        from_fn(|i| mask[i].bitselect(a[i], b[i]))
     }
     #[inline(always)]
     fn add(self, a: Pair, b: Pair) -> Pair {
@@ -217,7 +267,10 @@ impl Lanes<f64> for Portable {
     }
     #[inline(always)]
     fn canonical_nan(self, v: Pair) -> Pair {
-        v.map(|v| v.is_nan().bitselect(f64x4::splat(f64::NAN), v))
+        v.map(|v| {
+            let nan = v.is_nan();
+            if nan.any() { nan.bitselect(f64x4::splat(f64::NAN), v) } else { v }
+        })
     }
     #[inline(always)]
     fn widen(self, v: Pair) -> Pair {
