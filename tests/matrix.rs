@@ -378,6 +378,53 @@ fn a_poisoned_channel_poisons_no_other() {
     }
 }
 
+/// A channel whose data, gradients or gamma are near the ends of f32's range takes more coefficients, and so do all that are
+/// mapped with it: theirs are 1, and change nothing.
+#[test]
+fn an_extraordinary_channel_changes_no_other() {
+    fn extraordinary<T: Bits>(dims: &[usize]) {
+        let clean = Problem::<T>::new(dims, 10);
+        let (c, channel) = (dims[1], dims[1] / 2);
+        let s: usize = dims[2..].iter().product();
+        let scaled = |values: &mut [T], exponent: i32| {
+            values.iter_mut().for_each(|x| *x = T::from_f64(x.to_f64() * 2f64.powi(exponent)));
+        };
+        for configuration in few_configurations() {
+            for layout in LAYOUTS {
+                let run = |problem: &Problem<T>| {
+                    configuration.run(|| run(problem, layout, Placement::default(), Subset::single()))
+                };
+                let expected = run(&clean);
+                for (i, exponent) in (0..3).flat_map(|i| [-90, -60, 30, 60].map(|exponent| (i, exponent))) {
+                    let mut problem = clean.clone();
+                    match i {
+                        0 => {
+                            problem.x.chunks_mut(s).skip(channel).step_by(c).for_each(|x| scaled(x, exponent))
+                        }
+                        1 => problem
+                            .dy
+                            .chunks_mut(s)
+                            .skip(channel)
+                            .step_by(c)
+                            .for_each(|dy| scaled(dy, exponent)),
+                        _ => scaled(&mut problem.gamma.as_mut().unwrap()[channel..=channel], exponent),
+                    }
+                    let results = run(&problem);
+                    check_against_reference(&problem, &results);
+                    for other in (0..c).filter(|other| *other != channel) {
+                        let what = format!("{dims:?} {layout:?} {configuration:?} {i} 2^{exponent}: {other}");
+                        results.channel(&problem, other).assert_same(&expected.channel(&clean, other), &what);
+                    }
+                }
+            }
+        }
+    }
+    for dims in [&[3, 5, 19][..], &[4, 3, 7, 7], &[2, 70, 3], &[37, 9], &[2, 3, 4100]] {
+        extraordinary::<f32>(dims);
+        extraordinary::<f64>(dims);
+    }
+}
+
 /// Every channel of equal elements gives beta, and is no more than that to other channels.
 #[test]
 fn constant_channels_give_beta_to_the_bit() {
