@@ -65,7 +65,7 @@ impl<T: Element> Given<'_, T> {
         task: &mut Task<'_, T>,
         channels: &Range<usize>,
         (gamma, eps): (Option<&[T]>, f64),
-        normalize: bool,
+        (normalize, sums): (bool, &[GradientSums]),
     ) {
         let gamma = gamma.map(|gamma| &gamma[channels.clone()]);
         let (level, count) = (task.level, task.geometry.m() as f64);
@@ -79,7 +79,7 @@ impl<T: Element> Given<'_, T> {
                     *moments = state.moments();
                 }
                 let moments = &moments[..channels.len()];
-                T::dispatch(level, BatchScales { moments, count, gamma, eps, normalize, scratch });
+                T::dispatch(level, BatchScales { moments, count, gamma, eps, normalize, sums, scratch });
             }
             Given::Frozen { mean, var } => {
                 let (mean, var) = (&mean[channels.clone()], &var[channels.clone()]);
@@ -215,7 +215,8 @@ impl<T: Element> Operation<T> for Forward<'_, T> {
         let Affine { gamma, eps, .. } = self.affine;
         let gamma = gamma.map(|gamma| &gamma[channels.clone()]);
         let (count, scratch) = (self.count as f64, &mut *task.scratch);
-        T::dispatch(task.level, BatchScales { moments, count, gamma, eps, normalize: true, scratch });
+        let normalize = true;
+        T::dispatch(task.level, BatchScales { moments, count, gamma, eps, normalize, sums: &[], scratch });
     }
 
     fn finish(&self, _: &mut Task<'_, T>, channels: &Range<usize>, states: &[Moments]) {
@@ -262,7 +263,7 @@ impl<T: Element> Operation<T> for Inference<'_, T> {
     fn merge(&self, _: Level, _: (&mut [()], usize), _: (&[()], usize)) {}
     fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, _: &[()]) {
         let Affine { gamma, eps, .. } = self.affine;
-        self.given.scales(task, channels, (gamma, eps), true);
+        self.given.scales(task, channels, (gamma, eps), (true, &[]));
     }
     fn finish(&self, _: &mut Task<'_, T>, _: &Range<usize>, _: &[()]) {}
 
@@ -337,8 +338,8 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
         }
     }
 
-    fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, _: &[GradientSums]) {
-        self.given.scales(task, channels, (self.gamma, self.eps), false);
+    fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, sums: &[GradientSums]) {
+        self.given.scales(task, channels, (self.gamma, self.eps), (false, sums));
     }
 
     /// dL/dmean and dL/dvar as S. Ioffe and C. Szegedy (2015) write them. In the former, the term with dL/dvar has the

@@ -382,6 +382,8 @@ pub struct BatchScales<'a, T> {
     pub eps: f64,
     /// Whether deviations are to become outputs, or sums, which gamma has no part in.
     pub normalize: bool,
+    /// Those sums, if they are.
+    pub sums: &'a [GradientSums],
     pub scratch: &'a mut Scratch<T>,
 }
 
@@ -407,6 +409,18 @@ impl<T: Element> Kernel<T> for BatchScales<'_, T> {
             let most = gain.abs() * (1u128 << 100) as f64;
             let wanted = at_most(wanted, if limited { most } else { f64::INFINITY });
             scales.set(i, (moments.mean, moments.mean_low), (invstd, gain), wanted);
+        }
+        // Per unit of deviations far above 1, the slope of tiny gradients would be too small for an element.
+        let share = 1.0 / count;
+        for (i, GradientSums { dy, dy_d }) in self.sums.iter().enumerate().take(GROUP) {
+            let invstd = scales.invstd[i];
+            let usual = ordinary(dy * share) & ordinary(dy_d * share * invstd * invstd);
+            let wanted = if (scales.prescale[i] == 1.0) & !usual & (invstd > 0.0) {
+                power_of_two(invstd)
+            } else {
+                scales.prescale[i]
+            };
+            scales.prescale[i] = wanted;
         }
         scales.conclude::<T>();
         self.scratch.scales = scales;
