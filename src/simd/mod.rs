@@ -74,7 +74,7 @@ pub trait Lanes<T>: Copy {
     unsafe fn store_first(self, at: *mut T, v: Self::Vector, k: usize);
     /// Like `store`, past the caches where the instruction set can; `fence` has to follow before other threads may look.
     /// # Safety
-    /// `N` elements can be written at `at`, which is aligned to [`LINE`].
+    /// `N` elements can be written at `at`, which is aligned to [`LINE`], or to a vector where that is less.
     unsafe fn stream(self, at: *mut T, v: Self::Vector);
     /// Orders what `stream` wrote before all that comes later.
     fn fence(self);
