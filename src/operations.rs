@@ -131,6 +131,15 @@ impl<T: Element> Task<'_, T> {
         T::dispatch(self.level, kernel);
     }
 
+    /// Normalizes a part.
+    fn normalize(&mut self, x: Input<'_, T>, y: Output<'_, T>, part: (&Range<usize>, usize, &Block)) {
+        if let (true, Some((ordinary, _))) = (self.scratch.ordinary, SCALE.split_first_chunk()) {
+            self.apply::<_, 1, ORDINARY_SCALE>(Normalize, *ordinary, [x], y, part);
+        } else {
+            self.apply(Normalize, SCALE, [x], y, part);
+        }
+    }
+
     /// Maps a part.
     fn apply<O: Formula<IN, K>, const IN: usize, const K: usize>(
         &mut self,
@@ -155,17 +164,6 @@ impl<T: Element> Task<'_, T> {
             formula: PhantomData::<O>,
         };
         T::dispatch(self.level, kernel);
-    }
-}
-
-impl<T: Element> Task<'_, T> {
-    /// Normalizes a part.
-    fn normalize(&mut self, x: Input<'_, T>, y: Output<'_, T>, part: (&Range<usize>, usize, &Block)) {
-        if let (true, Some((ordinary, _))) = (self.scratch.ordinary, SCALE.split_first_chunk()) {
-            self.apply::<_, 1, ORDINARY_SCALE>(Normalize, *ordinary, [x], y, part);
-        } else {
-            self.apply(Normalize, SCALE, [x], y, part);
-        }
     }
 }
 

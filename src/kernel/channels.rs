@@ -49,8 +49,8 @@ fn ordinary(x: f64) -> bool {
 /// How the channels of a group are normalized: y = (x * prescale - mean_high - mean_low) * (gain / prescale) + beta.
 ///
 /// `prescale` is a power of two, so that the product with it is exact, and such that neither data of 1e38 nor of 1e-40
-/// leave f32's range on the way; 1 for ordinary channels. mean_high + mean_low is the mean times `prescale`, to 48 bits, since one f32 is not fine
-/// enough next to a large mean. An array for each, and no branches: then a vector takes several channels (in planes of
+/// leave f32's range on the way; 1 for ordinary channels. mean_high + mean_low is the mean times `prescale`, to 48 bits,
+/// since one f32 is not fine enough next to a large mean. An array for each, and no branches: then a vector takes several channels (in planes of
 /// 7 x 7 of one sample, channel by channel took as long as the tensor did).
 #[derive(Clone)]
 pub struct Scales {

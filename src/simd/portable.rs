@@ -17,33 +17,19 @@ pub struct Portable;
 type Pair = [f64x4; 2];
 
 /// Masks of the first `k` <= 8 lanes begin at entry 8 - k.
-static FIRST_32: [f32; 16] = {
-    let (mut mask, mut i) = ([0.0; 16], 0);
-    while i < 8 {
-        mask[i] = f32::from_bits(u32::MAX);
-        i += 1;
-    }
-    mask
-};
-static FIRST_64: [f64; 16] = {
-    let (mut mask, mut i) = ([0.0; 16], 0);
-    while i < 8 {
-        mask[i] = f64::from_bits(u64::MAX);
-        i += 1;
-    }
-    mask
-};
+static FIRST_32: [[f32; 8]; 2] = [[f32::from_bits(u32::MAX); 8], [0.0; 8]];
+static FIRST_64: [[f64; 8]; 2] = [[f64::from_bits(u64::MAX); 8], [0.0; 8]];
 
 #[inline(always)]
 fn first_32(k: usize) -> f32x8 {
-    let from = &FIRST_32[8 - k..16 - k];
+    let from = &FIRST_32.as_flattened()[8 - k..16 - k];
     // SAFETY: `from` has 8 entries.
     unsafe { Lanes::<f32>::load(Portable, from.as_ptr()) }
 }
 
 #[inline(always)]
 fn first_64(k: usize) -> Pair {
-    let from = &FIRST_64[8 - k..16 - k];
+    let from = &FIRST_64.as_flattened()[8 - k..16 - k];
     // SAFETY: `from` has 8 entries.
     unsafe { Lanes::<f64>::load(Portable, from.as_ptr()) }
 }
