@@ -60,6 +60,7 @@
 //! `ThreadPool::install` is honoured. Without the feature, the same bits on the calling thread.
 
 mod batch_norm;
+mod caches;
 mod element;
 mod engine;
 mod error;

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::channels::{ORDINARY_GRADIENT, ORDINARY_SCALE};
 use super::{Columns, Scratch};
+use crate::caches::Caches;
 use crate::plan::{Block, Reach, TILE_COLUMNS, TILE_ROWS};
 use crate::problem::{Geometry, Pattern};
 use crate::simd::{Kernel, LANES, LINE, Lanes, prefetch};
@@ -107,7 +108,7 @@ struct Ahead {
     /// The elements up to here ask the first of `ahead` further on, the others the second.
     near: usize,
     ahead: [usize; 2],
-    /// How far on to ask for inputs instead, if those of this task are near already.
+    /// How far on to ask for inputs instead, if those of this task are near already; 0 for nothing.
     next: Option<usize>,
 }
 
@@ -228,7 +229,9 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
                     let ahead = Ahead {
                         near: run - rest,
                         ahead: [near, near + c * plane - run],
-                        next: self.fits.then_some(width * plane),
+                        // On a mesh nothing new: what is asked for takes buffers that stores past the caches need (backward
+                        // 1.06 times as fast without, training 1.05).
+                        next: self.fits.then_some(if Caches::get().mesh { 0 } else { width * plane }),
                     };
                     for sample in samples.clone() {
                         self.planes::<S, REACH>(s, at(sample), len, &ahead);

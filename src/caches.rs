@@ -1,0 +1,47 @@
+//! What the CPU says of its caches: it steers how work is cut and how outputs are written, never the order of arithmetic.
+
+#![forbid(unsafe_code)]
+
+use std::sync::OnceLock;
+
+/// Caches, as far as plans depend on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caches {
+    /// Bytes of a core's L2.
+    pub l2: usize,
+    /// Whether the last-level cache is so slow that writing past it is faster from where the L2 caches end: the mesh of
+    /// Intel's servers, where a line to be written takes as long to come from L3 as from memory.
+    pub mesh: bool,
+}
+
+impl Caches {
+    /// Where there is no one to ask: the smallest L2 of today's servers.
+    const UNKNOWN: Self = Self { l2: 1 << 20, mesh: false };
+
+    /// This machine's. The CPU is asked once, since in a virtual machine an answer takes some 10 microseconds.
+    pub fn get() -> Self {
+        static CACHES: OnceLock<Caches> = OnceLock::new();
+        *CACHES.get_or_init(Self::ask)
+    }
+
+    #[cfg(all(target_arch = "x86_64", not(fuzzing)))]
+    fn ask() -> Self {
+        let cpu = raw_cpuid::CpuId::new();
+        let intel = cpu.get_vendor_info().is_some_and(|vendor| vendor.as_str() == "GenuineIntel");
+        let bytes = cpu.get_cache_parameters().and_then(|mut caches| {
+            let l2 = caches.find(|cache| cache.level() == 2)?;
+            let line = l2.physical_line_partitions() * l2.coherency_line_size();
+            Some(l2.associativity() * line * l2.sets())
+        });
+        Self {
+            l2: bytes.unwrap_or(Self::UNKNOWN.l2).clamp(256 << 10, 4 << 20),
+            mesh: intel && std::arch::is_x86_feature_detected!("avx512f"),
+        }
+    }
+
+    /// Under fuzzing too, so that inputs take the same paths on every machine.
+    #[cfg(not(all(target_arch = "x86_64", not(fuzzing))))]
+    fn ask() -> Self {
+        Self::UNKNOWN
+    }
+}
