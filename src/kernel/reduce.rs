@@ -317,10 +317,8 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
             // SAFETY: says the caller.
             *x = s.widen(unsafe { s.load_first(from, count) });
         }
-        let more = O::add(s, [s.zero_wide(); 2], x, center);
-        for (sum, more) in sums.iter_mut().zip(more) {
-            *sum = s.add_wide(*sum, s.keep_first(more, count));
-        }
+        // Lanes beyond add zeros: x is zero there, and so must be what it is about. (A sum that began with 0 is not -0.)
+        *sums = O::add(s, *sums, x, if O::CENTERED { s.keep_first(center, count) } else { center });
     }
 
     /// The sums at `column` so far, or zero at a block's start.
