@@ -263,15 +263,21 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
     /// times as fast as 8, of one 0.9 times).
     const SIXTEENS: usize = 8 / IN;
 
-    /// How many samples of small planes make a batch, as of `SIXTEENS`. Fewer if they lie a multiple of half a page
-    /// apart (2048 channels of 7 x 7: 8 are 1.1 times as fast as 16); of single positions, so few that the next batch, which
-    /// is asked for, is not much further than that (4096x512, two inputs: 4 are 1.2 to 1.3 times as fast as 8).
-    fn batch_samples(geometry: &Geometry) -> usize {
+    /// How many samples of small planes make a batch, as of `SIXTEENS`, and how far ahead to ask in NHWC.
+    ///
+    /// Samples that are whole pages apart share a set of L1, whose 12 ways hold the batch's lines and few more, so that only
+    /// the next position's are asked for (2048 channels of 7 x 7 in NHWC: 1.15 to 1.28 times as fast as twice of both);
+    /// half pages apart they share two (512 channels: 1.0 to 1.15, in NCHW 1.0 to 1.09 times as fast as half of it).
+    /// Of single positions so few that the next batch, which is asked for, is not much further than `AHEAD_ROWS` (4096x512, two
+    /// inputs: 4 are 1.2 to 1.3 times as fast as 8).
+    fn batch(geometry: &Geometry) -> (usize, usize) {
+        const NEXT: usize = 1;
         let stride = geometry.c * geometry.s;
         match stride * size_of::<T>() {
-            _ if geometry.s == 1 => (2 * Self::AHEAD_ROWS / stride).clamp(2, 16),
-            bytes if bytes.is_multiple_of(2048) => 8,
-            _ => 16,
+            _ if geometry.s == 1 => ((2 * Self::AHEAD_ROWS / stride).clamp(2, 16), Self::AHEAD_ROWS),
+            bytes if bytes.is_multiple_of(4096) => (8 / IN, NEXT),
+            bytes if bytes.is_multiple_of(2048) => (16 / IN, NEXT),
+            _ => (16, Self::AHEAD_ROWS),
         }
     }
 
@@ -489,12 +495,10 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
         let geometry = self.geometry;
         let small = geometry.small_planes();
         let columns = Columns::of_sums(geometry, &self.channels);
-        let far = if small && columns == Columns::Channels { Self::AHEAD_ROWS } else { Self::AHEAD };
-        let (planes, step) = if small {
-            (Self::batch_samples(geometry), positions.len())
-        } else {
-            (1, Self::SIXTEENS * LANES)
-        };
+        let (samples_at_once, far_rows) = Self::batch(geometry);
+        let far = if small && columns == Columns::Channels { far_rows } else { Self::AHEAD };
+        let (planes, step) =
+            if small { (samples_at_once, positions.len()) } else { (1, Self::SIXTEENS * LANES) };
         for sample in samples.clone().step_by(planes) {
             let planes = (samples.end - sample).min(planes);
             for row in positions.clone().step_by(step) {
