@@ -67,9 +67,6 @@ impl<T: Element> Given<'_, T> {
         (gamma, eps): (Option<&[T]>, f64),
         (normalize, sums): (bool, &[GradientSums]),
     ) {
-        let gamma = gamma.map(|gamma| &gamma[channels.clone()]);
-        let (level, count) = (task.level, task.geometry.m() as f64);
-        let scratch = &mut *task.scratch;
         match self {
             Given::Batch(states) => {
                 // Copied, since LLVM vectorizes a loop over three of a state's four fields with loads that go past the last
@@ -78,18 +75,32 @@ impl<T: Element> Given<'_, T> {
                 for (moments, state) in moments.iter_mut().zip(&states[channels.clone()]) {
                     *moments = state.moments();
                 }
-                let moments = &moments[..channels.len()];
-                T::dispatch(level, BatchScales { moments, count, gamma, eps, normalize, sums, scratch });
+                task.batch_scales(channels, &moments[..channels.len()], (gamma, eps), (normalize, sums));
             }
             Given::Frozen { mean, var } => {
+                let gamma = gamma.map(|gamma| &gamma[channels.clone()]);
                 let (mean, var) = (&mean[channels.clone()], &var[channels.clone()]);
-                T::dispatch(level, GivenScales { mean, var, gamma, eps, normalize, scratch });
+                let scratch = &mut *task.scratch;
+                T::dispatch(task.level, GivenScales { mean, var, gamma, eps, normalize, scratch });
             }
         }
     }
 }
 
 impl<T: Element> Task<'_, T> {
+    /// As [`Given::scales`], of the batch's own moments.
+    fn batch_scales(
+        &mut self,
+        channels: &Range<usize>,
+        moments: &[Moments],
+        (gamma, eps): (Option<&[T]>, f64),
+        (normalize, sums): (bool, &[GradientSums]),
+    ) {
+        let gamma = gamma.map(|gamma| &gamma[channels.clone()]);
+        let (count, scratch) = (self.geometry.m() as f64, &mut *self.scratch);
+        T::dispatch(self.level, BatchScales { moments, count, gamma, eps, normalize, sums, scratch });
+    }
+
     /// Lays out coefficients for the loops over these channels, the first of which has column `at`: the first `ordinary`
     /// rows where no channel needs the others.
     fn lay_out(&mut self, channels: &Range<usize>, at: usize, rows: &[usize], ordinary: usize) {
@@ -173,8 +184,6 @@ pub struct Forward<'a, T> {
     pub y: Option<Output<'a, T>>,
     pub affine: Affine<'a, T>,
     pub states: Output<'a, Welford>,
-    /// Elements per channel.
-    pub count: usize,
 }
 
 impl<T: Element> Operation<T> for Forward<'_, T> {
@@ -211,17 +220,14 @@ impl<T: Element> Operation<T> for Forward<'_, T> {
 
     fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, moments: &[Moments]) {
         let Affine { gamma, eps, .. } = self.affine;
-        let gamma = gamma.map(|gamma| &gamma[channels.clone()]);
-        let (count, scratch) = (self.count as f64, &mut *task.scratch);
-        let normalize = true;
-        T::dispatch(task.level, BatchScales { moments, count, gamma, eps, normalize, sums: &[], scratch });
+        task.batch_scales(channels, moments, (gamma, eps), (true, &[]));
     }
 
-    fn finish(&self, _: &mut Task<'_, T>, channels: &Range<usize>, states: &[Moments]) {
+    fn finish(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[Moments]) {
         // SAFETY: in bounds; each channel belongs to one task.
         let out = unsafe { self.states.part(channels.clone()) };
         for (out, state) in out.iter_mut().zip(states) {
-            *out = Welford::from_moments(self.count as u64, *state);
+            *out = Welford::from_moments(task.geometry.m() as u64, *state);
         }
     }
 
@@ -290,8 +296,6 @@ pub struct Backward<'a, T> {
     pub dbeta: Option<Output<'a, T>>,
     pub dmean: Option<Output<'a, T>>,
     pub dvar: Option<Output<'a, T>>,
-    /// Elements per channel.
-    pub count: usize,
 }
 
 impl<T: Element> Operation<T> for Backward<'_, T> {
@@ -373,7 +377,7 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
         T::dispatch(task.level, Deviations { at, scratch: task.scratch });
         // Frozen statistics' dx has no part in them, and must not: it is the same with other gradients and without.
         let sums = if matches!(self.given, Given::Batch(_)) { states } else { &[] };
-        let count = self.count as f64;
+        let count = task.geometry.m() as f64;
         T::dispatch(task.level, GradientFactors { sums, count, at, scratch: task.scratch });
         task.lay_out(channels, at, &GRADIENT, ORDINARY_GRADIENT);
     }

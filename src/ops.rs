@@ -44,7 +44,7 @@ fn forward<'a, T: Element>(
         states.fill(Welford::new());
     }
     let states = Output::new(states);
-    run(shape, Job::Forward(Forward { x, y, affine, states, count: shape.per_channel() }));
+    run(shape, Job::Forward(Forward { x, y, affine, states }));
     Ok(())
 }
 
@@ -271,7 +271,6 @@ fn gradients_of<T: Element>(
             dbeta,
             dmean,
             dvar,
-            count: shape.per_channel(),
         }),
     );
     Ok(())
