@@ -50,7 +50,7 @@ pub const TILE_COLUMNS: usize = fuzzed(512, 32);
 /// Rows of a tile. What is asked for ahead, some rows further down, is then the next tile's of these columns.
 pub const TILE_ROWS: usize = fuzzed(16, 4);
 
-/// In NHWC, the least rows that a thread takes if it can have more rows of fewer channels instead, whose coefficients take
+/// In NHWC, the least rows that a thread maps if it can have more rows of fewer channels instead, whose coefficients take
 /// less time.
 const ROWS: usize = fuzzed(128, 2);
 
@@ -306,12 +306,11 @@ impl Plan {
                 // Few chunks leave threads to spare, which share out channels, by the cache line at least.
                 let groups = workers.div_ceil(blocks.chunks());
                 let group = group.min(c.div_ceil(groups).next_multiple_of(LANES));
-                let few = geometry.m() < workers * ROWS;
-                let span =
-                    if parallel && few { c.div_ceil(tasks).next_multiple_of(GROUP).min(SPAN) } else { SPAN };
-                // Few rows of a group stay near. Without chunks to merge, nor a barrier, training and backward are 1.05 to
-                // 1.5 times as fast, statistics 1.1 to 1.9; with 200 rows and one thread no longer, with 1000 0.7 times.
-                let short = few && blocks.len() == 1 && c >= workers * GROUP && fitting >= GROUP;
+                let few = parallel && geometry.m() < workers * ROWS;
+                let span = if few { c.div_ceil(tasks).next_multiple_of(GROUP).min(SPAN) } else { SPAN };
+                // Few rows of a group stay near. Without a barrier, nor others' states, training and backward are 1.05 to
+                // 1.5 times as fast, statistics 1.1 to 1.9; with one thread and 200 rows no longer, with 1000 0.7 times.
+                let short = geometry.m() < 2 * ROWS && c >= workers * GROUP && fitting >= GROUP;
                 let narrow = !parallel && c <= GROUP && fitting >= c;
                 (if short { GROUP } else { group }, span, reduces && (short || narrow))
             }
