@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::element::Element;
 use crate::exec;
 use crate::kernel::Scratch;
-use crate::plan::{Block, GROUP, Plan, Reach, pieces, pieces_at};
+use crate::plan::{Asked, Block, GROUP, Plan, Reach, pieces, pieces_at};
 use crate::problem::Geometry;
 use crate::simd::Level;
 use crate::split::Output;
@@ -19,8 +19,7 @@ pub struct Task<'a, T> {
     pub level: Level,
     pub geometry: &'a Geometry,
     pub reach: Reach,
-    /// As of the plan.
-    pub fits: bool,
+    pub asked: Asked,
     pub scratch: &'a mut Scratch<T>,
 }
 
@@ -88,9 +87,9 @@ impl<O: Sync> Engine<'_, O> {
         tasks: usize,
         body: impl Fn(Range<usize>, &mut Task<'_, T>) + Sync,
     ) {
-        let Self { level, geometry, plan: Plan { reach, fits, parallel, .. }, .. } = *self;
+        let Self { level, geometry, plan: Plan { reach, asked, parallel, .. }, .. } = *self;
         exec::for_each(units, tasks, parallel, &|range| {
-            T::with_scratch(|scratch| body(range, &mut Task { level, geometry, reach, fits, scratch }));
+            T::with_scratch(|scratch| body(range, &mut Task { level, geometry, reach, asked, scratch }));
         });
     }
 

@@ -169,7 +169,7 @@ impl<T: Element> Task<'_, T> {
             column,
             part,
             reach: self.reach,
-            fits: self.fits,
+            asked: self.asked,
             scratch: self.scratch,
             k,
             formula: PhantomData::<O>,

@@ -266,8 +266,9 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
     /// How many samples of small planes make a batch, as of `SIXTEENS`, and how far ahead to ask in NHWC.
     ///
     /// Samples that are whole pages apart share a set of L1, whose 12 ways hold the batch's lines and few more, so that only
-    /// the next position's are asked for (2048 channels of 7 x 7 in NHWC: 1.15 to 1.28 times as fast as twice of both);
-    /// half pages apart they share two (512 channels: 1.0 to 1.15, in NCHW 1.0 to 1.09 times as fast as half of it).
+    /// the next position's are asked for (1024 and 2048 channels of 7 x 7 in NHWC: 1.15 to 1.28 times as fast as twice as
+    /// far, with two inputs as twice as many); half pages apart they share two (512 channels, one input: 1.15 times as
+    /// fast as half as many, in NCHW 1.05 to 1.09).
     /// Of single positions so few that the next batch, which is asked for, is not much further than `AHEAD_ROWS` (4096x512, two
     /// inputs: 4 are 1.2 to 1.3 times as fast as 8).
     fn batch(geometry: &Geometry) -> (usize, usize) {
