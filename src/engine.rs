@@ -69,7 +69,7 @@ pub fn run<T: Element, O: Operation<T>>(level: Level, geometry: &Geometry, opera
     let plan =
         Plan::new(geometry, size_of::<T>(), O::READS, (operation.reduces(), operation.maps()), exec::workers);
     let engine = Engine { level, geometry, plan, operation };
-    exec::enter(plan.parallel, &|| if plan.whole { engine.whole() } else { engine.in_chunks() });
+    if plan.whole { engine.whole() } else { engine.in_chunks() }
 }
 
 struct Engine<'a, O> {
@@ -87,8 +87,8 @@ impl<O: Sync> Engine<'_, O> {
         tasks: usize,
         body: impl Fn(Range<usize>, &mut Task<'_, T>) + Sync,
     ) {
-        let Self { level, geometry, plan: Plan { reach, asked, parallel, .. }, .. } = *self;
-        exec::for_each(units, tasks, parallel, &|range| {
+        let Self { level, geometry, plan: Plan { reach, asked, threads, .. }, .. } = *self;
+        exec::for_each(units, tasks, threads, &|range| {
             T::with_scratch(|scratch| body(range, &mut Task { level, geometry, reach, asked, scratch }));
         });
     }

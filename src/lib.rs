@@ -57,7 +57,9 @@
 //! # Threads
 //!
 //! With the default feature `rayon`, problems that are worth it run on the pool that the call is made in: a caller's
-//! `ThreadPool::install` is honoured. Without the feature, the same bits on the calling thread.
+//! `ThreadPool::install` is honoured. The calling thread does its part of the work, and all of it while the pool's threads
+//! are busy with something else: a call waits for nobody who has not begun to help. Without the feature, the same bits on
+//! the calling thread.
 
 mod batch_norm;
 mod caches;
@@ -80,6 +82,8 @@ mod params;
 mod plan;
 mod problem;
 pub mod reference;
+#[cfg(feature = "rayon")]
+mod round;
 mod running;
 mod simd;
 mod split;

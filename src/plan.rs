@@ -92,8 +92,8 @@ const FAR_BYTES: usize = fuzzed(24 << 20, 4 << 10);
 /// States to merge below this are merged on one thread.
 const PARALLEL_STATES: usize = fuzzed(4096, 64);
 
-/// Tensors below this are done on the calling thread, which takes about as long as handing them out: a call from
-/// within the pool pays some 5 microseconds for that, one from outside 25 and, if the pool sleeps, up to 100.
+/// Tensors below this are done on the calling thread, which takes about as long as waking others, and from outside of the
+/// pool about as long as others take to come if they sleep.
 const PARALLEL_BYTES: usize = fuzzed(256 << 10, 1 << 10);
 const PARALLEL_BYTES_OUTSIDE: usize = fuzzed(1 << 20, 1 << 10);
 
@@ -252,31 +252,30 @@ pub struct Plan {
     pub asked: Asked,
     /// About how many tasks to make.
     pub tasks: usize,
-    /// Whether to use the thread pool.
-    pub parallel: bool,
+    /// How many threads to use.
+    pub threads: usize,
     /// Where the map finds its inputs and writes its output.
     pub reach: Reach,
 }
 
 impl Plan {
     /// `bytes` is an element's, `reads` the number of tensors that the operation reads, then whether it has a
-    /// reduction and a map; `workers` the threads to use, asked for large problems only: asking may start a pool.
+    /// reduction and a map; `threads` those there are, asked for large problems only: asking may start a pool.
     pub fn new(
         geometry: &Geometry,
         bytes: usize,
         reads: usize,
         (reduces, maps): (bool, bool),
-        workers: impl Fn() -> usize,
+        threads: impl Fn() -> usize,
     ) -> Self {
         let blocks = Blocks::of(geometry);
         let element_bytes = reads * bytes;
         let all = geometry.len().saturating_mul(element_bytes);
         let worth = if exec::inside_pool() { PARALLEL_BYTES } else { PARALLEL_BYTES_OUTSIDE };
-        let workers = if all >= worth { workers() } else { 1 };
-        let parallel = workers > 1;
+        let threads = if all >= worth { threads() } else { 1 };
         let mesh = Caches::get().mesh;
         let stream = if reads == 2 { STREAM_BYTES_OF_TWO } else { STREAM_BYTES };
-        let stream = if mesh { stream.min(workers.saturating_mul(l2_bytes(STREAM_SHARE))) } else { stream };
+        let stream = if mesh { stream.min(threads.saturating_mul(l2_bytes(STREAM_SHARE))) } else { stream };
         let moved = geometry.len().saturating_mul(element_bytes + bytes);
         let reach = match moved {
             _ if moved >= stream => Reach::Past,
@@ -290,7 +289,7 @@ impl Plan {
             Reach::Near => TASKS_PER_THREAD,
             _ => TASKS_PER_THREAD_FAR,
         };
-        let tasks = if parallel { workers * per_thread } else { 1 };
+        let tasks = if threads > 1 { threads * per_thread } else { 1 };
         let cache =
             if moved >= FAR_BYTES { l2_bytes(CACHE_SHARE_FAR) } else { reads * l2_bytes(CACHE_SHARE) };
         let channel = geometry.m().saturating_mul(element_bytes).max(1);
@@ -303,11 +302,11 @@ impl Plan {
                 let group = staying.min(c / tasks).clamp(1, GROUP);
                 // One tensor's sums wait for each other in a channel without a second in step: 1.2 to 1.5 times as long
                 // in statistics, 1.05 to 1.13 in training. Not at the price of a map from memory (1.15).
-                let pairs = reads == 1 && c >= 4 * workers;
+                let pairs = reads == 1 && c >= 4 * threads;
                 let most = l2_bytes(CACHE_SHARE_PAST);
                 let torn = maps && all >= STREAM_BYTES && channel <= most && channel > most / 2;
                 let group = if pairs && !torn { group.next_multiple_of(2) } else { group };
-                (group, if geometry.tiny_planes() { GROUP } else { SPAN }, reduces && c >= workers)
+                (group, if geometry.tiny_planes() { GROUP } else { SPAN }, reduces && c >= threads)
             }
             // Rows in full, or nearly: strips of them that stay in cache until they are read again are slower, since
             // rows a power of two apart compete for a few cache sets. The sums of small planes have as many lanes as
@@ -316,14 +315,14 @@ impl Plan {
                 let lanes = if geometry.small_planes() { geometry.s } else { LANES };
                 let group = (SUMS / lanes).clamp(GROUP, BAND) / GROUP * GROUP;
                 // Few chunks leave threads to spare, which share out channels, by the cache line at least.
-                let groups = workers.div_ceil(blocks.chunks());
+                let groups = threads.div_ceil(blocks.chunks());
                 let group = group.min(c.div_ceil(groups).next_multiple_of(LANES));
-                let few = parallel && geometry.m() < workers * ROWS;
+                let few = threads > 1 && geometry.m() < threads * ROWS;
                 let span = if few { c.div_ceil(tasks).next_multiple_of(GROUP).min(SPAN) } else { SPAN };
                 // Few rows of a group stay near. Without a barrier, nor others' states, training and backward are 1.05 to
                 // 1.5 times as fast, statistics 1.1 to 1.9; with one thread and 200 rows no longer, with 1000 0.7 times.
-                let short = geometry.m() < 2 * ROWS && c >= workers * GROUP && fitting >= GROUP;
-                let narrow = !parallel && c <= GROUP && fitting >= c;
+                let short = geometry.m() < 2 * ROWS && c >= threads * GROUP && fitting >= GROUP;
+                let narrow = threads == 1 && c <= GROUP && fitting >= c;
                 (if short { GROUP } else { group }, span, reduces && (short || narrow))
             }
         };
@@ -339,7 +338,7 @@ impl Plan {
             true if mesh => Asked::Nothing,
             true => Asked::Next,
         };
-        Self { blocks, geometry: *geometry, group, span, segments, whole, asked, tasks, parallel, reach }
+        Self { blocks, geometry: *geometry, group, span, segments, whole, asked, tasks, threads, reach }
     }
 
     /// A group's channels.
@@ -393,7 +392,7 @@ impl Plan {
 
     /// Whether there are so many states to merge that it pays to share them out.
     pub fn merge_parallel(&self) -> bool {
-        self.parallel && self.blocks.chunks() * self.geometry.c >= PARALLEL_STATES
+        self.threads > 1 && self.blocks.chunks() * self.geometry.c >= PARALLEL_STATES
     }
 }
 
@@ -503,7 +502,7 @@ mod tests {
     #[test]
     fn small_problems_do_not_ask_for_threads() {
         let geometry = Geometry { n: 1, c: 64, s: 64, pattern: Pattern::Along };
-        assert!(!Plan::new(&geometry, 4, 1, (true, true), || unreachable!("a small problem")).parallel);
+        assert!(Plan::new(&geometry, 4, 1, (true, true), || unreachable!("a small problem")).threads == 1);
     }
 
     #[test]
