@@ -66,17 +66,17 @@ pub struct Scales {
 }
 
 impl Scales {
-    /// Of `len` <= `GROUP` channels.
-    #[inline(always)]
-    pub fn new(len: usize) -> Self {
+    /// Of no channels.
+    pub fn new() -> Self {
         let zero = [0.0; GROUP];
-        Self { len, invstd: zero, gain: zero, prescale: zero, mean_high: zero, mean_low: zero }
+        Self { len: 0, invstd: zero, gain: zero, prescale: zero, mean_high: zero, mean_low: zero }
     }
 
-    /// Starts with gamma in place of the gain.
+    /// Starts `len` <= `GROUP` channels with gamma in place of the gain.
     #[inline(always)]
-    fn start<T: Element>(&mut self, gamma: Option<&[T]>) {
-        let gain = &mut self.gain[..self.len];
+    fn start<T: Element>(&mut self, len: usize, gamma: Option<&[T]>) {
+        self.len = len;
+        let gain = &mut self.gain[..len];
         match gamma {
             None => gain.fill(1.0),
             Some(gamma) => gain.iter_mut().zip(gamma).for_each(|(gain, gamma)| *gain = gamma.to_f64()),
@@ -390,8 +390,8 @@ pub struct BatchScales<'a, T> {
 impl<T: Element> Kernel<T> for BatchScales<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        let mut scales = Scales::new(self.moments.len());
-        scales.start(self.gamma);
+        let scales = &mut self.scratch.scales;
+        scales.start(self.moments.len(), self.gamma);
         let Self { normalize, eps, count, .. } = self;
         for (i, moments) in self.moments.iter().enumerate().take(GROUP) {
             let var = moments.m2 / count;
@@ -423,7 +423,6 @@ impl<T: Element> Kernel<T> for BatchScales<'_, T> {
             scales.prescale[i] = wanted;
         }
         scales.conclude::<T>();
-        self.scratch.scales = scales;
     }
 }
 
@@ -441,8 +440,8 @@ pub struct GivenScales<'a, T> {
 impl<T: Element> Kernel<T> for GivenScales<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        let mut scales = Scales::new(self.mean.len());
-        scales.start(self.gamma);
+        let scales = &mut self.scratch.scales;
+        scales.start(self.mean.len(), self.gamma);
         let normalize = self.normalize;
         for (i, (mean, var)) in self.mean.iter().zip(self.var).enumerate().take(GROUP) {
             let var = var.to_f64();
@@ -459,6 +458,5 @@ impl<T: Element> Kernel<T> for GivenScales<'_, T> {
             scales.set(i, (mean, 0.0), (invstd, gain), wanted);
         }
         scales.conclude::<T>();
-        self.scratch.scales = scales;
     }
 }

@@ -56,7 +56,7 @@ impl<T: Copy + Default> Scratch<T> {
             sums: [[0.0; BAND]; 2],
             centers: [0.0; COLUMNS + LANES],
             pivots: [0.0; BAND],
-            scales: Scales::new(0),
+            scales: Scales::new(),
             coefficients: [[T::default(); COLUMNS + LANES]; COEFFICIENTS],
             ordinary: false,
             coefficients_of: None,
