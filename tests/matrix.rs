@@ -266,38 +266,6 @@ fn every_run_gives_the_same_bits() {
     }
 }
 
-/// From outside of the pool, by several threads at once; then again while the pool's threads are all busy, and no one helps.
-#[cfg(feature = "rayon")]
-#[test]
-fn calls_from_outside_of_the_pool() {
-    let problems: Vec<Problem<f32>> =
-        [&[4, 70, 40, 40][..], &[100_000, 3], &[2, 1, 200_000]].map(|dims| Problem::new(dims, 8)).into();
-    let run = |problem, layout| run(problem, layout, Placement::default(), std::iter::empty());
-    let alone = few_configurations()[0];
-    let expected: Vec<Results<f32>> =
-        problems.iter().map(|problem| alone.run(|| run(problem, Layout::Nchw))).collect();
-    let calls = |what| {
-        std::thread::scope(|scope| {
-            for _ in 0..3 {
-                scope.spawn(|| {
-                    for (problem, expected) in problems.iter().zip(&expected) {
-                        for layout in LAYOUTS {
-                            run(problem, layout).assert_same(expected, what);
-                        }
-                    }
-                });
-            }
-        });
-    };
-    calls("with a pool");
-    let busy = std::sync::Arc::new(std::sync::Mutex::new(()));
-    let guard = busy.lock();
-    let waiting = std::sync::Arc::clone(&busy);
-    rayon::spawn_broadcast(move |_| drop(waiting.lock()));
-    calls("with a busy pool");
-    drop(guard);
-}
-
 /// A NaN or an infinity in a channel of x: there y is the canonical NaN, elsewhere nothing changes.
 fn poisoned_x<T: Bits>(dims: &[usize]) {
     let clean = Problem::<T>::new(dims, 7);
@@ -549,17 +517,36 @@ fn the_reference_gives_the_same_in_both_layouts() {
     assert_eq!(nchw, nhwc);
 }
 
-/// Outside of any pool, and on the level that the program is on anyway.
+/// From outside of the pool, by several threads at once; then again while the pool's threads are all busy, and no one helps.
+#[cfg(feature = "rayon")]
 #[test]
 fn outside_of_pools() {
-    for dims in [&[8, 64, 30, 30][..], &[3, 5, 19], &[2, 3, 100_000]] {
-        let problem = Problem::<f32>::new(dims, 10);
-        let expected = check(&problem, &few_configurations()[..1], Vec::new);
-        for layout in LAYOUTS {
-            let results = run(&problem, layout, Placement::default(), std::iter::empty());
-            results.assert_same(&expected, &format!("{dims:?} {layout:?} on {}", Level::active()));
-        }
-    }
+    let problems: Vec<Problem<f32>> =
+        [&[8, 64, 30, 30][..], &[3, 5, 19], &[2, 3, 100_000]].map(|dims| Problem::new(dims, 10)).into();
+    let run = |problem, layout| run(problem, layout, Placement::default(), std::iter::empty());
+    let alone = few_configurations()[0];
+    let expected: Vec<Results<f32>> =
+        problems.iter().map(|problem| alone.run(|| run(problem, Layout::Nchw))).collect();
+    let calls = |what| {
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    for (problem, expected) in problems.iter().zip(&expected) {
+                        for layout in LAYOUTS {
+                            run(problem, layout).assert_same(expected, what);
+                        }
+                    }
+                });
+            }
+        });
+    };
+    calls("with a pool");
+    let busy = std::sync::Arc::new(std::sync::Mutex::new(()));
+    let guard = busy.lock();
+    let waiting = std::sync::Arc::clone(&busy);
+    rayon::spawn_broadcast(move |_| drop(waiting.lock()));
+    calls("with a busy pool");
+    drop(guard);
 }
 
 /// NC is the same memory in both layouts, so it must be the same to the caller.
