@@ -5,7 +5,7 @@
 
 mod common;
 
-use batchnorm::{Gradients, Layout, Level, Params, Shape, backward, forward_training};
+use batchnorm::{Gradients, Layout, Params, Shape, backward, forward_training};
 use common::matrix::{
     Bits, Configuration, FNV_START, Guarded, LAYOUTS, Placement, Problem, Results, Subset, THREADS,
     assert_same, check, check_against_reference, configurations, few_configurations, levels, params, run,
