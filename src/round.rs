@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn helpers_that_come_share_the_tasks() {
-        (0..100).for_each(|_| every_task_is_done_once(on_a_thread));
+        (0..20).for_each(|_| every_task_is_done_once(on_a_thread));
         // They do come: two tasks that wait for each other.
         let both = std::sync::Barrier::new(2);
         run(2, 1, &|_| _ = both.wait(), on_a_thread);
