@@ -46,7 +46,9 @@ impl Helper {
         let Round { tasks, ref taken, .. } = *round;
         let parts = taken.len();
         for number in (2 * number + 1..parts).take(2) {
-            (round.call)(Self { round: Arc::clone(&round), number });
+            // One for whom that fails is one who never comes. Unwinding from here would leave the others without a caller.
+            let helper = Self { round: Arc::clone(&round), number };
+            let _ = catch_unwind(|| (round.call)(helper));
         }
         for part in (number..parts).chain(0..number) {
             let [start, end] = [part, part + 1].map(|part| part * tasks / parts);
@@ -124,6 +126,11 @@ mod tests {
     #[test]
     fn helpers_that_never_come_leave_the_tasks_to_the_caller() {
         every_task_is_done_once(drop);
+    }
+
+    #[test]
+    fn a_call_that_panics_is_a_helper_that_never_comes() {
+        every_task_is_done_once(|_| panic!("no one"));
     }
 
     #[test]

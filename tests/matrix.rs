@@ -5,7 +5,7 @@
 
 mod common;
 
-use batchnorm::{Gradients, Layout, Params, Shape, backward, forward_training};
+use batchnorm::{Gradients, Layout, Level, Params, Shape, backward, forward_training};
 use common::matrix::{
     Bits, Configuration, FNV_START, Guarded, LAYOUTS, Placement, Problem, Results, Subset, THREADS,
     assert_same, check, check_against_reference, configurations, few_configurations, levels, params, run,
@@ -517,36 +517,41 @@ fn the_reference_gives_the_same_in_both_layouts() {
     assert_eq!(nchw, nhwc);
 }
 
-/// From outside of the pool, by several threads at once; then again while the pool's threads are all busy, and no one helps.
-#[cfg(feature = "rayon")]
+/// From outside of any pool, by several threads at once, on the level that the program is on anyway; then again while the
+/// pool's threads are all busy, and no one helps.
 #[test]
 fn outside_of_pools() {
     let problems: Vec<Problem<f32>> =
         [&[8, 64, 30, 30][..], &[3, 5, 19], &[2, 3, 100_000]].map(|dims| Problem::new(dims, 10)).into();
-    let run = |problem, layout| run(problem, layout, Placement::default(), std::iter::empty());
-    let alone = few_configurations()[0];
+    let alone = &few_configurations()[..1];
     let expected: Vec<Results<f32>> =
-        problems.iter().map(|problem| alone.run(|| run(problem, Layout::Nchw))).collect();
-    let calls = |what| {
+        problems.iter().map(|problem| check(problem, alone, Vec::new)).collect();
+    let calls = |pool| {
         std::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {
                     for (problem, expected) in problems.iter().zip(&expected) {
                         for layout in LAYOUTS {
-                            run(problem, layout).assert_same(expected, what);
+                            let results = run(problem, layout, Placement::default(), std::iter::empty());
+                            let shape = problem.shape(layout);
+                            results
+                                .assert_same(expected, &format!("{shape:?} on {}, {pool}", Level::active()));
                         }
                     }
                 });
             }
         });
     };
-    calls("with a pool");
-    let busy = std::sync::Arc::new(std::sync::Mutex::new(()));
-    let guard = busy.lock();
-    let waiting = std::sync::Arc::clone(&busy);
-    rayon::spawn_broadcast(move |_| drop(waiting.lock()));
-    calls("with a busy pool");
-    drop(guard);
+    calls("with a pool, if there is one");
+    #[cfg(feature = "rayon")]
+    {
+        let busy = std::sync::Arc::new(std::sync::Mutex::new(()));
+        let guard = busy.lock();
+        let waiting = std::sync::Arc::clone(&busy);
+        rayon::spawn_broadcast(move |_| drop(waiting.lock()));
+        calls("with a busy pool");
+        drop(guard);
+    }
 }
 
 /// NC is the same memory in both layouts, so it must be the same to the caller.
