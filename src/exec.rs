@@ -75,21 +75,26 @@ pub fn inside_pool() -> bool {
     false
 }
 
-/// Calls `task` with ranges that make up 0..`units`, about `tasks` of them, in any order, on `threads` threads: this one,
-/// and others of the pool.
+/// Deals out 0..`units` as ranges, about `tasks` of them, in any order, to `threads` threads: this one, and others of the
+/// pool. Each calls `work` with those that it takes, neighbours mostly.
 /// Behind a pointer, or every operation would bring its own copy of the machinery.
-pub fn for_each(units: usize, tasks: usize, threads: usize, task: &(dyn Fn(Range<usize>) + Sync)) {
+pub fn deal(
+    units: usize,
+    tasks: usize,
+    threads: usize,
+    work: &(dyn Fn(&mut dyn Iterator<Item = Range<usize>>) + Sync),
+) {
     #[cfg(feature = "rayon")]
     if threads > 1 && units > 1 && tasks > 1 {
         let tasks = tasks.min(units);
-        let task = |i| task(i * units / tasks..(i + 1) * units / tasks);
+        let range = |i| i * units / tasks..(i + 1) * units / tasks;
         // From outside one more than there need be: the system may let one of them wait for the core that the caller is on,
         // while others are idle (after 1 ms without a call, 0.7 times as fast with one less).
         let helpers = threads.min(tasks) - usize::from(inside_pool());
-        return round::run(tasks, helpers, &task, call);
+        return round::run(tasks, helpers, &|tasks| work(&mut tasks.map(range)), call);
     }
     let _ = (tasks, threads);
-    task(0..units);
+    work(&mut std::iter::once(0..units));
 }
 
 /// Leaves it to the pool to run a helper, unless some have not come for long: then all of its threads are busy, and more

@@ -9,26 +9,26 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::{hint, thread};
+use std::{hint, iter, thread};
 
-/// What to do for each number of a task.
-type Task<'a> = &'a (dyn Fn(usize) + Sync);
+/// What a thread does with the numbers of the tasks that it takes: it takes the next one by asking for it.
+type Work<'a> = &'a (dyn Fn(&mut dyn Iterator<Item = usize>) + Sync);
 
 /// What helpers share with the caller, who may be gone when they come.
 struct Round {
-    /// The caller's [`Task`], there until every task has been done.
-    task: *const (),
+    /// The caller's [`Work`], there until every task has been done.
+    work: *const (),
     tasks: usize,
     /// How many have been taken, or tried to be, of the part of them that each thread begins with.
     taken: Vec<AtomicUsize>,
     /// Tasks that have not been done.
     left: AtomicUsize,
-    /// What the last task to panic said.
+    /// What the last thread to panic said.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     call: fn(Helper),
 }
 
-// SAFETY: a `Task` is `Sync`; all else is so by itself.
+// SAFETY: `Work` is `Sync`; all else is so by itself.
 unsafe impl Send for Round {}
 // SAFETY: as above.
 unsafe impl Sync for Round {}
@@ -50,32 +50,33 @@ impl Helper {
             let helper = Self { round: Arc::clone(&round), number };
             let _ = catch_unwind(|| (round.call)(helper));
         }
-        for part in (number..parts).chain(0..number) {
+        let mut rest = (number..parts).chain(0..number).flat_map(|part| {
             let [start, end] = [part, part + 1].map(|part| part * tasks / parts);
-            loop {
-                let i = start + taken[part].fetch_add(1, Ordering::Relaxed);
-                if i >= end {
-                    break;
-                }
-                // SAFETY: this task has been taken, by no one else, and not been done: the caller waits for it.
-                let task = unsafe { *round.task.cast::<Task<'_>>() };
-                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(i))) {
-                    *round.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
-                }
-                round.left.fetch_sub(1, Ordering::Release);
+            let next = move || Some(start + taken[part].fetch_add(1, Ordering::Relaxed));
+            iter::from_fn(next).take_while(move |task| *task < end)
+        });
+        // Once, unless it panics.
+        while let Some(first) = rest.next() {
+            let mut done = 0;
+            let mut tasks = iter::once(first).chain(&mut rest).inspect(|_| done += 1);
+            // SAFETY: a task has been taken, by no one else, and not been counted as done: the caller waits for it.
+            let work = unsafe { *round.work.cast::<Work<'_>>() };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(&mut tasks))) {
+                *round.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
             }
+            round.left.fetch_sub(done, Ordering::Release);
         }
     }
 }
 
-/// Calls `task` with each of 0..`tasks`, in any order, on this thread and on `helpers` others, for which `call` is to
-/// find a thread: each soon, late or never.
-pub fn run(tasks: usize, helpers: usize, task: Task<'_>, call: fn(Helper)) {
+/// Deals out 0..`tasks`, in any order, to this thread and to `helpers` others, for which `call` is to find a thread: each
+/// soon, late or never. Each that gets a task calls `work`, mostly once, which is to take what it can.
+pub fn run(tasks: usize, helpers: usize, work: Work<'_>, call: fn(Helper)) {
     /// How often to look whether the last tasks have been done before other threads get a chance to run here.
     const LOOKS: usize = 1000;
 
     let round = Arc::new(Round {
-        task: (&raw const task).cast(),
+        work: (&raw const work).cast(),
         tasks,
         taken: (0..=helpers).map(|_| AtomicUsize::new(0)).collect(),
         left: AtomicUsize::new(tasks),
@@ -105,7 +106,12 @@ mod tests {
         for tasks in [1, 2, 3, 7, 8, 100] {
             for helpers in [0, 1, 2, 3, 7] {
                 let done: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
-                run(tasks, helpers, &|i| _ = done[i].fetch_add(1, Ordering::Relaxed), call);
+                run(
+                    tasks,
+                    helpers,
+                    &|tasks| tasks.for_each(|i| _ = done[i].fetch_add(1, Ordering::Relaxed)),
+                    call,
+                );
                 assert!(done.into_iter().all(|times| times.into_inner() == 1), "{tasks} {helpers}");
             }
         }
@@ -120,7 +126,7 @@ mod tests {
         (0..20).for_each(|_| every_task_is_done_once(on_a_thread));
         // They do come: two tasks that wait for each other.
         let both = std::sync::Barrier::new(2);
-        run(2, 1, &|_| _ = both.wait(), on_a_thread);
+        run(2, 1, &|tasks| tasks.for_each(|_| _ = both.wait()), on_a_thread);
     }
 
     #[test]
@@ -158,7 +164,8 @@ mod tests {
                 done.fetch_add(1, Ordering::Relaxed);
                 assert!(i != 2, "the third");
             };
-            let panic = catch_unwind(AssertUnwindSafe(|| run(5, 2, &task, call))).unwrap_err();
+            let panic = catch_unwind(AssertUnwindSafe(|| run(5, 2, &|tasks| tasks.for_each(task), call)))
+                .unwrap_err();
             assert_eq!(panic.downcast_ref(), Some(&"the third"));
             assert_eq!(done.into_inner(), 5);
         }

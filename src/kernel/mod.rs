@@ -6,7 +6,6 @@ pub mod map;
 pub mod reduce;
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use channels::Scales;
 
@@ -43,9 +42,6 @@ pub struct Scratch<T> {
     pub(crate) coefficients: [[T; COLUMNS + LANES]; COEFFICIENTS],
     /// Whether they are all of ordinary channels.
     pub(crate) ordinary: bool,
-    /// The run that derived them, and for which channels, if its later tasks may use them again: for every task anew they
-    /// took a third of the time of backward over 4096x512. (A token, since a number might come round again.)
-    pub(crate) coefficients_of: Option<(Arc<()>, Range<usize>)>,
 }
 
 impl<T: Copy + Default> Scratch<T> {
@@ -59,15 +55,7 @@ impl<T: Copy + Default> Scratch<T> {
             scales: Scales::new(),
             coefficients: [[T::default(); COLUMNS + LANES]; COEFFICIENTS],
             ordinary: false,
-            coefficients_of: None,
         })
-    }
-
-    /// Whether the coefficients are those that this run derived for these channels.
-    pub fn has_coefficients(&self, run: &Arc<()>, channels: &Range<usize>) -> bool {
-        self.coefficients_of
-            .as_ref()
-            .is_some_and(|(other, theirs)| Arc::ptr_eq(other, run) && theirs == channels)
     }
 }
 
