@@ -20,6 +20,9 @@ pub struct Task<'a, T> {
     pub reach: Reach,
     pub asked: Asked,
     pub scratch: &'a mut Scratch<T>,
+    /// A group, of as many channels as the next, whose map has been put off until that is reduced. The scratch has its
+    /// coefficients.
+    pub put_off: Option<Range<usize>>,
 }
 
 /// An operation on tensors. The slices of states hold one state for each of `channels`.
@@ -35,7 +38,7 @@ pub trait Operation<T: Element>: Sync {
     fn reduces(&self) -> bool;
     /// Fills in the coefficients that the reduction takes.
     fn prepare(&self, task: &mut Task<'_, T>, channels: &Range<usize>);
-    /// The states of one block.
+    /// The states of one block. Maps as much of the group that has been put off.
     fn reduce(
         &self,
         task: &mut Task<'_, T>,
@@ -51,6 +54,8 @@ pub trait Operation<T: Element>: Sync {
     fn finish(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[Self::State]);
     /// Whether there is a map.
     fn maps(&self) -> bool;
+    /// Whether a group that the scratch has the coefficients of can be put off.
+    fn can_put_off(&self, task: &Task<'_, T>) -> bool;
     /// Fills in the coefficients that the map takes, from column `at` on.
     fn coefficients(
         &self,
@@ -67,6 +72,11 @@ pub trait Operation<T: Element>: Sync {
 pub fn run<T: Element, O: Operation<T>>(level: Level, geometry: &Geometry, operation: &O) {
     let plan =
         Plan::new(geometry, size_of::<T>(), O::READS, (operation.reduces(), operation.maps()), exec::workers);
+    run_by(plan, level, geometry, operation);
+}
+
+/// The same by a plan of the caller's.
+pub fn run_by<T: Element, O: Operation<T>>(plan: Plan, level: Level, geometry: &Geometry, operation: &O) {
     let engine = Engine { level, geometry, plan, operation };
     if plan.whole { engine.whole() } else { engine.in_chunks() }
 }
@@ -88,7 +98,9 @@ impl<O: Sync> Engine<'_, O> {
     ) {
         let Self { level, geometry, plan: Plan { reach, asked, threads, .. }, .. } = *self;
         exec::deal(units, tasks, threads, &|ranges| {
-            T::with_scratch(|scratch| body(ranges, &mut Task { level, geometry, reach, asked, scratch }));
+            T::with_scratch(|scratch| {
+                body(ranges, &mut Task { level, geometry, reach, asked, scratch, put_off: None })
+            });
         });
     }
 
@@ -97,19 +109,23 @@ impl<O: Sync> Engine<'_, O> {
     where
         O: Operation<T>,
     {
-        let Plan { blocks, group, tasks, .. } = self.plan;
+        let Plan { blocks, group, tasks, overlap, .. } = self.plan;
         let groups = self.geometry.c.div_ceil(group);
         self.tasks(groups, tasks, |groups, task: &mut Task<'_, T>| {
             let [mut states, mut chunk_states, mut block_states] = [[O::State::default(); GROUP]; 3];
             for channels in groups.flatten().map(|group| self.plan.group(group)) {
                 let states = &mut states[..channels.len()];
                 self.operation.prepare(task, &channels);
+                if task.put_off.as_ref().is_some_and(|put_off| put_off.len() != channels.len()) {
+                    self.map_put_off(task);
+                }
                 let mut seen = self.chunk(task, &channels, 0, states, &mut block_states);
                 for chunk in 1..blocks.chunks() {
                     let right = &mut chunk_states[..channels.len()];
                     let count = self.chunk(task, &channels, chunk, right, &mut block_states);
                     self.fold((states, &mut seen), (right, count));
                 }
+                task.put_off = None;
                 if O::FINISH_DERIVES || self.operation.maps() {
                     self.operation.derive(task, &channels, states);
                 }
@@ -117,10 +133,25 @@ impl<O: Sync> Engine<'_, O> {
                 if self.operation.maps() {
                     task.scratch.ordinary = true;
                     self.operation.coefficients(task, &channels, 0, states);
-                    self.operation.map(task, &channels, 0, &blocks.whole());
+                    if overlap && self.operation.can_put_off(task) {
+                        task.put_off = Some(channels);
+                    } else {
+                        self.operation.map(task, &channels, 0, &blocks.whole());
+                    }
                 }
             }
+            self.map_put_off(task);
         });
+    }
+
+    /// Maps the group that has been put off, if there is one.
+    fn map_put_off<T: Element>(&self, task: &mut Task<'_, T>)
+    where
+        O: Operation<T>,
+    {
+        if let Some(channels) = task.put_off.take() {
+            self.operation.map(task, &channels, 0, &self.plan.blocks.whole());
+        }
     }
 
     /// A task takes chunks of some channels: reductions, then a barrier, then the map.

@@ -6,9 +6,9 @@ use std::ops::Range;
 use crate::element::Element;
 use crate::engine::{self, Operation, Task};
 use crate::kernel::channels::*;
-use crate::kernel::map::{Formula, FrozenGradient, InputGradient, Map, Normalize};
-use crate::kernel::reduce::{GradientTerms, Pivoted, Plain, Reduce, Terms};
-use crate::kernel::{Columns, Scratch};
+use crate::kernel::map::{Behind, Formula, FrozenGradient, InputGradient, Map, Normalize};
+use crate::kernel::reduce::{GradientTerms, Meanwhile, Nothing, Pivoted, Plain, Reduce, Terms};
+use crate::kernel::{Columns, Scratch, Sums};
 use crate::plan::{Block, GROUP};
 use crate::problem::{Geometry, Pattern};
 use crate::simd::Level;
@@ -117,7 +117,7 @@ impl<T: Element> Task<'_, T> {
     fn lay_out_centers(&mut self, channels: &Range<usize>) {
         let columns = Columns::of_sums(self.geometry, channels);
         if columns != Columns::Channels {
-            let kernel = LayOutCenters { scratch: self.scratch, channels: channels.len(), columns };
+            let kernel = LayOutCenters { sums: &mut self.scratch.sums, channels: channels.len(), columns };
             T::dispatch(self.level, kernel);
         }
     }
@@ -125,21 +125,27 @@ impl<T: Element> Task<'_, T> {
     /// Sums over a block, to the scratch.
     fn sums<O: Terms<IN>, const IN: usize>(
         &mut self,
-        _: O,
+        terms: O,
         inputs: [Input<'_, T>; IN],
-        channels: &Range<usize>,
-        block: &Block,
+        part: (&Range<usize>, &Block),
     ) {
-        let (channels, block) = (channels.clone(), block.clone());
-        let kernel = Reduce {
-            geometry: self.geometry,
-            inputs,
-            channels,
-            block,
-            scratch: self.scratch,
-            terms: PhantomData::<O>,
-        };
-        T::dispatch(self.level, kernel);
+        sum_up(self.level, self.geometry, terms, inputs, part, &mut self.scratch.sums, Nothing);
+    }
+
+    /// The same, while the group that was put off is mapped.
+    fn sums_and_map<O: Terms<IN>, F: Formula<IN, K>, const IN: usize, const K: usize>(
+        &mut self,
+        terms: O,
+        (formula, k): (F, [usize; K]),
+        inputs: [Input<'_, T>; IN],
+        output: Output<'_, T>,
+        part: (&Range<usize>, &Block),
+        put_off: &Range<usize>,
+    ) {
+        let (level, geometry) = (self.level, self.geometry);
+        let whole = Block { samples: 0..geometry.n, positions: 0..geometry.s };
+        let (map, sums) = self.map_of(formula, k, inputs, output, (put_off, 0, &whole));
+        sum_up(level, geometry, terms, inputs, part, sums, Behind(map));
     }
 
     /// Normalizes a part.
@@ -154,14 +160,29 @@ impl<T: Element> Task<'_, T> {
     /// Maps a part.
     fn apply<O: Formula<IN, K>, const IN: usize, const K: usize>(
         &mut self,
-        _: O,
+        formula: O,
         k: [usize; K],
         inputs: [Input<'_, T>; IN],
         output: Output<'_, T>,
-        (channels, column, part): (&Range<usize>, usize, &Block),
+        part: (&Range<usize>, usize, &Block),
     ) {
+        let level = self.level;
+        let (map, _) = self.map_of(formula, k, inputs, output, part);
+        T::dispatch(level, map);
+    }
+
+    /// The map of a part, and what can be summed in beside it.
+    fn map_of<'b, O: Formula<IN, K>, const IN: usize, const K: usize>(
+        &'b mut self,
+        _: O,
+        k: [usize; K],
+        inputs: [Input<'b, T>; IN],
+        output: Output<'b, T>,
+        (channels, column, part): (&Range<usize>, usize, &Block),
+    ) -> (Map<'b, T, O, IN, K>, &'b mut Sums) {
         let (channels, part) = (channels.clone(), part.clone());
-        let kernel = Map {
+        let Scratch { sums, coefficients, .. } = &mut *self.scratch;
+        let map = Map {
             geometry: self.geometry,
             inputs,
             output,
@@ -170,12 +191,28 @@ impl<T: Element> Task<'_, T> {
             part,
             reach: self.reach,
             asked: self.asked,
-            scratch: self.scratch,
-            k,
-            formula: PhantomData::<O>,
+            k: k.map(|row| &coefficients[row]),
+            formula: PhantomData,
         };
-        T::dispatch(self.level, kernel);
+        (map, sums)
     }
+}
+
+/// Sums over a block, to `sums`, with something else meanwhile.
+fn sum_up<T: Element, O: Terms<IN>, M: Meanwhile<T>, const IN: usize>(
+    level: Level,
+    geometry: &Geometry,
+    _: O,
+    inputs: [Input<'_, T>; IN],
+    (channels, block): (&Range<usize>, &Block),
+    sums: &mut Sums,
+    meanwhile: M,
+) {
+    let (channels, block) = (channels.clone(), block.clone());
+    T::dispatch(
+        level,
+        Reduce { geometry, inputs, channels, block, sums, meanwhile, terms: PhantomData::<O> },
+    );
 }
 
 /// Statistics, and with `y` the normalization by them.
@@ -201,16 +238,22 @@ impl<T: Element> Operation<T> for Forward<'_, T> {
     /// elements that are still in cache, takes sums about the mean that they gave.
     fn reduce(&self, task: &mut Task<'_, T>, channels: &Range<usize>, block: &Block, states: &mut [Moments]) {
         let count = block.count() as f64;
-        task.sums(Plain, [self.x], channels, block);
+        let part = (channels, block);
+        match (task.put_off.clone(), self.y, SCALE.split_first_chunk::<ORDINARY_SCALE>()) {
+            (Some(put_off), Some(y), Some((ordinary, _))) => {
+                task.sums_and_map(Plain, (Normalize, *ordinary), [self.x], y, part, &put_off);
+            }
+            _ => task.sums(Plain, [self.x], part),
+        }
         let mut again = false;
-        let condition =
-            Condition { scratch: task.scratch, channels: channels.len(), count, again: &mut again };
+        let sums = &mut task.scratch.sums;
+        let condition = Condition { sums, channels: channels.len(), count, again: &mut again };
         T::dispatch(task.level, condition);
         if again {
             task.lay_out_centers(channels);
-            task.sums(Pivoted, [self.x], channels, block);
+            task.sums(Pivoted, [self.x], part);
         }
-        T::dispatch(task.level, BlockMoments { scratch: task.scratch, count, moments: states });
+        T::dispatch(task.level, BlockMoments { sums: &task.scratch.sums, count, moments: states });
     }
 
     fn merge(&self, level: Level, left: (&mut [Moments], usize), right: (&[Moments], usize)) {
@@ -233,6 +276,10 @@ impl<T: Element> Operation<T> for Forward<'_, T> {
 
     fn maps(&self) -> bool {
         self.y.is_some()
+    }
+
+    fn can_put_off(&self, task: &Task<'_, T>) -> bool {
+        task.scratch.ordinary
     }
 
     fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, _: &[Moments]) {
@@ -275,6 +322,10 @@ impl<T: Element> Operation<T> for Inference<'_, T> {
         true
     }
 
+    fn can_put_off(&self, _: &Task<'_, T>) -> bool {
+        false
+    }
+
     fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, _: &[()]) {
         self.affine.coefficients(task, channels, at);
     }
@@ -309,7 +360,7 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
     }
 
     fn prepare(&self, task: &mut Task<'_, T>, channels: &Range<usize>) {
-        let Scratch { centers, pivots, .. } = &mut *task.scratch;
+        let Sums { centers, pivots, .. } = &mut task.scratch.sums;
         for ((channel, center), beside) in channels.clone().zip(centers).zip(pivots) {
             (*center, *beside) = match self.given {
                 Given::Batch(states) => (states[channel].moments().mean, states[channel].moments().mean_low),
@@ -326,8 +377,14 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
         block: &Block,
         states: &mut [GradientSums],
     ) {
-        task.sums(GradientTerms, [self.x, self.dy], channels, block);
-        let Scratch { sums: [dy, dy_d], pivots, .. } = &*task.scratch;
+        let (inputs, part) = ([self.x, self.dy], (channels, block));
+        match (task.put_off.clone(), self.dx, GRADIENT.split_first_chunk::<ORDINARY_GRADIENT>()) {
+            (Some(put_off), Some(dx), Some((ordinary, _))) => {
+                task.sums_and_map(GradientTerms, (InputGradient, *ordinary), inputs, dx, part, &put_off);
+            }
+            _ => task.sums(GradientTerms, inputs, part),
+        }
+        let Sums { totals: [dy, dy_d], pivots, .. } = &task.scratch.sums;
         for (i, state) in states.iter_mut().enumerate() {
             *state = GradientSums { dy: dy[i], dy_d: dy_d[i] - pivots[i] * dy[i] };
         }
@@ -367,6 +424,10 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
         self.dx.is_some()
     }
 
+    fn can_put_off(&self, task: &Task<'_, T>) -> bool {
+        task.scratch.ordinary && matches!(self.given, Given::Batch(_))
+    }
+
     fn coefficients(
         &self,
         task: &mut Task<'_, T>,
@@ -395,6 +456,85 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
             }
             Given::Frozen { .. } => {
                 task.apply(FrozenGradient, [HALF, REST], [self.dy], dx, (channels, column, part));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Plan, Reach};
+
+    /// A group that is mapped while the next is summed gets the bits that it gets by itself, and no one else's do change:
+    /// on the machines, and with the tensors, for which plans choose that, and elsewhere.
+    #[test]
+    fn overlap_changes_no_bit() {
+        for level in Level::available() {
+            overlap_changes_no_bit_of::<f32>(*level);
+            overlap_changes_no_bit_of::<f64>(*level);
+        }
+    }
+
+    fn overlap_changes_no_bit_of<T: Element>(level: Level) {
+        const CANARY: f64 = 12345.0;
+        for (n, c, s) in
+            [(3, 5, 100), (2, 7, 196), (1, 9, 16), (1, 4, 17), (4, 6, 784), (33, 4, 81), (2, 3, 9000)]
+        {
+            let geometry = Geometry { n, c, s, pattern: Pattern::Along };
+            let len = geometry.len();
+            // Channel 1 is not ordinary, channel 2 takes a second look.
+            let value = |i: usize, seed: usize| {
+                let noise = ((i * 2 + seed).wrapping_mul(0x9E37_79B9) >> 7 & 0xFFFF) as f64 / 65536.0 - 0.5;
+                T::from_f64(match i / s % c {
+                    1 => noise * 1e-37,
+                    2 => noise + 3e5,
+                    _ => noise,
+                })
+            };
+            let tensor = |seed| (0..len).map(|i| value(i, seed)).collect::<Vec<T>>();
+            let (x, dy) = (tensor(1), tensor(2));
+            let gamma: Vec<T> = (0..c).map(|channel| T::from_f64(1.5 - channel as f64)).collect();
+            let affine = Affine { gamma: Some(&gamma), beta: None, eps: 1e-5 };
+            for (group, offset) in [(1, 0), (2, 1), (3, 15), (2, 16)] {
+                let [apart, overlapped] = [false, true].map(|overlap| {
+                    let plan = Plan::new(&geometry, size_of::<T>(), 2, (true, true), || 1);
+                    let plan = Plan { whole: true, reach: Reach::Past, group, overlap, ..plan };
+                    let mut states = vec![Welford::new(); c];
+                    let mut outputs =
+                        [vec![T::from_f64(CANARY); len + 40], vec![T::from_f64(CANARY); len + 40]];
+                    let [y, dx] =
+                        outputs.each_mut().map(|output| Output::new(&mut output[offset + 4..][..len]));
+                    let x = Input::new(&x);
+                    let forward = Forward { x, y: Some(y), affine, states: Output::new(&mut states) };
+                    engine::run_by(plan, level, &geometry, &forward);
+                    let mut sums = [vec![T::from_f64(0.0); c], vec![T::from_f64(0.0); c]];
+                    let [dgamma, dbeta] = sums.each_mut().map(|sums| Some(Output::new(sums)));
+                    let backward = Backward {
+                        x,
+                        dy: Input::new(&dy),
+                        given: Given::Batch(&states),
+                        gamma: affine.gamma,
+                        eps: affine.eps,
+                        dx: Some(dx),
+                        dgamma,
+                        dbeta,
+                        dmean: None,
+                        dvar: None,
+                    };
+                    engine::run_by(plan, level, &geometry, &backward);
+                    let numbers = |values: &Vec<T>| {
+                        values.iter().map(|value| value.to_f64().to_bits()).collect::<Vec<_>>()
+                    };
+                    [&outputs[0], &outputs[1], &sums[0], &sums[1]].map(numbers)
+                });
+                let canary = CANARY.to_bits();
+                assert!(
+                    overlapped[..2]
+                        .iter()
+                        .all(|output| output[..offset + 4].iter().all(|bits| *bits == canary))
+                );
+                assert_eq!(apart, overlapped, "{level} {geometry:?} groups of {group}, offset {offset}");
             }
         }
     }

@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{BAND, Columns, GROUP, Scratch};
+use super::{BAND, Columns, GROUP, Scratch, Sums};
 use crate::element::Element;
 use crate::problem::SMALL_PLANE;
 use crate::simd::{Kernel, LANES, Lanes};
@@ -154,17 +154,17 @@ fn half_power(x: f64) -> f64 {
 
 /// From a block's plain sums: is any channel's variance too small against its mean for them? Those channels get the
 /// mean as a pivot and the answer is in `again`.
-pub struct Condition<'a, T> {
-    pub scratch: &'a mut Scratch<T>,
+pub struct Condition<'a> {
+    pub sums: &'a mut Sums,
     pub channels: usize,
     pub count: f64,
     pub again: &'a mut bool,
 }
 
-impl<T: Element> Kernel<T> for Condition<'_, T> {
+impl<T: Element> Kernel<T> for Condition<'_> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        let Scratch { sums: [sums, squares], pivots, centers, .. } = self.scratch;
+        let Sums { totals: [sums, squares], pivots, centers, .. } = self.sums;
         let sums = sums.iter().zip(squares.iter());
         let mut again = 0u64;
         for (pivot, (sum, squares)) in pivots[..self.channels].iter_mut().zip(sums) {
@@ -183,16 +183,16 @@ impl<T: Element> Kernel<T> for Condition<'_, T> {
 }
 
 /// From a block's sums to its moments.
-pub struct BlockMoments<'a, T> {
-    pub scratch: &'a Scratch<T>,
+pub struct BlockMoments<'a> {
+    pub sums: &'a Sums,
     pub count: f64,
     pub moments: &'a mut [Moments],
 }
 
-impl<T: Element> Kernel<T> for BlockMoments<'_, T> {
+impl<T: Element> Kernel<T> for BlockMoments<'_> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        let Scratch { sums: [sums, squares], pivots, .. } = self.scratch;
+        let Sums { totals: [sums, squares], pivots, .. } = self.sums;
         for (i, moments) in self.moments.iter_mut().enumerate().take(BAND) {
             *moments = Moments::from_sums(pivots[i], sums[i], squares[i], self.count);
         }
@@ -335,16 +335,16 @@ impl<T: Element> Kernel<T> for LayOut<'_, T> {
 }
 
 /// Lays out the centers, like [`LayOut`].
-pub struct LayOutCenters<'a, T> {
-    pub scratch: &'a mut Scratch<T>,
+pub struct LayOutCenters<'a> {
+    pub sums: &'a mut Sums,
     pub channels: usize,
     pub columns: Columns,
 }
 
-impl<T: Element> Kernel<T> for LayOutCenters<'_, T> {
+impl<T: Element> Kernel<T> for LayOutCenters<'_> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        lay_out(&mut self.scratch.centers, self.channels, self.columns);
+        lay_out(&mut self.sums.centers, self.channels, self.columns);
     }
 }
 

@@ -4,7 +4,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::channels::{ORDINARY_GRADIENT, ORDINARY_SCALE};
-use super::{Columns, Scratch};
+use super::reduce::Meanwhile;
+use super::{Columns, Row};
 use crate::plan::{Asked, Block, Reach, TILE_COLUMNS, TILE_ROWS};
 use crate::problem::{Geometry, Pattern};
 use crate::simd::{Kernel, LANES, LINE, Lanes, prefetch};
@@ -80,7 +81,7 @@ impl Formula<1, 2> for FrozenGradient {
     }
 }
 
-/// Applies a formula to a part of a group of channels. `k` says which rows of the scratch's coefficients it takes.
+/// Applies a formula to a part of a group of channels.
 pub struct Map<'a, T, O, const IN: usize, const K: usize> {
     pub geometry: &'a Geometry,
     pub inputs: [Input<'a, T>; IN],
@@ -91,9 +92,60 @@ pub struct Map<'a, T, O, const IN: usize, const K: usize> {
     pub part: Block,
     pub reach: Reach,
     pub asked: Asked,
-    pub scratch: &'a Scratch<T>,
-    pub k: [usize; K],
+    /// The rows of coefficients that the formula takes.
+    pub k: [&'a Row<T>; K],
     pub formula: PhantomData<O>,
+}
+
+/// What is left of a plane: from `done` to `end`, both from where its sample's run begins.
+pub struct Plane<V, const K: usize> {
+    run: usize,
+    channel: usize,
+    done: usize,
+    end: usize,
+    k: [V; K],
+}
+
+/// The map of a group, past the caches, while another of as many channels is summed: a vector of one, a vector of the other.
+/// (By turns of 1 KiB, with a place to go on from in memory, half of the gain was lost to the way there.)
+pub struct Behind<'a, T, O, const IN: usize, const K: usize>(pub Map<'a, T, O, IN, K>);
+
+impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Meanwhile<T> for Behind<'_, T, O, IN, K> {
+    const ANY: bool = true;
+    type Plane<S: Lanes<T>> = Plane<S::Vector, K>;
+
+    #[inline(always)]
+    fn begin<S: Lanes<T>>(
+        &self,
+        s: S,
+        sample: usize,
+        channel: usize,
+        positions: &Range<usize>,
+    ) -> Self::Plane<S> {
+        let Map { geometry, channels, column, .. } = &self.0;
+        debug_assert!(channel < channels.len() && geometry.s >= LANES);
+        let run = geometry.offset(sample, channels.start, 0);
+        // SAFETY: sample and channel lie within the geometry, whose length inputs and output have.
+        unsafe { self.0.begin(s, run, channel, positions, self.0.splats(s, column + channel)) }
+    }
+
+    #[inline(always)]
+    fn step<S: Lanes<T>>(&self, s: S, plane: &mut Self::Plane<S>) {
+        if plane.done + S::N <= plane.end {
+            // SAFETY: as above, and the plane's vectors follow the output's lines.
+            unsafe { self.0.vector::<S, PAST>(s, plane.run + plane.done, plane.k) };
+            plane.done += S::N;
+        }
+    }
+
+    #[inline(always)]
+    fn finish<S: Lanes<T>>(&self, s: S, mut plane: Self::Plane<S>) {
+        while plane.done + S::N <= plane.end {
+            self.step(s, &mut plane);
+        }
+        // SAFETY: as above.
+        unsafe { self.0.finish::<S, PAST>(s, &mut plane) };
+    }
 }
 
 /// [`Reach`] as a parameter.
@@ -255,16 +307,14 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         }
     }
 
-    /// The planes of a sample's channels, `len` elements each, one behind the other. Vectors follow the output's lines: one
-    /// that lies in two planes has the coefficients of both. (Planes of 7 x 7 as rows of positions, with coefficients for each,
-    /// took 1.7 to 3 times as long: their rows fall on few sets of L1.)
+    /// The planes of a sample's channels, `len` elements each, one behind the other. (Planes of 7 x 7 as rows of positions,
+    /// with coefficients for each, took 1.7 to 3 times as long: their rows fall on few sets of L1.)
     ///
     /// # Safety
     /// Inputs and output have the elements.
     #[inline(always)]
     unsafe fn planes<S: Lanes<T>, const REACH: usize>(&self, s: S, at: usize, len: usize, ahead: &Ahead) {
         let width = self.channels.len();
-        let mut k = self.splats(s, self.column);
         // SAFETY: the run has `width * len` elements from `at` on.
         unsafe {
             if len < LANES {
@@ -273,30 +323,74 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
                 }
                 return;
             }
-            let mut done = self.head(at).min(len);
-            self.few(s, at, done, k);
-            for channel in 0..width {
-                let end = (channel + 1) * len;
-                while done + S::N <= end {
-                    self.ask_along::<S, REACH>(s, at, done, ahead);
-                    self.vector::<S, REACH>(s, at + done, k);
-                    done += S::N;
+            let mut plane = self.begin(s, at, 0, &(0..len), self.splats(s, self.column));
+            for _ in 0..width {
+                while plane.done + S::N <= plane.end {
+                    self.ask_along::<S, REACH>(s, at, plane.done, ahead);
+                    self.vector::<S, REACH>(s, at + plane.done, plane.k);
+                    plane.done += S::N;
                 }
-                if channel + 1 == width {
-                    self.few(s, at + done, end - done, k);
-                } else {
-                    let other = self.splats(s, self.column + channel + 1);
-                    if done < end {
-                        for (k, other) in k.iter_mut().zip(other) {
-                            *k = s.select_first(*k, other, end - done);
-                        }
-                        self.ask_along::<S, REACH>(s, at, done, ahead);
-                        self.vector::<S, REACH>(s, at + done, k);
-                        done += S::N;
-                    }
-                    k = other;
+                if plane.done < plane.end {
+                    self.ask_along::<S, REACH>(s, at, plane.done, ahead);
                 }
+                self.finish::<S, REACH>(s, &mut plane);
             }
+        }
+    }
+
+    /// Begins with some of a plane's positions, whole [`LANES`] but for its last, in the run of the part that begins at offset
+    /// `run`. Vectors follow the output's lines: what lies before a run's first line is done here.
+    ///
+    /// # Safety
+    /// Inputs and output have the run, whose planes have [`LANES`] elements at least.
+    #[inline(always)]
+    unsafe fn begin<S: Lanes<T>>(
+        &self,
+        s: S,
+        run: usize,
+        channel: usize,
+        positions: &Range<usize>,
+        k: [S::Vector; K],
+    ) -> Plane<S::Vector, K> {
+        let len = self.part.positions.len();
+        let head = self.head(run).min(len);
+        // A vector that the positions end in is theirs, one that they begin in belongs to those before.
+        let vector_at = |at: usize| head + at.saturating_sub(head).next_multiple_of(S::N);
+        let start = channel * len;
+        if start + positions.start == 0 {
+            // SAFETY: says the caller.
+            unsafe { self.few(s, run, head, k) };
+        }
+        let done = vector_at(start + positions.start);
+        let end = if positions.end == len { start + len } else { vector_at(start + positions.end) };
+        Plane { run, channel, done, end, k }
+    }
+
+    /// The end of a plane, less than a vector, with what of the next one shares a vector with it. Goes on to that.
+    ///
+    /// # Safety
+    /// As of `begin`.
+    #[inline(always)]
+    unsafe fn finish<S: Lanes<T>, const REACH: usize>(&self, s: S, plane: &mut Plane<S::Vector, K>) {
+        let at = plane.run + plane.done;
+        let left = plane.end.saturating_sub(plane.done);
+        plane.channel += 1;
+        // SAFETY: says the caller; behind a run's last plane there may be no more.
+        unsafe {
+            if plane.channel == self.channels.len() {
+                self.few(s, at, left, plane.k);
+                return;
+            }
+            let next = self.splats(s, self.column + plane.channel);
+            if left > 0 {
+                for (k, next) in plane.k.iter_mut().zip(next) {
+                    *k = s.select_first(*k, next, left);
+                }
+                self.vector::<S, REACH>(s, at, plane.k);
+                plane.done += S::N;
+            }
+            plane.end += self.part.positions.len();
+            plane.k = next;
         }
     }
 
@@ -312,7 +406,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
     fn splats<S: Lanes<T>>(&self, s: S, column: usize) -> [S::Vector; K] {
         let mut k = [s.zero(); K];
         for (k, row) in k.iter_mut().zip(self.k) {
-            *k = s.splat(self.scratch.coefficients[row][column]);
+            *k = s.splat(row[column]);
         }
         k
     }
@@ -459,7 +553,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
     fn coefficients<S: Lanes<T>>(&self, s: S, column: usize) -> [S::Vector; K] {
         let mut k = [s.zero(); K];
         for (k, row) in k.iter_mut().zip(self.k) {
-            let row = &self.scratch.coefficients[row][column..column + S::N];
+            let row = &row[column..column + S::N];
             // SAFETY: `row` has N values.
             *k = unsafe { s.load(row.as_ptr()) };
         }

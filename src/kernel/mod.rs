@@ -28,30 +28,40 @@ pub const COEFFICIENTS: usize = 7;
 /// than its arithmetic.
 #[repr(align(64))]
 pub struct Scratch<T> {
+    pub(crate) sums: Sums,
+    /// How a group of channels is normalized.
+    pub(crate) scales: Scales,
+    /// Coefficients per column ([`Columns`]).
+    pub(crate) coefficients: [Row<T>; COEFFICIENTS],
+    /// Whether they are all of ordinary channels.
+    pub(crate) ordinary: bool,
+}
+
+/// What a block is summed in.
+pub struct Sums {
     /// Two sums per lane and channel of the block at hand; a vector of padding lets the last store be whole.
     pub(crate) lanes: [[f64; SUMS + LANES]; 2],
     /// The same, summed over lanes.
-    pub(crate) sums: [[f64; BAND]; 2],
+    pub(crate) totals: [[f64; BAND]; 2],
     /// What a block's sums are about, per column ([`Columns`]).
     pub(crate) centers: [f64; COLUMNS + LANES],
     /// The pivot per channel that a block's sums are about; in backward, what the mean is beside its center.
     pub(crate) pivots: [f64; BAND],
-    /// How a group of channels is normalized.
-    pub(crate) scales: Scales,
-    /// Coefficients per column ([`Columns`]).
-    pub(crate) coefficients: [[T; COLUMNS + LANES]; COEFFICIENTS],
-    /// Whether they are all of ordinary channels.
-    pub(crate) ordinary: bool,
 }
+
+/// One coefficient per column, and a vector of padding.
+pub type Row<T> = [T; COLUMNS + LANES];
 
 impl<T: Copy + Default> Scratch<T> {
     /// In a box of its own, since it is too large for a stack to be taken for granted.
     pub fn new() -> Box<Self> {
         Box::new(Self {
-            lanes: [[0.0; SUMS + LANES]; 2],
-            sums: [[0.0; BAND]; 2],
-            centers: [0.0; COLUMNS + LANES],
-            pivots: [0.0; BAND],
+            sums: Sums {
+                lanes: [[0.0; SUMS + LANES]; 2],
+                totals: [[0.0; BAND]; 2],
+                centers: [0.0; COLUMNS + LANES],
+                pivots: [0.0; BAND],
+            },
             scales: Scales::new(),
             coefficients: [[T::default(); COLUMNS + LANES]; COEFFICIENTS],
             ordinary: false,

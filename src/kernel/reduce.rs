@@ -8,7 +8,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::{Columns, Scratch};
+use super::{Columns, Sums};
 use crate::plan::Block;
 use crate::problem::{Geometry, Pattern};
 use crate::simd::{Kernel, LANES, Lanes, prefetch};
@@ -70,17 +70,54 @@ impl Terms<2> for GradientTerms {
     }
 }
 
-/// The sums of one block, to `scratch.sums`.
-pub struct Reduce<'a, T, O, const IN: usize> {
+/// What else is done while planes are summed: with the vectors of one other plane for each.
+pub trait Meanwhile<T> {
+    /// Whether there is anything to do.
+    const ANY: bool;
+    /// Where that is, in a plane.
+    type Plane<S: Lanes<T>>;
+
+    /// Begins with these positions of the plane that has this place among the other ones.
+    fn begin<S: Lanes<T>>(
+        &self,
+        s: S,
+        sample: usize,
+        channel: usize,
+        positions: &Range<usize>,
+    ) -> Self::Plane<S>;
+    /// Does the next vector, if there is one.
+    fn step<S: Lanes<T>>(&self, s: S, plane: &mut Self::Plane<S>);
+    /// Does what is left.
+    fn finish<S: Lanes<T>>(&self, s: S, plane: Self::Plane<S>);
+}
+
+/// Nothing else.
+pub struct Nothing;
+
+impl<T> Meanwhile<T> for Nothing {
+    const ANY: bool = false;
+    type Plane<S: Lanes<T>> = ();
+
+    #[inline(always)]
+    fn begin<S: Lanes<T>>(&self, _: S, _: usize, _: usize, _: &Range<usize>) {}
+    #[inline(always)]
+    fn step<S: Lanes<T>>(&self, _: S, (): &mut ()) {}
+    #[inline(always)]
+    fn finish<S: Lanes<T>>(&self, _: S, (): ()) {}
+}
+
+/// The sums of one block, to `sums.totals`.
+pub struct Reduce<'a, T, O, M, const IN: usize> {
     pub geometry: &'a Geometry,
     pub inputs: [Input<'a, T>; IN],
     pub channels: Range<usize>,
     pub block: Block,
-    pub scratch: &'a mut Scratch<T>,
+    pub sums: &'a mut Sums,
+    pub meanwhile: M,
     pub terms: PhantomData<O>,
 }
 
-impl<T: Copy, O: Terms<IN>, const IN: usize> Kernel<T> for Reduce<'_, T, O, IN> {
+impl<T: Copy, O: Terms<IN>, M: Meanwhile<T>, const IN: usize> Kernel<T> for Reduce<'_, T, O, M, IN> {
     #[inline(always)]
     fn run<S: Lanes<T>>(mut self, s: S) {
         debug_assert!(self.inputs.iter().all(|input| input.len() == self.geometry.len()));
@@ -92,8 +129,8 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Kernel<T> for Reduce<'_, T, O, IN> 
             self.matrices(s);
         }
         let lanes = self.geometry.lanes().min(self.block.positions.len());
-        let Scratch { lanes: columns, sums, .. } = self.scratch;
-        for ((columns, sums), scale) in columns.iter_mut().zip(sums).zip(Self::unscale::<S>()) {
+        let Sums { lanes: columns, totals, .. } = self.sums;
+        for ((columns, sums), scale) in columns.iter_mut().zip(totals).zip(Self::unscale::<S>()) {
             let sums = &mut sums[..self.channels.len()];
             match self.geometry.pattern {
                 Pattern::Along => sum_lanes_of_planes(s, columns, lanes, sums),
@@ -173,7 +210,7 @@ impl Later {
     }
 }
 
-/// Rows whose columns are lanes of channels. The center of column i is the scratch's of column i.
+/// Rows whose columns are lanes of channels. The center of column i is that of the sums.
 struct Matrix {
     /// Elements from the batch's first to the matrix's.
     skip: usize,
@@ -251,7 +288,7 @@ impl Matrix {
 /// caches and TLB at a jump to another sample. Half or twice of it lose 5 to 20 %; none, 30 to 60 % (beyond L2).
 const AHEAD_BYTES: usize = 8192;
 
-impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
+impl<T: Copy, O: Terms<IN>, M: Meanwhile<T>, const IN: usize> Reduce<'_, T, O, M, IN> {
     /// That in elements.
     const AHEAD: usize = AHEAD_BYTES / size_of::<T>();
 
@@ -287,13 +324,15 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
     /// # Safety
     /// All that the sweep touches can be read.
     #[inline(always)]
-    unsafe fn sweep<S: Lanes<T>, const U: usize>(
+    unsafe fn sweep<S: Lanes<T>, N: Meanwhile<T>, const U: usize>(
         s: S,
         sweep: &Sweep<IN, T>,
         centers: [S::Wide; U],
         sums: &mut [[S::Wide; 2]; U],
+        (meanwhile, plane): (&N, &mut N::Plane<S>),
     ) {
         for row in 0..sweep.rows {
+            meanwhile.step(s, plane);
             for u in 0..U {
                 let mut x = [s.zero_wide(); IN];
                 for (x, from) in x.iter_mut().zip(sweep.from) {
@@ -334,7 +373,7 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
         if first {
             return [s.zero_wide(); 2];
         }
-        let [a, b] = &self.scratch.lanes;
+        let [a, b] = &self.sums.lanes;
         let (a, b) = (&a[column..column + S::N], &b[column..column + S::N]);
         // SAFETY: both slices have N values.
         unsafe { [s.load_wide(a.as_ptr()), s.load_wide(b.as_ptr())] }
@@ -342,7 +381,7 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
 
     #[inline(always)]
     fn put<S: Lanes<T>>(&mut self, s: S, column: usize, sums: [S::Wide; 2]) {
-        let [a, b] = &mut self.scratch.lanes;
+        let [a, b] = &mut self.sums.lanes;
         let (a, b) = (&mut a[column..column + S::N], &mut b[column..column + S::N]);
         // SAFETY: both slices have N values.
         unsafe {
@@ -366,8 +405,8 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
     #[inline(always)]
     unsafe fn along<S: Lanes<T>>(&mut self, s: S) {
         let channels = self.channels.len();
-        // Two inputs have additions enough in one channel, and planes enough to be read at once.
-        let step = if IN == 1 { S::STREAMS } else { 1 };
+        // Two inputs have additions enough in one channel, and planes enough to be read at once; so has what else is done.
+        let step = if IN == 1 && !M::ANY { S::STREAMS } else { 1 };
         for sample in self.block.samples.clone() {
             let later = self.later(sample, step);
             let mut channel = 0;
@@ -435,9 +474,10 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
         let mut centers = [s.zero_wide(); U];
         if O::CENTERED {
             for (u, center) in centers.iter_mut().enumerate() {
-                *center = s.splat_wide(-S::SCALE * self.scratch.centers[channel + u]);
+                *center = s.splat_wide(-S::SCALE * self.sums.centers[channel + u]);
             }
         }
+        let mut other = self.meanwhile.begin(s, sample, channel, positions);
         // Of the last sample; the sixteen lanes are one vector, or two.
         let mut totals = [[[s.zero_wide(); 2]; U]; 2];
         for (part, totals) in totals.iter_mut().enumerate().take(LANES / S::N) {
@@ -453,10 +493,10 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
                 let from = self.inputs.map(|x| x.as_ptr().add(at).wrapping_add(lane));
                 let near = near.min(rows);
                 let sweep = Sweep { from, apart: plane, stride: LANES, rows: near, ahead };
-                Self::sweep::<S, U>(s, &sweep, centers, &mut sums);
+                Self::sweep::<S, M, U>(s, &sweep, centers, &mut sums, (&self.meanwhile, &mut other));
                 let from = from.map(|x| x.wrapping_add(near * LANES));
                 let sweep = Sweep { from, rows: rows - near, ahead: beyond, ..sweep };
-                Self::sweep::<S, U>(s, &sweep, centers, &mut sums);
+                Self::sweep::<S, M, U>(s, &sweep, centers, &mut sums, (&self.meanwhile, &mut other));
             }
             let done = lane + rows * LANES;
             if done < len {
@@ -476,11 +516,12 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
                 self.put(s, column(u), sums);
             }
         }
+        self.meanwhile.finish(s, other);
         if last {
             let [low, high] = totals;
             for (u, (low, high)) in low.into_iter().zip(high).enumerate() {
                 for (i, scale) in Self::unscale::<S>().into_iter().enumerate() {
-                    self.scratch.sums[i][channel + u] = s.sum_lanes([low[i], high[i]]) * scale;
+                    self.sums.totals[i][channel + u] = s.sum_lanes([low[i], high[i]]) * scale;
                 }
             }
         }
@@ -573,7 +614,8 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
         // SAFETY: says the caller.
         unsafe {
             let from = self.inputs.map(|x| x.as_ptr().add(at + done));
-            Self::sweep::<S, U>(s, &Sweep { from, apart: S::N, stride, rows, ahead }, centers, &mut sums);
+            let sweep = Sweep { from, apart: S::N, stride, rows, ahead };
+            Self::sweep::<S, Nothing, U>(s, &sweep, centers, &mut sums, (&Nothing, &mut ()));
         }
         for (u, sums) in sums.into_iter().enumerate() {
             self.put(s, column + done + u * S::N, sums);
@@ -586,7 +628,7 @@ impl<T: Copy, O: Terms<IN>, const IN: usize> Reduce<'_, T, O, IN> {
         if !O::CENTERED {
             return s.zero_wide();
         }
-        let centers = &self.scratch.centers[column..column + S::N];
+        let centers = &self.sums.centers[column..column + S::N];
         // SAFETY: `centers` has N values.
         let centers = unsafe { s.load_wide(centers.as_ptr()) };
         s.add_product(s.zero_wide(), centers, s.splat_wide(-S::SCALE))
