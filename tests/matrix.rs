@@ -468,6 +468,15 @@ fn constant_channels_give_beta_to_the_bit() {
 /// machine. A change of it is a change of result bits, and belongs into CHANGELOG.md.
 #[test]
 fn one_hash() {
+    assert_one_hash(|threads| threads == 1);
+}
+
+#[test]
+fn one_hash_on_several_threads() {
+    assert_one_hash(|threads| threads > 1);
+}
+
+fn assert_one_hash(with: impl Fn(usize) -> bool) {
     const HASH: u64 = 0x9c45_d3a9_ca72_d47d;
     fn hash<T: Bits>(layout: Layout, mut hash: u64) -> u64 {
         for (seed, dims) in [
@@ -492,7 +501,7 @@ fn one_hash() {
         hash
     }
     let mut hashes = Vec::new();
-    for configuration in configurations() {
+    for configuration in configurations().into_iter().filter(|configuration| with(configuration.threads)) {
         for layout in LAYOUTS {
             let all = configuration.run(|| hash::<f64>(layout, hash::<f32>(layout, FNV_START)));
             let Configuration { level, threads } = configuration;
