@@ -76,25 +76,26 @@ pub fn inside_pool() -> bool {
 }
 
 /// Deals out 0..`units` as ranges, about `tasks` of them, in any order, to `threads` threads: this one, and others of the
-/// pool. Each calls `work` with those that it takes, neighbours mostly.
+/// pool. Each calls `work` with those that it takes, neighbours mostly; `backwards` from the end of what it took last time.
 /// Behind a pointer, or every operation would bring its own copy of the machinery.
 pub fn deal(
     units: usize,
     tasks: usize,
     threads: usize,
+    backwards: bool,
     work: &(dyn Fn(&mut dyn Iterator<Item = Range<usize>>) + Sync),
 ) {
+    let tasks = tasks.min(units);
+    let range = |i| i * units / tasks..(i + 1) * units / tasks;
     #[cfg(feature = "rayon")]
-    if threads > 1 && units > 1 && tasks > 1 {
-        let tasks = tasks.min(units);
-        let range = |i| i * units / tasks..(i + 1) * units / tasks;
+    if threads > 1 && tasks > 1 {
         // From outside one more than there need be: the system may let one of them wait for the core that the caller is on,
         // while others are idle (after 1 ms without a call, 0.7 times as fast with one less).
         let helpers = threads.min(tasks) - usize::from(inside_pool());
-        return round::run(tasks, helpers, &|tasks| work(&mut tasks.map(range)), call);
+        return round::run(tasks, helpers, backwards, &|tasks| work(&mut tasks.map(range)), call);
     }
-    let _ = (tasks, threads);
-    work(&mut std::iter::once(0..units));
+    let _ = threads;
+    if backwards { work(&mut (0..tasks).rev().map(range)) } else { work(&mut (0..tasks).map(range)) }
 }
 
 /// Leaves it to the pool to run a helper, unless some have not come for long: then all of its threads are busy, and more

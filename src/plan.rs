@@ -101,7 +101,7 @@ const PARALLEL_BYTES_OUTSIDE: usize = fuzzed(1 << 20, 1 << 10);
 const TASKS_PER_THREAD: usize = 4;
 
 /// ... more where memory is far and threads do not get the same of it: 1.0 to 1.2 times as fast in NHWC ...
-const TASKS_PER_THREAD_FAR: usize = 16;
+pub const TASKS_PER_THREAD_FAR: usize = 16;
 
 /// ... but of a tensor below this, two, for whoever comes late. (One is 0.9 to 1.0 times as fast where the others have to
 /// wake up, four are where they have not.)

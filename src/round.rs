@@ -19,6 +19,8 @@ struct Round {
     /// The caller's [`Work`], there until every task has been done.
     work: *const (),
     tasks: usize,
+    /// Whether each part's are taken from the last to the first.
+    backwards: bool,
     /// How many have been taken, or tried to be, of the part of them that each thread begins with.
     taken: Vec<AtomicUsize>,
     /// Tasks that have not been done.
@@ -43,7 +45,7 @@ impl Helper {
     /// Calls two more and does tasks until all have been taken: first those of its own part, which are neighbours.
     pub fn help(self) {
         let Self { round, number } = self;
-        let Round { tasks, ref taken, .. } = *round;
+        let Round { tasks, backwards, ref taken, .. } = *round;
         let parts = taken.len();
         for number in (2 * number + 1..parts).take(2) {
             // One for whom that fails is one who never comes. Unwinding from here would leave the others without a caller.
@@ -53,7 +55,8 @@ impl Helper {
         let mut rest = (number..parts).chain(0..number).flat_map(|part| {
             let [start, end] = [part, part + 1].map(|part| part * tasks / parts);
             let next = move || Some(start + taken[part].fetch_add(1, Ordering::Relaxed));
-            iter::from_fn(next).take_while(move |task| *task < end)
+            let numbers = iter::from_fn(next).take_while(move |number| *number < end);
+            numbers.map(move |number| if backwards { start + end - 1 - number } else { number })
         });
         // Once, unless it panics.
         while let Some(first) = rest.next() {
@@ -70,14 +73,16 @@ impl Helper {
 }
 
 /// Deals out 0..`tasks`, in any order, to this thread and to `helpers` others, for which `call` is to find a thread: each
-/// soon, late or never. Each that gets a task calls `work`, mostly once, which is to take what it can.
-pub fn run(tasks: usize, helpers: usize, work: Work<'_>, call: fn(Helper)) {
+/// soon, late or never. Each that gets a task calls `work`, mostly once, which is to take what it can: first those of a part
+/// that is its own in every such round, in order or `backwards`.
+pub fn run(tasks: usize, helpers: usize, backwards: bool, work: Work<'_>, call: fn(Helper)) {
     /// How often to look whether the last tasks have been done before other threads get a chance to run here.
     const LOOKS: usize = 1000;
 
     let round = Arc::new(Round {
         work: (&raw const work).cast(),
         tasks,
+        backwards,
         taken: (0..=helpers).map(|_| AtomicUsize::new(0)).collect(),
         left: AtomicUsize::new(tasks),
         panic: Mutex::new(None),
@@ -109,6 +114,7 @@ mod tests {
                 run(
                     tasks,
                     helpers,
+                    tasks % 2 == 0,
                     &|tasks| tasks.for_each(|i| _ = done[i].fetch_add(1, Ordering::Relaxed)),
                     call,
                 );
@@ -126,7 +132,7 @@ mod tests {
         (0..20).for_each(|_| every_task_is_done_once(on_a_thread));
         // They do come: two tasks that wait for each other.
         let both = std::sync::Barrier::new(2);
-        run(2, 1, &|tasks| tasks.for_each(|_| _ = both.wait()), on_a_thread);
+        run(2, 1, false, &|tasks| tasks.for_each(|_| _ = both.wait()), on_a_thread);
     }
 
     #[test]
@@ -164,8 +170,9 @@ mod tests {
                 done.fetch_add(1, Ordering::Relaxed);
                 assert!(i != 2, "the third");
             };
-            let panic = catch_unwind(AssertUnwindSafe(|| run(5, 2, &|tasks| tasks.for_each(task), call)))
-                .unwrap_err();
+            let panic =
+                catch_unwind(AssertUnwindSafe(|| run(5, 2, false, &|tasks| tasks.for_each(task), call)))
+                    .unwrap_err();
             assert_eq!(panic.downcast_ref(), Some(&"the third"));
             assert_eq!(done.into_inner(), 5);
         }
