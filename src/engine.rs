@@ -55,7 +55,9 @@ pub trait Operation<T: Element>: Sync {
     /// Whether there is a map.
     fn maps(&self) -> bool;
     /// Whether a group that the scratch has the coefficients of can be put off.
-    fn can_put_off(&self, task: &Task<'_, T>) -> bool;
+    fn can_put_off(&self, _: &Task<'_, T>) -> bool {
+        false
+    }
     /// Fills in the coefficients that the map takes, from column `at` on.
     fn coefficients(
         &self,

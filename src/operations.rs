@@ -322,10 +322,6 @@ impl<T: Element> Operation<T> for Inference<'_, T> {
         true
     }
 
-    fn can_put_off(&self, _: &Task<'_, T>) -> bool {
-        false
-    }
-
     fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, _: &[()]) {
         self.affine.coefficients(task, channels, at);
     }

@@ -68,6 +68,9 @@ const CACHE_SHARE: usize = 4;
 /// fast in training and 1.1 in backward at 50 MB and more, 10 % slower at 20 MB, where longer runs matter more.
 const CACHE_SHARE_FAR: usize = 5;
 
+/// ... and of a single channel that is mapped while the next is summed (training; backward 0.99 times as fast).
+const CACHE_SHARE_ONE: usize = 7;
+
 /// What is left beside what is written past the caches.
 const CACHE_SHARE_PAST: usize = 12;
 
@@ -299,9 +302,10 @@ impl Plan {
         // training, 1.05 to 1.1 in backward (elsewhere, in bare loops, 0.4 to 1.08 times). Two groups are in L2 then.
         let overlap = (mesh || cfg!(fuzzing))
             && (planes && reduces && maps && geometry.c >= threads)
-            && (reach == Reach::Past && channel <= l2_bytes(CACHE_SHARE));
+            && (reach == Reach::Past
+                && channel <= l2_bytes(if reads == 1 { CACHE_SHARE_ONE } else { CACHE_SHARE }));
         let cache = match moved {
-            _ if overlap => l2_bytes(CACHE_SHARE),
+            _ if overlap => l2_bytes(CACHE_SHARE).max(channel),
             FAR_BYTES.. => l2_bytes(CACHE_SHARE_FAR),
             _ => reads * l2_bytes(CACHE_SHARE),
         };
