@@ -3,11 +3,10 @@
 mod common;
 
 use batchnorm::{
-    BatchNorm, Error, Gradients, Layout, Level, Params, RunningUpdate, RunningVariance, Shape, UpdateRule,
-    Welford, backward, backward_frozen, forward_inference, forward_training, reference, statistics,
-    update_running,
+    BatchNorm, Error, Gradients, Level, Params, RunningUpdate, RunningVariance, Shape, UpdateRule, Welford,
+    backward, backward_frozen, forward_inference, forward_training, reference, statistics, update_running,
 };
-use common::matrix::{LAYOUTS, Problem, THREADS, variate};
+use common::matrix::{LAYOUTS, Problem, variate};
 
 /// Elements about a mean, as f32 has them.
 fn about(mean: f64, std: f64, len: usize) -> Vec<f32> {
@@ -172,6 +171,9 @@ fn layouts_give_the_same_bits() {
 #[cfg(feature = "rayon")]
 #[test]
 fn thread_counts_give_the_same_bits() {
+    use batchnorm::Layout;
+    use common::matrix::THREADS;
+
     let problem = Problem::<f32>::new(&[3, 5, 150, 149], 4);
     let results = THREADS.iter().map(|&threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

@@ -354,7 +354,8 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
     ) -> Plane<S::Vector, K> {
         let len = self.part.positions.len();
         let head = self.head(run).min(len);
-        // A vector that the positions end in is theirs, one that they begin in belongs to those before.
+        // A vector that the positions end in is theirs, and so is what lies in the next plane too, if it begins in them; one that
+        // they begin in belongs to those before.
         let vector_at = |at: usize| head + at.saturating_sub(head).next_multiple_of(S::N);
         let start = channel * len;
         if start + positions.start == 0 {
@@ -362,7 +363,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
             unsafe { self.few(s, run, head, k) };
         }
         let done = vector_at(start + positions.start);
-        let end = if positions.end == len { start + len } else { vector_at(start + positions.end) };
+        let end = vector_at(start + positions.end).min(start + len);
         Plane { run, channel, done, end, k }
     }
 
@@ -558,5 +559,73 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
             *k = unsafe { s.load(row.as_ptr()) };
         }
         k
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{Dispatch, Level};
+
+    /// Planes in pieces that end at multiples of `LANES`, down to a last one of a single position.
+    struct InPieces<'a>(Behind<'a, f32, Normalize, 1, 4>, usize);
+
+    impl Kernel<f32> for InPieces<'_> {
+        #[inline(always)]
+        fn run<S: Lanes<f32>>(self, s: S) {
+            let Self(behind, size) = self;
+            let Geometry { n, s: len, .. } = *behind.0.geometry;
+            for sample in 0..n {
+                for start in (0..len).step_by(size) {
+                    for channel in 0..behind.0.channels.len() {
+                        let mut plane = behind.begin(s, sample, channel, &(start..(start + size).min(len)));
+                        for _ in 0..size / LANES {
+                            behind.step(s, &mut plane);
+                        }
+                        behind.finish(s, plane);
+                    }
+                }
+            }
+            s.fence();
+        }
+    }
+
+    #[test]
+    fn behind_in_pieces_maps_its_channels_once_and_nothing_else() {
+        const CANARY: f32 = 12345.0;
+        let rows: [Row<f32>; 4] =
+            std::array::from_fn(|row| std::array::from_fn(|column| (row * 7 + column) as f32));
+        for (c, s) in [(3, 97), (5, 81), (4, 100), (3, 96), (3, 64), (4, 16), (3, 17)] {
+            let geometry = Geometry { n: 2, c, s, pattern: Pattern::Along };
+            let x: Vec<f32> = (0..geometry.len()).map(|i| i as f32).collect();
+            for (offset, size) in [(0, 16), (1, 16), (5, 32), (11, 48), (15, 48), (16, 96)] {
+                for level in Level::available() {
+                    let mut y = vec![CANARY; x.len() + 64];
+                    let map = Map {
+                        geometry: &geometry,
+                        inputs: [Input::new(&x)],
+                        output: Output::new(&mut y[offset..][..x.len()]),
+                        channels: 1..c,
+                        column: 0,
+                        part: Block { samples: 0..2, positions: 0..s },
+                        reach: Reach::Past,
+                        asked: Asked::Own,
+                        k: rows.each_ref(),
+                        formula: PhantomData::<Normalize>,
+                    };
+                    f32::dispatch(*level, InPieces(Behind(map), size));
+                    for (i, y) in y.iter().enumerate() {
+                        let expected = match i.checked_sub(offset) {
+                            Some(i) if i < x.len() && i / s % c > 0 => {
+                                let k = rows.each_ref().map(|row| row[i / s % c - 1]);
+                                (x[i] - k[0] - k[1]) * k[2] + k[3]
+                            }
+                            _ => CANARY,
+                        };
+                        assert_eq!(*y, expected, "{level} {c} {s}, {offset}, {size}: {i}");
+                    }
+                }
+            }
+        }
     }
 }
