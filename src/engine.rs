@@ -8,7 +8,7 @@ use std::ops::Range;
 use crate::element::Element;
 use crate::exec;
 use crate::kernel::Scratch;
-use crate::plan::{Asked, Block, GROUP, Plan, Reach, TASKS_PER_THREAD_FAR, pieces, pieces_at};
+use crate::plan::{Asked, Block, GROUP, Plan, Reach, pieces, pieces_at};
 use crate::problem::Geometry;
 use crate::simd::Level;
 use crate::split::Output;
@@ -196,11 +196,7 @@ impl<O: Sync> Engine<'_, O> {
             // What the reduction read last is still near: training and backward 1.0 to 1.1 times as fast (NHWC, 3 to 26 MB, 2 MiB of
             // L2 a core).
             let backwards = self.operation.reduces();
-            let tasks = if backwards && self.plan.reach != Reach::Near {
-                tasks.max(TASKS_PER_THREAD_FAR)
-            } else {
-                tasks
-            };
+            let tasks = self.plan.map_tasks(backwards);
             self.tasks(c.div_ceil(span) * units, (tasks, backwards), |ranges, task: &mut Task<'_, T>| {
                 // The channels whose coefficients the scratch has: for every task anew they took a third of the time of backward
                 // over 4096x512.

@@ -104,7 +104,7 @@ const PARALLEL_BYTES_OUTSIDE: usize = fuzzed(1 << 20, 1 << 10);
 const TASKS_PER_THREAD: usize = 4;
 
 /// ... more where memory is far and threads do not get the same of it: 1.0 to 1.2 times as fast in NHWC ...
-pub const TASKS_PER_THREAD_FAR: usize = 16;
+const TASKS_PER_THREAD_FAR: usize = 16;
 
 /// ... but of a tensor below this, two, for whoever comes late. (One is 0.9 to 1.0 times as fast where the others have to
 /// wake up, four are where they have not.)
@@ -297,11 +297,13 @@ impl Plan {
         };
         let tasks = if threads > 1 { threads * per_thread } else { 1 };
         let channel = geometry.m().saturating_mul(element_bytes).max(1);
-        let planes = geometry.pattern == Pattern::Along && geometry.s >= LANES && !geometry.small_planes();
+        let long_planes =
+            geometry.pattern == Pattern::Along && geometry.s >= LANES && !geometry.small_planes();
         // A mesh takes its time for either, reading and writing, and a core that does both at once is 1.15 times as fast in
-        // training, 1.05 to 1.1 in backward (elsewhere, in bare loops, 0.4 to 1.08 times). Two groups are in L2 then.
+        // training, 1.05 to 1.1 in backward (elsewhere, in bare loops, 0.4 to 1.08 times; planes of 7 x 7 0.85 to 1.05). Two groups
+        // are in L2 then.
         let overlap = (mesh || cfg!(fuzzing))
-            && (planes && reduces && maps && geometry.c >= threads)
+            && (long_planes && reduces && maps && geometry.c >= threads)
             && (reach == Reach::Past
                 && channel <= l2_bytes(if reads == 1 { CACHE_SHARE_ONE } else { CACHE_SHARE }));
         let cache = match moved {
@@ -343,9 +345,9 @@ impl Plan {
             }
         };
         // Planes are cut only if there are too few of them to share out.
-        let all_planes = geometry.n * c;
+        let planes = geometry.n * c;
         let segments = match geometry.pattern {
-            Pattern::Along if all_planes < tasks => tasks.div_ceil(all_planes).min(geometry.s),
+            Pattern::Along if planes < tasks => tasks.div_ceil(planes).min(geometry.s),
             _ => 1,
         };
         let tasks = if whole && !small { c.div_ceil(group) } else { tasks };
@@ -367,6 +369,12 @@ impl Plan {
             reach,
             overlap,
         }
+    }
+
+    /// About how many tasks to make of a map, also for one thread where it goes `backwards` through memory that is far.
+    pub fn map_tasks(&self, backwards: bool) -> usize {
+        let far = backwards && self.reach != Reach::Near;
+        if far { self.tasks.max(TASKS_PER_THREAD_FAR) } else { self.tasks }
     }
 
     /// A group's channels.
