@@ -136,7 +136,7 @@ impl<T: Element> Task<'_, T> {
     fn sums_and_map<O: Terms<IN>, F: Formula<IN, K>, const IN: usize, const K: usize>(
         &mut self,
         terms: O,
-        (formula, k): (F, [usize; K]),
+        formula: F,
         inputs: [Input<'_, T>; IN],
         output: Output<'_, T>,
         part: (&Range<usize>, &Block),
@@ -144,16 +144,16 @@ impl<T: Element> Task<'_, T> {
     ) {
         let (level, geometry) = (self.level, self.geometry);
         let whole = Block { samples: 0..geometry.n, positions: 0..geometry.s };
-        let (map, sums) = self.map_of(formula, k, inputs, output, (put_off, 0, &whole));
+        let (map, sums) = self.map_of(formula, inputs, output, (put_off, 0, &whole));
         sum_up(level, geometry, terms, inputs, part, sums, Behind(map));
     }
 
     /// Normalizes a part.
     fn normalize(&mut self, x: Input<'_, T>, y: Output<'_, T>, part: (&Range<usize>, usize, &Block)) {
-        if let (true, Some((ordinary, _))) = (self.scratch.ordinary, SCALE.split_first_chunk()) {
-            self.apply::<_, 1, ORDINARY_SCALE>(Normalize, *ordinary, [x], y, part);
+        if self.scratch.ordinary {
+            self.apply::<_, 1, ORDINARY_SCALE>(Normalize, [x], y, part);
         } else {
-            self.apply(Normalize, SCALE, [x], y, part);
+            self.apply::<_, 1, 5>(Normalize, [x], y, part);
         }
     }
 
@@ -161,13 +161,12 @@ impl<T: Element> Task<'_, T> {
     fn apply<O: Formula<IN, K>, const IN: usize, const K: usize>(
         &mut self,
         formula: O,
-        k: [usize; K],
         inputs: [Input<'_, T>; IN],
         output: Output<'_, T>,
         part: (&Range<usize>, usize, &Block),
     ) {
         let level = self.level;
-        let (map, _) = self.map_of(formula, k, inputs, output, part);
+        let (map, _) = self.map_of(formula, inputs, output, part);
         T::dispatch(level, map);
     }
 
@@ -175,7 +174,6 @@ impl<T: Element> Task<'_, T> {
     fn map_of<'b, O: Formula<IN, K>, const IN: usize, const K: usize>(
         &'b mut self,
         _: O,
-        k: [usize; K],
         inputs: [Input<'b, T>; IN],
         output: Output<'b, T>,
         (channels, column, part): (&Range<usize>, usize, &Block),
@@ -191,7 +189,7 @@ impl<T: Element> Task<'_, T> {
             part,
             reach: self.reach,
             asked: self.asked,
-            k: k.map(|row| &coefficients[row]),
+            coefficients,
             formula: PhantomData,
         };
         (map, sums)
@@ -239,9 +237,9 @@ impl<T: Element> Operation<T> for Forward<'_, T> {
     fn reduce(&self, task: &mut Task<'_, T>, channels: &Range<usize>, block: &Block, states: &mut [Moments]) {
         let count = block.count() as f64;
         let part = (channels, block);
-        match (task.put_off.clone(), self.y, SCALE.split_first_chunk::<ORDINARY_SCALE>()) {
-            (Some(put_off), Some(y), Some((ordinary, _))) => {
-                task.sums_and_map(Plain, (Normalize, *ordinary), [self.x], y, part, &put_off);
+        match (task.put_off.clone(), self.y) {
+            (Some(put_off), Some(y)) => {
+                task.sums_and_map::<_, _, 1, ORDINARY_SCALE>(Plain, Normalize, [self.x], y, part, &put_off);
             }
             _ => task.sums(Plain, [self.x], part),
         }
@@ -374,9 +372,10 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
         states: &mut [GradientSums],
     ) {
         let (inputs, part) = ([self.x, self.dy], (channels, block));
-        match (task.put_off.clone(), self.dx, GRADIENT.split_first_chunk::<ORDINARY_GRADIENT>()) {
-            (Some(put_off), Some(dx), Some((ordinary, _))) => {
-                task.sums_and_map(GradientTerms, (InputGradient, *ordinary), inputs, dx, part, &put_off);
+        match (task.put_off.clone(), self.dx) {
+            (Some(put_off), Some(dx)) => {
+                let (terms, formula) = (GradientTerms, InputGradient);
+                task.sums_and_map::<_, _, 2, ORDINARY_GRADIENT>(terms, formula, inputs, dx, part, &put_off);
             }
             _ => task.sums(GradientTerms, inputs, part),
         }
@@ -444,14 +443,14 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
         match self.given {
             Given::Batch(_) => {
                 let (inputs, part) = ([self.x, self.dy], (channels, column, part));
-                if let (true, Some((ordinary, _))) = (task.scratch.ordinary, GRADIENT.split_first_chunk()) {
-                    task.apply::<_, 2, ORDINARY_GRADIENT>(InputGradient, *ordinary, inputs, dx, part);
+                if task.scratch.ordinary {
+                    task.apply::<_, 2, ORDINARY_GRADIENT>(InputGradient, inputs, dx, part);
                 } else {
-                    task.apply(InputGradient, GRADIENT, inputs, dx, part);
+                    task.apply::<_, 2, 7>(InputGradient, inputs, dx, part);
                 }
             }
             Given::Frozen { .. } => {
-                task.apply(FrozenGradient, [HALF, REST], [self.dy], dx, (channels, column, part));
+                task.apply(FrozenGradient, [self.dy], dx, (channels, column, part));
             }
         }
     }

@@ -3,9 +3,9 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::channels::{ORDINARY_GRADIENT, ORDINARY_SCALE};
+use super::channels::{GRADIENT, HALF, ORDINARY_GRADIENT, ORDINARY_SCALE, REST, SCALE};
 use super::reduce::Meanwhile;
-use super::{Columns, Row};
+use super::{COEFFICIENTS, Columns, Row};
 use crate::plan::{Asked, Block, Reach, TILE_COLUMNS, TILE_ROWS};
 use crate::problem::{Geometry, Pattern};
 use crate::simd::{Kernel, LANES, LINE, Lanes, prefetch};
@@ -13,6 +13,9 @@ use crate::split::{Input, Output};
 
 /// An elementwise formula of `IN` tensors and `K` coefficients per channel.
 pub trait Formula<const IN: usize, const K: usize>: Copy {
+    /// The rows of coefficients that it takes.
+    const ROWS: [usize; K];
+
     fn apply<T, S: Lanes<T>>(s: S, x: [S::Vector; IN], k: [S::Vector; K]) -> S::Vector;
 }
 
@@ -22,6 +25,8 @@ pub trait Formula<const IN: usize, const K: usize>: Copy {
 pub struct Normalize;
 
 impl Formula<1, ORDINARY_SCALE> for Normalize {
+    const ROWS: [usize; ORDINARY_SCALE] = *SCALE.first_chunk().unwrap();
+
     #[inline(always)]
     fn apply<T, S: Lanes<T>>(s: S, [x]: [S::Vector; 1], [h, l, factor, beta]: [S::Vector; 4]) -> S::Vector {
         s.add(s.mul(s.sub(s.sub(x, h), l), factor), beta)
@@ -30,6 +35,8 @@ impl Formula<1, ORDINARY_SCALE> for Normalize {
 
 /// For any channel: of x * prescale ([`super::channels::Scales`]), which is exact, and just x of an ordinary channel.
 impl Formula<1, 5> for Normalize {
+    const ROWS: [usize; 5] = SCALE;
+
     #[inline(always)]
     fn apply<T, S: Lanes<T>>(
         s: S,
@@ -45,6 +52,8 @@ impl Formula<1, 5> for Normalize {
 pub struct InputGradient;
 
 impl Formula<2, ORDINARY_GRADIENT> for InputGradient {
+    const ROWS: [usize; ORDINARY_GRADIENT] = *GRADIENT.first_chunk().unwrap();
+
     #[inline(always)]
     fn apply<T, S: Lanes<T>>(
         s: S,
@@ -59,6 +68,8 @@ impl Formula<2, ORDINARY_GRADIENT> for InputGradient {
 /// For any channel: with the half of gamma * invstd that is a power of two multiplied into each term, the rest into the sum
 /// ([`super::channels::GradientFactors`]).
 impl Formula<2, 7> for InputGradient {
+    const ROWS: [usize; 7] = GRADIENT;
+
     #[inline(always)]
     fn apply<T, S: Lanes<T>>(
         s: S,
@@ -75,6 +86,8 @@ impl Formula<2, 7> for InputGradient {
 pub struct FrozenGradient;
 
 impl Formula<1, 2> for FrozenGradient {
+    const ROWS: [usize; 2] = [HALF, REST];
+
     #[inline(always)]
     fn apply<T, S: Lanes<T>>(s: S, [dy]: [S::Vector; 1], [half, rest]: [S::Vector; 2]) -> S::Vector {
         s.mul(s.mul(dy, half), rest)
@@ -92,8 +105,7 @@ pub struct Map<'a, T, O, const IN: usize, const K: usize> {
     pub part: Block,
     pub reach: Reach,
     pub asked: Asked,
-    /// The rows of coefficients that the formula takes.
-    pub k: [&'a Row<T>; K],
+    pub coefficients: &'a [Row<T>; COEFFICIENTS],
     pub formula: PhantomData<O>,
 }
 
@@ -152,6 +164,8 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Meanwhile<T> f
 const NEAR: usize = Reach::Near as usize;
 const FAR: usize = Reach::Far as usize;
 const PAST: usize = Reach::Past as usize;
+/// `PAST`, with nothing asked for ahead: of planes of 7 x 7, finding out where to took a third of the instructions.
+const QUIET: usize = PAST + 1;
 
 /// What to ask for along a run.
 struct Ahead {
@@ -197,7 +211,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
     /// Asks for what will soon be read and written.
     #[inline(always)]
     fn ask<S: Lanes<T>, const REACH: usize>(&self, s: S, read: usize, written: usize) {
-        if REACH != NEAR {
+        if REACH == FAR || REACH == PAST {
             for input in &self.inputs {
                 prefetch::<false, T, S>(s, input.as_ptr().wrapping_add(read));
             }
@@ -220,7 +234,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
                 *x = s.load(input.as_ptr().add(at));
             }
             let (y, at) = (s.canonical_nan(O::apply(s, x, k)), self.output.as_ptr().add(at));
-            if REACH == PAST { s.stream(at, y) } else { s.store(at, y) }
+            if REACH >= PAST { s.stream(at, y) } else { s.store(at, y) }
         }
     }
 
@@ -285,8 +299,13 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
                             Asked::Nothing => Some(0),
                         },
                     };
+                    let quiet = REACH == PAST && self.asked == Asked::Nothing;
                     for sample in samples.clone() {
-                        self.planes::<S, REACH>(s, at(sample), len, &ahead);
+                        if quiet {
+                            self.planes::<S, QUIET>(s, at(sample), len, &ahead);
+                        } else {
+                            self.planes::<S, REACH>(s, at(sample), len, &ahead);
+                        }
                     }
                 }
                 Some(stride) => {
@@ -406,8 +425,8 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
     #[inline(always)]
     fn splats<S: Lanes<T>>(&self, s: S, column: usize) -> [S::Vector; K] {
         let mut k = [s.zero(); K];
-        for (k, row) in k.iter_mut().zip(self.k) {
-            *k = s.splat(row[column]);
+        for (k, row) in k.iter_mut().zip(O::ROWS) {
+            *k = s.splat(self.coefficients[row][column]);
         }
         k
     }
@@ -553,8 +572,8 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
     #[inline(always)]
     fn coefficients<S: Lanes<T>>(&self, s: S, column: usize) -> [S::Vector; K] {
         let mut k = [s.zero(); K];
-        for (k, row) in k.iter_mut().zip(self.k) {
-            let row = &row[column..column + S::N];
+        for (k, row) in k.iter_mut().zip(O::ROWS) {
+            let row = &self.coefficients[row][column..column + S::N];
             // SAFETY: `row` has N values.
             *k = unsafe { s.load(row.as_ptr()) };
         }
@@ -593,7 +612,7 @@ mod tests {
     #[test]
     fn behind_in_pieces_maps_its_channels_once_and_nothing_else() {
         const CANARY: f32 = 12345.0;
-        let rows: [Row<f32>; 4] =
+        let coefficients: [Row<f32>; COEFFICIENTS] =
             std::array::from_fn(|row| std::array::from_fn(|column| (row * 7 + column) as f32));
         for (c, s) in [(3, 97), (5, 81), (4, 100), (3, 96), (3, 64), (4, 16), (3, 17)] {
             let geometry = Geometry { n: 2, c, s, pattern: Pattern::Along };
@@ -610,14 +629,14 @@ mod tests {
                         part: Block { samples: 0..2, positions: 0..s },
                         reach: Reach::Past,
                         asked: Asked::Own,
-                        k: rows.each_ref(),
+                        coefficients: &coefficients,
                         formula: PhantomData::<Normalize>,
                     };
                     f32::dispatch(*level, InPieces(Behind(map), size));
                     for (i, y) in y.iter().enumerate() {
                         let expected = match i.checked_sub(offset) {
                             Some(i) if i < x.len() && i / s % c > 0 => {
-                                let k = rows.each_ref().map(|row| row[i / s % c - 1]);
+                                let k = coefficients.each_ref().map(|row| row[i / s % c - 1]);
                                 (x[i] - k[0] - k[1]) * k[2] + k[3]
                             }
                             _ => CANARY,
