@@ -300,21 +300,24 @@ impl<T: Copy, O: Terms<IN>, M: Meanwhile<T>, const IN: usize> Reduce<'_, T, O, M
     /// times as fast as 8, of one 0.9 times).
     const SIXTEENS: usize = 8 / IN;
 
-    /// How many samples of small planes make a batch, as of `SIXTEENS`, and how far ahead to ask in NHWC.
+    /// How many samples of small planes make a batch, as of `SIXTEENS`, and how far ahead to ask.
     ///
-    /// Samples that are whole pages apart share a set of L1, whose 12 ways hold the batch's lines and few more, so that only
-    /// the next position's are asked for (1024 and 2048 channels of 7 x 7 in NHWC: 1.15 to 1.28 times as fast as twice as
-    /// far, with two inputs as twice as many); half pages apart they share two (512 channels, one input: 1.15 times as
-    /// fast as half as many, in NCHW 1.05 to 1.09).
+    /// In NCHW for a quarter of what would do alone: all of a batch's lines are asked for at once (7 x 7, 8 x 8, 5 x 5: 1.02 to
+    /// 1.1 times as fast as for all of it). In NHWC, samples that are whole pages apart share a set of L1, whose 12 ways hold the
+    /// batch's lines and few more, so that only the next position's are asked for (1024 and 2048 channels of 7 x 7: 1.15 to 1.28
+    /// times as fast as twice as far, with two inputs as twice as many); half pages apart they share two (512 channels, one input:
+    /// 1.15 times as fast as half as many), quarters apart four (768 and 1280 channels, two inputs: 1.1 to 1.19 times as fast as
+    /// twice as many).
     /// Of single positions so few that the next batch, which is asked for, is not much further than `AHEAD_ROWS` (4096x512, two
     /// inputs: 4 are 1.2 to 1.3 times as fast as 8).
-    fn batch(geometry: &Geometry) -> (usize, usize) {
+    fn batch(geometry: &Geometry, columns: Columns) -> (usize, usize) {
         const NEXT: usize = 1;
         let stride = geometry.c * geometry.s;
         match stride * size_of::<T>() {
+            _ if columns != Columns::Channels => (16, Self::AHEAD / 4),
             _ if geometry.s == 1 => ((2 * Self::AHEAD_ROWS / stride).clamp(2, 16), Self::AHEAD_ROWS),
             bytes if bytes.is_multiple_of(4096) => (8 / IN, NEXT),
-            bytes if bytes.is_multiple_of(2048) => (16 / IN, NEXT),
+            bytes if bytes.is_multiple_of(2048 / IN) => (16 / IN, NEXT),
             _ => (16, Self::AHEAD_ROWS),
         }
     }
@@ -537,10 +540,12 @@ impl<T: Copy, O: Terms<IN>, M: Meanwhile<T>, const IN: usize> Reduce<'_, T, O, M
         let geometry = self.geometry;
         let small = geometry.small_planes();
         let columns = Columns::of_sums(geometry, &self.channels);
-        let (samples_at_once, far_rows) = Self::batch(geometry);
-        let far = if small && columns == Columns::Channels { far_rows } else { Self::AHEAD };
-        let (planes, step) =
-            if small { (samples_at_once, positions.len()) } else { (1, Self::SIXTEENS * LANES) };
+        let (planes, step, far) = if small {
+            let (samples, far) = Self::batch(geometry, columns);
+            (samples, positions.len(), far)
+        } else {
+            (1, Self::SIXTEENS * LANES, Self::AHEAD)
+        };
         for sample in samples.clone().step_by(planes) {
             let planes = (samples.end - sample).min(planes);
             for row in positions.clone().step_by(step) {
