@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::element::Element;
 use crate::engine::{self, Operation, Task};
 use crate::kernel::channels::*;
-use crate::kernel::map::{Behind, Formula, FrozenGradient, InputGradient, Map, Normalize};
+use crate::kernel::map::{Behind, Formula, FrozenGradient, InputGradient, Map, Normalize, NormalizeBatch};
 use crate::kernel::reduce::{GradientTerms, Meanwhile, Nothing, Pivoted, Plain, Reduce, Terms};
 use crate::kernel::{Columns, Scratch, Sums};
 use crate::plan::{Block, GROUP};
@@ -148,10 +148,16 @@ impl<T: Element> Task<'_, T> {
         sum_up(level, geometry, terms, inputs, part, sums, Behind(map));
     }
 
-    /// Normalizes a part.
-    fn normalize(&mut self, x: Input<'_, T>, y: Output<'_, T>, part: (&Range<usize>, usize, &Block)) {
+    /// Normalizes a part, by a formula of its own if all channels are ordinary.
+    fn normalize(
+        &mut self,
+        ordinary: impl Formula<1, ORDINARY_SCALE>,
+        x: Input<'_, T>,
+        y: Output<'_, T>,
+        part: (&Range<usize>, usize, &Block),
+    ) {
         if self.scratch.ordinary {
-            self.apply::<_, 1, ORDINARY_SCALE>(Normalize, [x], y, part);
+            self.apply(ordinary, [x], y, part);
         } else {
             self.apply::<_, 1, 5>(Normalize, [x], y, part);
         }
@@ -239,7 +245,7 @@ impl<T: Element> Operation<T> for Forward<'_, T> {
         let part = (channels, block);
         match (task.put_off.clone(), self.y) {
             (Some(put_off), Some(y)) => {
-                task.sums_and_map::<_, _, 1, ORDINARY_SCALE>(Plain, Normalize, [self.x], y, part, &put_off);
+                task.sums_and_map(Plain, NormalizeBatch, [self.x], y, part, &put_off);
             }
             _ => task.sums(Plain, [self.x], part),
         }
@@ -286,7 +292,7 @@ impl<T: Element> Operation<T> for Forward<'_, T> {
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
         if let Some(y) = self.y {
-            task.normalize(self.x, y, (channels, column, part));
+            task.normalize(NormalizeBatch, self.x, y, (channels, column, part));
         }
     }
 }
@@ -325,7 +331,7 @@ impl<T: Element> Operation<T> for Inference<'_, T> {
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
-        task.normalize(self.x, self.y, (channels, column, part));
+        task.normalize(Normalize, self.x, self.y, (channels, column, part));
     }
 }
 

@@ -4,7 +4,10 @@ mod common;
 
 use std::fmt::Debug;
 
-use batchnorm::{Element, Layout, Params, Shape, Welford, forward_inference, forward_training};
+use batchnorm::{
+    Element, Gradients, Layout, Params, Shape, Welford, backward, forward_inference, forward_training,
+    statistics,
+};
 use common::matrix::{
     Bits, Configuration, LAYOUTS, Placement, Problem, Results, THREADS, assert_same, check_against_reference,
     levels, run, variate,
@@ -256,6 +259,33 @@ fn every_nan_is_the_canonical_one() {
     }
     many(300, property::<f32> as fn(_) -> bool);
     many(300, property::<f64> as fn(_) -> bool);
+}
+
+/// Also where the states are not those of x, as nobody should have them: a slope that leads out of range, times a gamma of 0.
+#[test]
+fn every_nan_is_the_canonical_one_with_the_states_of_other_data() {
+    let shape = Shape::nchw(&[1, 2, 4, 8]).unwrap();
+    let (mut other, mut x, mut dy) = (vec![0.0f32; 64], vec![0.0; 64], vec![0.0; 64]);
+    other.iter_mut().step_by(2).for_each(|x| *x = 2e-6);
+    // dy * x sums up to 32 per channel, so that the slope is 1 / (var + eps); what is out of range has no gradient.
+    for channel in [0, 32] {
+        x[channel..channel + 2].copy_from_slice(&[3e38, -3e38]);
+        (x[channel + 2], dy[channel + 2], dy[channel + 3]) = (32.0, 1.0, -1.0);
+    }
+    let mut states = [Welford::new(); 2];
+    statistics(&shape, &other, &mut states).unwrap();
+    let gamma = [0.0, -1.0];
+    for level in levels() {
+        let mut dx = vec![0.0f32; 64];
+        let gradients = Gradients::new().dx(&mut dx);
+        Configuration { level, threads: 1 }.run(|| {
+            backward(&shape, &x, &dy, &states, &Params::new(1e-12).gamma(&gamma), gradients).unwrap();
+        });
+        let bits =
+            |channel: usize| dx[channel..channel + 2].iter().map(|dx| dx.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(0), [f32::NAN.to_bits(); 2], "{level}");
+        assert_eq!(bits(32), [f32::INFINITY.to_bits(), f32::NEG_INFINITY.to_bits()], "{level}");
+    }
 }
 
 /// y(-x) = -y(x) without beta. Not of the bits of zeros: adding the beta that is not there, +0, makes every zero +0.

@@ -56,6 +56,8 @@ fn ordinary(x: f64) -> bool {
 pub struct Scales {
     /// Channels in use.
     len: usize,
+    /// Whether they are all [`ordinary`].
+    ordinary: bool,
     /// 1 / sqrt(var + eps).
     pub invstd: [f64; GROUP],
     /// gamma * invstd.
@@ -69,7 +71,15 @@ impl Scales {
     /// Of no channels.
     pub fn new() -> Self {
         let zero = [0.0; GROUP];
-        Self { len: 0, invstd: zero, gain: zero, prescale: zero, mean_high: zero, mean_low: zero }
+        Self {
+            len: 0,
+            ordinary: false,
+            invstd: zero,
+            gain: zero,
+            prescale: zero,
+            mean_high: zero,
+            mean_low: zero,
+        }
     }
 
     /// Starts `len` <= `GROUP` channels with gamma in place of the gain.
@@ -93,14 +103,15 @@ impl Scales {
     /// From what is wanted to what can be, and to parts of the mean.
     #[inline(always)]
     fn conclude<T: Element>(&mut self) {
-        let Self { len, gain, prescale, mean_high, mean_low, .. } = self;
+        let Self { len, ordinary: all_ordinary, gain, prescale, mean_high, mean_low, .. } = self;
         let mut others = 0u64;
         for i in 0..GROUP {
             let usual = (prescale[i] == 1.0) & ordinary(gain[i]) & ordinary(mean_high[i]);
             others |= u64::from(!usual & (i < *len));
         }
+        *all_ordinary = others == 0;
         // Nothing stands in the way of what ordinary channels want.
-        if others == 0 {
+        if *all_ordinary {
             for (high, low) in mean_high.iter_mut().zip(mean_low) {
                 let mean = *high;
                 *high = T::from_f64(mean).to_f64();
@@ -226,10 +237,8 @@ impl<T: Element> Kernel<T> for Deviations<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         let Scratch { scales, coefficients, ordinary, .. } = self.scratch;
-        let Scales { len, prescale, mean_high, mean_low, .. } = &*scales;
-        let mut others = 0u64;
-        prescale[..*len].iter().for_each(|prescale| others |= u64::from(*prescale != 1.0));
-        *ordinary &= others == 0;
+        let Scales { len, ordinary: all_ordinary, prescale, mean_high, mean_low, .. } = &*scales;
+        *ordinary &= all_ordinary;
         for (row, values) in [(PRESCALE, prescale), (MEAN_HIGH, mean_high), (MEAN_LOW, mean_low)] {
             let row = &mut coefficients[row][self.at..][..*len];
             row.iter_mut().zip(values).for_each(|(k, value)| *k = T::from_f64(*value));
@@ -261,7 +270,8 @@ impl<T: Element> Kernel<T> for Factors<'_, T> {
         let row = &mut coefficients[BETA][self.at..][..*len];
         match self.beta {
             None => row.fill(T::default()),
-            Some(beta) => row.copy_from_slice(beta),
+            // With the canonical NaN.
+            Some(beta) => row.iter_mut().zip(beta).for_each(|(k, beta)| *k = T::from_f64(beta.to_f64())),
         }
     }
 }
@@ -299,7 +309,8 @@ impl<T: Element> Kernel<T> for GradientFactors<'_, T> {
         for i in 0..GROUP {
             let (mean, along) = (mean_dy[i], slope[i]);
             let usual = (prescale[i] == 1.0) & ordinary(gain[i]) & ordinary(mean) & ordinary(along);
-            others |= u64::from(!usual & (i < *len));
+            // What is out of range, times 0, is a NaN, which the formula for ordinary channels does not look for.
+            others |= u64::from((!usual | (gain[i] == 0.0)) & (i < *len));
             let half = if usual { 1.0 } else { half_power(gain[i]) };
             // Gradients near the largest number have coefficients beyond it, though what they give may not be.
             let large = (mean * half).abs().max((along * half).abs()) > T::LARGEST / 4.0;

@@ -15,6 +15,8 @@ use crate::split::{Input, Output};
 pub trait Formula<const IN: usize, const K: usize>: Copy {
     /// The rows of coefficients that it takes.
     const ROWS: [usize; K];
+    /// Whether an element of the output can be NaN: then it must be the canonical one.
+    const CAN_BE_NAN: bool = true;
 
     fn apply<T, S: Lanes<T>>(s: S, x: [S::Vector; IN], k: [S::Vector; K]) -> S::Vector;
 }
@@ -33,6 +35,22 @@ impl Formula<1, ORDINARY_SCALE> for Normalize {
     }
 }
 
+/// The same with the statistics of x itself, of ordinary channels, whose elements are finite: their deviations are no more than
+/// sqrt(m * var), which is below 2^52, their products with the factor below 2^92; and beta's NaN is the canonical one. (NCHW:
+/// 1.03 to 1.05 times as fast, AVX2 1.06 to 1.14, portable 1.1 to 1.2.)
+#[derive(Clone, Copy)]
+pub struct NormalizeBatch;
+
+impl Formula<1, ORDINARY_SCALE> for NormalizeBatch {
+    const ROWS: [usize; ORDINARY_SCALE] = <Normalize as Formula<1, ORDINARY_SCALE>>::ROWS;
+    const CAN_BE_NAN: bool = false;
+
+    #[inline(always)]
+    fn apply<T, S: Lanes<T>>(s: S, x: [S::Vector; 1], k: [S::Vector; 4]) -> S::Vector {
+        <Normalize as Formula<1, ORDINARY_SCALE>>::apply(s, x, k)
+    }
+}
+
 /// For any channel: of x * prescale ([`super::channels::Scales`]), which is exact, and just x of an ordinary channel.
 impl Formula<1, 5> for Normalize {
     const ROWS: [usize; 5] = SCALE;
@@ -48,11 +66,15 @@ impl Formula<1, 5> for Normalize {
 }
 
 /// dx = gamma * invstd * (dy - mean(dy) - xhat * mean(dy * xhat)).
+///
+/// Of ordinary channels, whose sums are finite, and so are x and dy: then no difference but the last can overflow, which is
+/// multiplied by a number that is not 0.
 #[derive(Clone, Copy)]
 pub struct InputGradient;
 
 impl Formula<2, ORDINARY_GRADIENT> for InputGradient {
     const ROWS: [usize; ORDINARY_GRADIENT] = *GRADIENT.first_chunk().unwrap();
+    const CAN_BE_NAN: bool = false;
 
     #[inline(always)]
     fn apply<T, S: Lanes<T>>(
@@ -221,6 +243,12 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         }
     }
 
+    #[inline(always)]
+    fn apply<S: Lanes<T>>(s: S, x: [S::Vector; IN], k: [S::Vector; K]) -> S::Vector {
+        let y = O::apply(s, x, k);
+        if O::CAN_BE_NAN { s.canonical_nan(y) } else { y }
+    }
+
     /// One vector at `at`.
     ///
     /// # Safety
@@ -233,7 +261,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
             for (x, input) in x.iter_mut().zip(&self.inputs) {
                 *x = s.load(input.as_ptr().add(at));
             }
-            let (y, at) = (s.canonical_nan(O::apply(s, x, k)), self.output.as_ptr().add(at));
+            let (y, at) = (Self::apply(s, x, k), self.output.as_ptr().add(at));
             if REACH >= PAST { s.stream(at, y) } else { s.store(at, y) }
         }
     }
@@ -252,7 +280,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
                 for (x, input) in x.iter_mut().zip(&self.inputs) {
                     *x = s.load_first(input.as_ptr().add(at + done), count);
                 }
-                let y = s.canonical_nan(O::apply(s, x, k));
+                let y = Self::apply(s, x, k);
                 s.store_first(self.output.as_ptr().add(at + done), y, count);
             }
         }
