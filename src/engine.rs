@@ -75,6 +75,9 @@ pub fn run<T: Element, O: Operation<T>>(level: Level, geometry: &Geometry, opera
     let plan =
         Plan::new(geometry, size_of::<T>(), O::READS, (operation.reduces(), operation.maps()), exec::workers);
     run_by(plan, level, geometry, operation);
+    if plan.large {
+        exec::ended();
+    }
 }
 
 /// The same by a plan of the caller's.

@@ -58,8 +58,9 @@
 //!
 //! With the default feature `rayon`, problems that are worth it run on the pool that the call is made in: a caller's
 //! `ThreadPool::install` is honoured. The calling thread does its part of the work, and all of it while the pool's threads
-//! are busy with something else: a call waits for nobody who has not begun to help. Without the feature, the same bits on
-//! the calling thread.
+//! are busy with something else: a call waits for nobody who has not begun to help. From 1 MB of input on they are always
+//! asked to; from a quarter of that only if the calling thread's last call ended within the last 20 microseconds, since to
+//! wake them takes longer than they save. Without the feature, the same bits on the calling thread.
 
 mod batch_norm;
 mod caches;

@@ -95,10 +95,12 @@ const FAR_BYTES: usize = fuzzed(24 << 20, 4 << 10);
 /// States to merge below this are merged on one thread.
 const PARALLEL_STATES: usize = fuzzed(4096, 64);
 
-/// Tensors below this are done on the calling thread, which takes about as long as waking others, and from outside of the
-/// pool about as long as others take to come if they sleep.
+/// Tensors below this are done on the calling thread, which takes about as long as sharing them out ...
 const PARALLEL_BYTES: usize = fuzzed(256 << 10, 1 << 10);
-const PARALLEL_BYTES_OUTSIDE: usize = fuzzed(1 << 20, 1 << 10);
+
+/// ... and if the other threads sleep, as long as they take to come (with them, training at 0.4 MB takes 1.2 to 1.4 times as
+/// long, inference twice).
+const PARALLEL_BYTES_ASLEEP: usize = fuzzed(1 << 20, 1 << 10);
 
 /// Tasks per thread, so that an unlucky thread can be relieved of some ...
 const TASKS_PER_THREAD: usize = 4;
@@ -258,6 +260,8 @@ pub struct Plan {
     pub tasks: usize,
     /// How many threads to use.
     pub threads: usize,
+    /// Whether there is enough to do for several, if they are awake.
+    pub large: bool,
     /// Where the map finds its inputs and writes its output.
     pub reach: Reach,
     /// Whether a task maps each group while it reduces the next, rather than before.
@@ -277,8 +281,9 @@ impl Plan {
         let blocks = Blocks::of(geometry);
         let element_bytes = reads * bytes;
         let all = geometry.len().saturating_mul(element_bytes);
-        let worth = if exec::inside_pool() { PARALLEL_BYTES } else { PARALLEL_BYTES_OUTSIDE };
-        let threads = if all >= worth { threads() } else { 1 };
+        let large = all >= PARALLEL_BYTES;
+        let parallel = all >= PARALLEL_BYTES_ASLEEP || large && exec::in_a_row();
+        let threads = if parallel { threads() } else { 1 };
         let mesh = Caches::get().mesh;
         let stream = if reads == 2 { STREAM_BYTES_OF_TWO } else { STREAM_BYTES };
         let stream = if mesh { stream.min(threads.saturating_mul(l2_bytes(STREAM_SHARE))) } else { stream };
@@ -366,6 +371,7 @@ impl Plan {
             asked,
             tasks,
             threads,
+            large,
             reach,
             overlap,
         }

@@ -69,16 +69,20 @@ impl Helper {
             }
             round.left.fetch_sub(done, Ordering::Release);
         }
+        // A thread of the pool looks for work for ten to twenty microseconds before it sleeps. It begins with that when the round is
+        // over, and its caller may begin with the next (1.01 to 1.05 times as fast with 0.4 to 6 MB).
+        let over = || round.left.load(Ordering::Relaxed) == 0;
+        (0..LOOKS * usize::from(number > 0)).take_while(|_| !over()).for_each(|_| hint::spin_loop());
     }
 }
+
+/// How often to look whether the last tasks have been done, 50 microseconds or less.
+const LOOKS: usize = 1000;
 
 /// Deals out 0..`tasks`, in any order, to this thread and to `helpers` others, for which `call` is to find a thread: each
 /// soon, late or never. Each that gets a task calls `work`, mostly once, which is to take what it can: first those of a part
 /// that is its own in every such round, in order or `backwards`.
 pub fn run(tasks: usize, helpers: usize, backwards: bool, work: Work<'_>, call: fn(Helper)) {
-    /// How often to look whether the last tasks have been done before other threads get a chance to run here.
-    const LOOKS: usize = 1000;
-
     let round = Arc::new(Round {
         work: (&raw const work).cast(),
         tasks,
