@@ -261,9 +261,9 @@ fn every_nan_is_the_canonical_one() {
     many(300, property::<f64> as fn(_) -> bool);
 }
 
-/// Also where the states are not those of x, as nobody should have them: a slope that leads out of range, times a gamma of 0.
+/// A slope that leads out of range, which only the states of other data than x have, makes no NaN with a gamma of 0.
 #[test]
-fn every_nan_is_the_canonical_one_with_the_states_of_other_data() {
+fn nothing_out_of_range_is_multiplied_by_a_gamma_of_0() {
     let shape = Shape::nchw(&[1, 2, 4, 8]).unwrap();
     let (mut other, mut x, mut dy) = (vec![0.0f32; 64], vec![0.0; 64], vec![0.0; 64]);
     other.iter_mut().step_by(2).for_each(|x| *x = 2e-6);
@@ -283,7 +283,7 @@ fn every_nan_is_the_canonical_one_with_the_states_of_other_data() {
         });
         let bits =
             |channel: usize| dx[channel..channel + 2].iter().map(|dx| dx.to_bits()).collect::<Vec<_>>();
-        assert_eq!(bits(0), [f32::NAN.to_bits(); 2], "{level}");
+        assert_eq!(bits(0), [0; 2], "{level}");
         assert_eq!(bits(32), [f32::INFINITY.to_bits(), f32::NEG_INFINITY.to_bits()], "{level}");
     }
 }

@@ -301,7 +301,9 @@ impl<T: Element> Kernel<T> for GradientFactors<'_, T> {
         let [mut mean_dy, mut slope] = [[0.0; GROUP]; 2];
         for (i, GradientSums { dy, dy_d }) in self.sums.iter().enumerate().take(*len) {
             mean_dy[i] = dy / self.count;
-            slope[i] = dy_d * invstd[i] / self.count * (invstd[i] * inverse_power(prescale[i]));
+            let along = dy_d * invstd[i] / self.count * (invstd[i] * inverse_power(prescale[i]));
+            // What is multiplied by 0 must not be out of range: a NaN, which the formula for ordinary channels does not look for.
+            slope[i] = if (gain[i] == 0.0) & along.is_finite() { 0.0 } else { along };
         }
         // Multiplying by one half after the other leaves the range of f32 on the way only if the outcome does.
         let mut halves = [0.0; GROUP];
@@ -309,8 +311,7 @@ impl<T: Element> Kernel<T> for GradientFactors<'_, T> {
         for i in 0..GROUP {
             let (mean, along) = (mean_dy[i], slope[i]);
             let usual = (prescale[i] == 1.0) & ordinary(gain[i]) & ordinary(mean) & ordinary(along);
-            // What is out of range, times 0, is a NaN, which the formula for ordinary channels does not look for.
-            others |= u64::from((!usual | (gain[i] == 0.0)) & (i < *len));
+            others |= u64::from(!usual & (i < *len));
             let half = if usual { 1.0 } else { half_power(gain[i]) };
             // Gradients near the largest number have coefficients beyond it, though what they give may not be.
             let large = (mean * half).abs().max((along * half).abs()) > T::LARGEST / 4.0;

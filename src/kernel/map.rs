@@ -67,8 +67,8 @@ impl Formula<1, 5> for Normalize {
 
 /// dx = gamma * invstd * (dy - mean(dy) - xhat * mean(dy * xhat)).
 ///
-/// Of ordinary channels, whose sums are finite, and so are x and dy: then no difference but the last can overflow, which is
-/// multiplied by a number that is not 0.
+/// Of ordinary channels, whose sums are finite, and so are x and dy: then nothing but the product with the slope can overflow,
+/// which is 0 where the last factor is.
 #[derive(Clone, Copy)]
 pub struct InputGradient;
 
