@@ -105,8 +105,10 @@ impl<T: Element> Task<'_, T> {
     /// rows where no channel needs the others.
     fn lay_out(&mut self, channels: &Range<usize>, at: usize, rows: &[usize], ordinary: usize) {
         let rows = if self.scratch.ordinary { &rows[..ordinary] } else { rows };
-        let columns = Columns::of_map(self.geometry, channels);
-        let whole_rows = self.geometry.pattern == Pattern::Across && at + channels.len() == self.geometry.c;
+        let c = self.geometry.c;
+        let whole_rows = self.geometry.pattern == Pattern::Across && at + channels.len() == c;
+        let all = 0..c;
+        let columns = Columns::of_map(self.geometry, if whole_rows { &all } else { channels });
         if columns != Columns::Channels || whole_rows {
             let kernel = LayOut { scratch: self.scratch, rows, channels: at + channels.len(), columns };
             T::dispatch(self.level, kernel);
