@@ -100,12 +100,12 @@ impl Columns {
             // As few rows as are whole lines together: single ones do not lie to lines alike, and could not be written past the
             // caches (72, 100, 200, 520, 1000 channels: training 1.3 to 1.7 times as fast, inference 1.2 to 2.6, backward 1.16
             // to 1.4).
-            Pattern::Across => Self::of_rows(geometry, channels, LANES >> c.trailing_zeros().min(4)),
+            Pattern::Across => Self::of_rows(geometry, channels, LANES >> c.trailing_zeros()),
             _ => Self::Channels,
         }
     }
 
-    /// This many rows, if there are whole ones that end inside a vector.
+    /// This many rows, if there are whole ones that end inside a vector, and their columns are not too many.
     fn of_rows(geometry: &Geometry, channels: &Range<usize>, rows: usize) -> Self {
         let c = geometry.c;
         let whole = channels.len() == c && !c.is_multiple_of(LANES) && rows * c <= COLUMNS;
