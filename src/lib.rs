@@ -62,47 +62,34 @@
 //! asked to; from a quarter of that only if the calling thread's last call ended within the last 20 microseconds, since to
 //! wake them takes longer than they save. Without the feature, the same bits on the calling thread.
 
-mod batch_norm;
-mod caches;
-mod element;
-mod engine;
-mod error;
-mod exec;
+mod api;
 #[cfg(feature = "capi")]
 pub mod ffi;
+mod ground;
 // Documentation only; its snippets are tested.
 #[cfg(any(doc, doctest))]
 pub mod guide;
 mod kernel;
-mod layout;
-#[cfg(feature = "ndarray")]
-pub mod ndarray;
 mod operations;
-mod ops;
-mod params;
-mod plan;
-mod problem;
 pub mod reference;
-#[cfg(feature = "rayon")]
-mod round;
-mod running;
+mod schedule;
 mod simd;
-mod split;
-mod streaming;
-mod tensor;
-mod welford;
+mod threads;
 
-pub use batch_norm::BatchNorm;
-pub use element::Element;
-pub use error::Error;
-pub use layout::{Layout, Shape};
-pub use ops::{
+pub use api::batch_norm::BatchNorm;
+#[cfg(feature = "ndarray")]
+pub use api::ndarray;
+pub use api::ops::{
     backward, backward_frozen, forward_inference, forward_inference_in_place, forward_training,
     forward_training_in_place, statistics,
 };
-pub use params::{Gradients, Params};
-pub use running::{RunningUpdate, RunningVariance, UpdateRule, step, update_running};
+pub use api::params::{Gradients, Params};
+pub use api::running::{RunningUpdate, RunningVariance, UpdateRule, step, update_running};
+pub use api::shape::{Layout, Shape};
+pub use api::streaming::StreamingStatistics;
+pub use api::tensor::Tensor;
+pub use ground::error::Error;
+pub use ground::scalar::Scalar;
+pub use ground::welford::Welford;
+pub use operations::Element;
 pub use simd::Level;
-pub use streaming::StreamingStatistics;
-pub use tensor::Tensor;
-pub use welford::Welford;

@@ -6,7 +6,9 @@
 
 #![forbid(unsafe_code)]
 
-use crate::{Element, Gradients, Params, Shape};
+use crate::api::params::{Gradients, Params};
+use crate::api::shape::Shape;
+use crate::ground::scalar::Scalar;
 
 /// Mean and biased variance of a channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,7 +31,7 @@ fn mean(shape: &Shape, channel: usize, f: impl Fn(usize) -> f64) -> f64 {
 }
 
 /// The value of an optional parameter.
-fn parameter<T: Element>(values: Option<&[T]>, channel: usize, default: f64) -> f64 {
+fn parameter<T: Scalar>(values: Option<&[T]>, channel: usize, default: f64) -> f64 {
     values.map_or(default, |values| values[channel].to_f64())
 }
 
@@ -41,7 +43,7 @@ fn parameter<T: Element>(values: Option<&[T]>, channel: usize, default: f64) -> 
 /// assert_eq!((statistics[0].mean, statistics[0].var), (2.0, 1.0));
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
-pub fn statistics<T: Element>(shape: &Shape, x: &[T]) -> Vec<MeanVar> {
+pub fn statistics<T: Scalar>(shape: &Shape, x: &[T]) -> Vec<MeanVar> {
     (0..shape.channels())
         .map(|c| {
             let mu = mean(shape, c, |i| x[i].to_f64());
@@ -52,13 +54,7 @@ pub fn statistics<T: Element>(shape: &Shape, x: &[T]) -> Vec<MeanVar> {
 }
 
 /// y = gamma * (x - mean) * invstd + beta with given statistics.
-fn normalize<T: Element>(
-    shape: &Shape,
-    x: &[T],
-    statistics: &[MeanVar],
-    params: &Params<'_, T>,
-    y: &mut [T],
-) {
+fn normalize<T: Scalar>(shape: &Shape, x: &[T], statistics: &[MeanVar], params: &Params<'_, T>, y: &mut [T]) {
     for (c, MeanVar { mean, var }) in statistics.iter().enumerate() {
         let (gamma, beta) = (parameter(params.gamma, c, 1.0), parameter(params.beta, c, 0.0));
         let invstd = 1.0 / (var + params.eps).sqrt();
@@ -69,7 +65,7 @@ fn normalize<T: Element>(
 }
 
 /// [`crate::forward_training`]; returns the statistics.
-pub fn forward_training<T: Element>(
+pub fn forward_training<T: Scalar>(
     shape: &Shape,
     x: &[T],
     params: &Params<'_, T>,
@@ -81,7 +77,7 @@ pub fn forward_training<T: Element>(
 }
 
 /// [`crate::forward_inference`].
-pub fn forward_inference<T: Element>(
+pub fn forward_inference<T: Scalar>(
     shape: &Shape,
     x: &[T],
     mean: &[T],
@@ -92,12 +88,12 @@ pub fn forward_inference<T: Element>(
     normalize(shape, x, &given(mean, var), params, y);
 }
 
-fn given<T: Element>(mean: &[T], var: &[T]) -> Vec<MeanVar> {
+fn given<T: Scalar>(mean: &[T], var: &[T]) -> Vec<MeanVar> {
     mean.iter().zip(var).map(|(mean, var)| MeanVar { mean: mean.to_f64(), var: var.to_f64() }).collect()
 }
 
 /// [`crate::backward`], from statistics as [`statistics`] returns them.
-pub fn backward<T: Element>(
+pub fn backward<T: Scalar>(
     shape: &Shape,
     x: &[T],
     dy: &[T],
@@ -109,7 +105,7 @@ pub fn backward<T: Element>(
 }
 
 /// [`crate::backward_frozen`].
-pub fn backward_frozen<T: Element>(
+pub fn backward_frozen<T: Scalar>(
     shape: &Shape,
     x: &[T],
     dy: &[T],
@@ -121,7 +117,7 @@ pub fn backward_frozen<T: Element>(
     gradients_of(shape, x, dy, &given(mean, var), params, gradients, false);
 }
 
-fn gradients_of<T: Element>(
+fn gradients_of<T: Scalar>(
     shape: &Shape,
     x: &[T],
     dy: &[T],

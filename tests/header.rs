@@ -1,4 +1,4 @@
-//! include/batchnorm.h is what cbindgen makes of src/ffi.rs. `UPDATE_HEADER=1 cargo test --features capi --test header`
+//! include/batchnorm.h is what cbindgen makes of src/ffi/mod.rs. `UPDATE_HEADER=1 cargo test --features capi --test header`
 //! writes it anew.
 
 use std::path::Path;
@@ -31,7 +31,7 @@ fn expanded(source: &str) -> String {
 #[test]
 fn the_header_is_current() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let source = std::fs::read_to_string(root.join("src/ffi.rs")).unwrap();
+    let source = std::fs::read_to_string(root.join("src/ffi/mod.rs")).unwrap();
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ffi.rs");
     std::fs::write(&file, expanded(&source)).unwrap();
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).unwrap();

@@ -176,7 +176,7 @@ impl Checked {
     }
 
     pub fn run(self, body: impl FnOnce(&Shape) -> Result<(), Error>) -> Result<(), Failure> {
-        let result = if self.serial { exec::serially(|| body(&self.shape)) } else { body(&self.shape) };
+        let result = if self.serial { pool::serially(|| body(&self.shape)) } else { body(&self.shape) };
         Ok(result?)
     }
 }

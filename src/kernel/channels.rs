@@ -5,163 +5,13 @@
 
 #![forbid(unsafe_code)]
 
-use super::{BAND, Columns, GROUP, Scratch, Sums};
-use crate::element::Element;
-use crate::problem::SMALL_PLANE;
-use crate::simd::{Kernel, LANES, Lanes};
-use crate::welford::{MergeWeights, Moments};
-
-/// Rows of the scratch's coefficients: what [`Normalize`](super::map::Normalize) takes.
-pub const SCALE: [usize; 5] = [MEAN_HIGH, MEAN_LOW, FACTOR, BETA, PRESCALE];
-/// What [`InputGradient`](super::map::InputGradient) takes.
-pub const GRADIENT: [usize; 7] = [MEAN_HIGH, MEAN_LOW, MEAN_DY, SLOPE, REST, PRESCALE, HALF];
-/// How many of them loops over ordinary channels ([`ordinary`]) take; the others are 1.
-pub const ORDINARY_SCALE: usize = 4;
-/// The same of `GRADIENT`.
-pub const ORDINARY_GRADIENT: usize = 5;
-/// The mean times `PRESCALE`, as an element.
-pub const MEAN_HIGH: usize = 0;
-/// What that rounding left.
-pub const MEAN_LOW: usize = 1;
-/// gamma * invstd / `PRESCALE`.
-pub const FACTOR: usize = 2;
-/// beta.
-pub const BETA: usize = 3;
-/// In backward, in place of the last two: mean(dy) * `HALF`.
-pub const MEAN_DY: usize = 2;
-/// In backward: xhat per unit of the scaled deviation, times mean(dy * xhat) * `HALF`.
-pub const SLOPE: usize = 3;
-/// In backward: gamma * invstd / `HALF`.
-pub const REST: usize = 4;
-/// See [`Scales`].
-pub const PRESCALE: usize = 5;
-/// In backward: gamma * invstd as a power of two of half its exponent; 1 for ordinary channels.
-pub const HALF: usize = 6;
-
-/// Whether a number is so far from the ends of f32's range that products of two with each other, and with deviations
-/// between them, stay far from them too; or zero. Channels with nothing but such numbers take fewer coefficients (of memory's
-/// share, backward in NHWC took a fifth longer with all of them).
-#[inline(always)]
-fn ordinary(x: f64) -> bool {
-    (x == 0.0) | ((x.abs() >= 1.0 / (1u128 << 96) as f64) & (x.abs() <= (1u64 << 40) as f64))
-}
-
-/// How the channels of a group are normalized: y = (x * prescale - mean_high - mean_low) * (gain / prescale) + beta.
-///
-/// `prescale` is a power of two, so that the product with it is exact, and such that neither data of 1e38 nor of 1e-40
-/// leave f32's range on the way; 1 for ordinary channels. mean_high + mean_low is the mean times `prescale`, to 48 bits,
-/// since one f32 is not fine enough next to a large mean. An array for each, and no branches: then a vector takes several channels (in planes of
-/// 7 x 7 of one sample, channel by channel took as long as the tensor did).
-#[derive(Clone)]
-pub struct Scales {
-    /// Channels in use.
-    len: usize,
-    /// Whether they are all [`ordinary`].
-    ordinary: bool,
-    /// 1 / sqrt(var + eps).
-    pub invstd: [f64; GROUP],
-    /// gamma * invstd.
-    pub gain: [f64; GROUP],
-    prescale: [f64; GROUP],
-    mean_high: [f64; GROUP],
-    mean_low: [f64; GROUP],
-}
-
-impl Scales {
-    /// Of no channels.
-    pub fn new() -> Self {
-        let zero = [0.0; GROUP];
-        Self {
-            len: 0,
-            ordinary: false,
-            invstd: zero,
-            gain: zero,
-            prescale: zero,
-            mean_high: zero,
-            mean_low: zero,
-        }
-    }
-
-    /// Starts `len` <= `GROUP` channels with gamma in place of the gain.
-    #[inline(always)]
-    fn start<T: Element>(&mut self, len: usize, gamma: Option<&[T]>) {
-        self.len = len;
-        let gain = &mut self.gain[..len];
-        match gamma {
-            None => gain.fill(1.0),
-            Some(gamma) => gain.iter_mut().zip(gamma).for_each(|(gain, gamma)| *gain = gamma.to_f64()),
-        }
-    }
-
-    /// Channel `i`, for `conclude`, with a `prescale` of about `wanted`.
-    #[inline(always)]
-    fn set(&mut self, i: usize, (mean, mean_low): (f64, f64), (invstd, gain): (f64, f64), wanted: f64) {
-        (self.invstd[i], self.gain[i], self.prescale[i]) = (invstd, gain, wanted);
-        (self.mean_high[i], self.mean_low[i]) = (mean, mean_low);
-    }
-
-    /// From what is wanted to what can be, and to parts of the mean.
-    #[inline(always)]
-    fn conclude<T: Element>(&mut self) {
-        let Self { len, ordinary: all_ordinary, gain, prescale, mean_high, mean_low, .. } = self;
-        let mut others = 0u64;
-        for i in 0..GROUP {
-            let usual = (prescale[i] == 1.0) & ordinary(gain[i]) & ordinary(mean_high[i]);
-            others |= u64::from(!usual & (i < *len));
-        }
-        *all_ordinary = others == 0;
-        // Nothing stands in the way of what ordinary channels want.
-        if *all_ordinary {
-            for (high, low) in mean_high.iter_mut().zip(mean_low) {
-                let mean = *high;
-                *high = T::from_f64(mean).to_f64();
-                *low += mean - *high;
-            }
-            return;
-        }
-        let (largest, least) = (T::MAX_PRESCALE, 1.0 / T::MAX_PRESCALE);
-        for i in 0..GROUP {
-            let (mean, wanted) = (mean_high[i], prescale[i]);
-            // gain / prescale must stay finite, which a factor of 4 leaves room for.
-            let needed = gain[i].abs() * least;
-            let p = at_most(power_of_two(if wanted < needed { 2.0 * needed } else { wanted }), largest);
-            // mean * prescale must stay finite.
-            let size = at_most(mean.abs().max(least), largest);
-            let p = at_most(p, power_of_two(largest / 1e8) * inverse_power(size));
-            let p = if p < least { least } else { p };
-            let scaled = mean * p;
-            prescale[i] = p;
-            mean_high[i] = T::from_f64(scaled).to_f64();
-            mean_low[i] = (scaled - mean_high[i]) + mean_low[i] * p;
-        }
-    }
-}
-
-// Divisions and roots are what arithmetic on channels takes most of its time for: powers of two come without.
-
-/// The largest power of two that is not above a positive normal number.
-#[inline(always)]
-fn power_of_two(x: f64) -> f64 {
-    f64::from_bits(x.to_bits() & f64::INFINITY.to_bits())
-}
-
-#[inline(always)]
-fn at_most(x: f64, bound: f64) -> f64 {
-    if x < bound { x } else { bound }
-}
-
-/// 1 / `power_of_two(x)`, which must be normal too.
-#[inline(always)]
-fn inverse_power(x: f64) -> f64 {
-    f64::from_bits((2046 << 52) - power_of_two(x).to_bits())
-}
-
-/// A power of two of half the exponent of a normal number.
-#[inline(always)]
-fn half_power(x: f64) -> f64 {
-    let exponent = (x.to_bits() >> 52 & 2047) as i64 - 1023;
-    f64::from_bits((((exponent >> 1) + 1023) as u64) << 52)
-}
+use super::columns::Columns;
+use super::scales::*;
+use super::scratch::{Scratch, Sums};
+use crate::ground::scalar::Scalar;
+use crate::ground::sizes::{BAND, GROUP, LANES, SMALL_PLANE};
+use crate::ground::welford::{MergeWeights, Moments};
+use crate::simd::{Kernel, Lanes};
 
 /// From a block's plain sums: is any channel's variance too small against its mean for them? Those channels get the
 /// mean as a pivot and the answer is in `again`.
@@ -172,7 +22,7 @@ pub struct Condition<'a> {
     pub again: &'a mut bool,
 }
 
-impl<T: Element> Kernel<T> for Condition<'_> {
+impl<T: Scalar> Kernel<T> for Condition<'_> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         let Sums { totals: [sums, squares], pivots, centers, .. } = self.sums;
@@ -200,7 +50,7 @@ pub struct BlockMoments<'a> {
     pub moments: &'a mut [Moments],
 }
 
-impl<T: Element> Kernel<T> for BlockMoments<'_> {
+impl<T: Scalar> Kernel<T> for BlockMoments<'_> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         let Sums { totals: [sums, squares], pivots, .. } = self.sums;
@@ -233,7 +83,7 @@ pub struct Deviations<'a, T> {
     pub scratch: &'a mut Scratch<T>,
 }
 
-impl<T: Element> Kernel<T> for Deviations<'_, T> {
+impl<T: Scalar> Kernel<T> for Deviations<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         let Scratch { scales, coefficients, ordinary, .. } = self.scratch;
@@ -255,7 +105,7 @@ pub struct Factors<'a, T> {
     pub scratch: &'a mut Scratch<T>,
 }
 
-impl<T: Element> Kernel<T> for Factors<'_, T> {
+impl<T: Scalar> Kernel<T> for Factors<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         let Scratch { scales, coefficients, .. } = self.scratch;
@@ -293,7 +143,7 @@ pub struct GradientFactors<'a, T> {
     pub scratch: &'a mut Scratch<T>,
 }
 
-impl<T: Element> Kernel<T> for GradientFactors<'_, T> {
+impl<T: Scalar> Kernel<T> for GradientFactors<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         let Scratch { scales, coefficients, ordinary: all_ordinary, .. } = self.scratch;
@@ -337,7 +187,7 @@ pub struct LayOut<'a, T> {
     pub columns: Columns,
 }
 
-impl<T: Element> Kernel<T> for LayOut<'_, T> {
+impl<T: Scalar> Kernel<T> for LayOut<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         for k in self.rows {
@@ -353,7 +203,7 @@ pub struct LayOutCenters<'a> {
     pub columns: Columns,
 }
 
-impl<T: Element> Kernel<T> for LayOutCenters<'_> {
+impl<T: Scalar> Kernel<T> for LayOutCenters<'_> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         lay_out(&mut self.sums.centers, self.channels, self.columns);
@@ -361,7 +211,7 @@ impl<T: Element> Kernel<T> for LayOutCenters<'_> {
 }
 
 #[inline(always)]
-fn lay_out<T: Element>(row: &mut [T], channels: usize, columns: Columns) {
+fn lay_out<T: Scalar>(row: &mut [T], channels: usize, columns: Columns) {
     let width = match columns {
         Columns::Channels => channels,
         Columns::Rows(rows) => {
@@ -399,7 +249,7 @@ pub struct BatchScales<'a, T> {
     pub scratch: &'a mut Scratch<T>,
 }
 
-impl<T: Element> Kernel<T> for BatchScales<'_, T> {
+impl<T: Scalar> Kernel<T> for BatchScales<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         let scales = &mut self.scratch.scales;
@@ -449,7 +299,7 @@ pub struct GivenScales<'a, T> {
     pub scratch: &'a mut Scratch<T>,
 }
 
-impl<T: Element> Kernel<T> for GivenScales<'_, T> {
+impl<T: Scalar> Kernel<T> for GivenScales<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         let scales = &mut self.scratch.scales;

@@ -8,11 +8,12 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::{Columns, Sums};
-use crate::plan::Block;
-use crate::problem::{Geometry, Pattern};
-use crate::simd::{Kernel, LANES, Lanes, prefetch};
-use crate::split::Input;
+use super::columns::Columns;
+use super::scratch::Sums;
+use crate::ground::geometry::{Block, Geometry, Pattern};
+use crate::ground::sizes::LANES;
+use crate::ground::slices::Input;
+use crate::simd::{Kernel, Lanes, prefetch};
 
 /// What is summed of `IN` tensors: a term, and its product with another.
 pub trait Terms<const IN: usize>: Copy {

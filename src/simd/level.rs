@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::Error;
+use crate::ground::error::Error;
 
 /// An instruction set that kernels are compiled for. All give the same bits; they differ in speed.
 ///

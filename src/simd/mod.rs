@@ -13,11 +13,7 @@ mod portable;
 
 pub use level::Level;
 
-/// The logical width of a reduction: element s of a plane belongs to lane s mod 16 on every instruction set.
-pub const LANES: usize = 16;
-
-/// Bytes of a cache line.
-pub const LINE: usize = 64;
+use crate::ground::sizes::LINE;
 
 /// Asks for the lines of the vector at `at`, which may lie anywhere, to be brought near, to be written if `WRITE`.
 #[inline(always)]
@@ -48,7 +44,7 @@ pub trait Lanes<T>: Copy {
     type Vector: Copy;
     /// `N` f64.
     type Wide: Copy;
-    /// Elements per vector; divides [`LANES`].
+    /// Elements per vector; divides `LANES`.
     const N: usize;
     /// How many vectors to keep in flight in a reduction, 1 or 2: where one's sums are few registers, additions to them
     /// would wait for each other.
@@ -102,7 +98,7 @@ pub trait Lanes<T>: Copy {
     fn add_scaled(self, sum: Self::Wide, a: Self::Wide) -> Self::Wide;
     /// Zero in all lanes but the first `k` <= `N`.
     fn keep_first(self, v: Self::Wide, k: usize) -> Self::Wide;
-    /// The sum of [`LANES`] lanes by halves: l and l + 8, then l and l + 4, l + 2, l + 1. They are the first vector, or both.
+    /// The sum of 16 lanes by halves: l and l + 8, then l and l + 4, l + 2, l + 1. They are the first vector, or both.
     fn sum_lanes(self, lanes: [Self::Wide; 2]) -> f64;
     /// sum + a * b, in two operations.
     fn add_product(self, sum: Self::Wide, a: Self::Wide, b: Self::Wide) -> Self::Wide;

@@ -4,9 +4,9 @@
 
 use std::sync::OnceLock;
 
-/// Caches, as far as plans depend on them.
+/// Machine, as far as plans depend on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Caches {
+pub struct Machine {
     /// Bytes of a core's L2.
     pub l2: usize,
     /// Whether the last-level cache is so slow that writing past it is faster from where the L2 caches end: the mesh of
@@ -14,14 +14,14 @@ pub struct Caches {
     pub mesh: bool,
 }
 
-impl Caches {
+impl Machine {
     /// Where there is no one to ask: the smallest L2 of today's servers.
     const UNKNOWN: Self = Self { l2: 1 << 20, mesh: false };
 
     /// This machine's. The CPU is asked once, since in a virtual machine an answer takes some 10 microseconds.
     pub fn get() -> Self {
-        static CACHES: OnceLock<Caches> = OnceLock::new();
-        *CACHES.get_or_init(Self::ask)
+        static MACHINE: OnceLock<Machine> = OnceLock::new();
+        *MACHINE.get_or_init(Self::ask)
     }
 
     #[cfg(all(target_arch = "x86_64", not(fuzzing)))]

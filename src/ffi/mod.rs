@@ -11,9 +11,10 @@ mod generic;
 use std::ffi::c_char;
 use std::panic::catch_unwind;
 
+use crate::threads::pool;
 use crate::{
     Element, Error, Gradients, Layout, Level, Params, RunningUpdate, RunningVariance, Shape, UpdateRule,
-    Welford, exec,
+    Welford,
 };
 use arguments::{Arguments, Checked, Failure, call, last_message, level, params};
 
@@ -182,7 +183,7 @@ pub extern "C" fn batchnorm_force_level(wanted: u32) -> Status {
 /// calls stay on theirs.
 #[unsafe(no_mangle)]
 pub extern "C" fn batchnorm_set_threads(threads: usize) -> Status {
-    call(|| exec::set_threads(threads).map_err(|message| Failure(Status::Threads, message)))
+    call(|| pool::set_threads(threads).map_err(|message| Failure(Status::Threads, message)))
 }
 
 /// Takes the elements that `from` has seen into `into`, for each of `channels` channels: the statistics of the parts of a

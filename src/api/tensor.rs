@@ -5,7 +5,9 @@
 use aligned_vec::{AVec, ConstAlign};
 use std::ops::{Deref, DerefMut};
 
-use crate::{Element, Error, Shape};
+use crate::api::shape::Shape;
+use crate::ground::error::Error;
+use crate::operations::Element;
 
 /// A tensor that owns its elements, aligned to 64 bytes (a cache line, and the widest vector).
 ///

@@ -5,13 +5,16 @@
 
 use std::ops::Range;
 
-use crate::element::Element;
-use crate::exec;
-use crate::kernel::Scratch;
-use crate::plan::{Asked, Block, GROUP, Plan, Reach, pieces, pieces_at};
-use crate::problem::Geometry;
+use crate::ground::geometry::{Block, Geometry};
+use crate::ground::sizes::GROUP;
+use crate::ground::slices::Output;
+use crate::kernel::Vectorized;
+use crate::kernel::map::{Asked, Reach};
+use crate::kernel::scratch::Scratch;
+use crate::schedule::plan::Plan;
+use crate::schedule::ranges::{pieces, pieces_at};
 use crate::simd::Level;
-use crate::split::Output;
+use crate::threads::pool;
 
 /// What an operation works in: the level, the problem, scratch memory of its own.
 pub struct Task<'a, T> {
@@ -26,7 +29,7 @@ pub struct Task<'a, T> {
 }
 
 /// An operation on tensors. The slices of states hold one state for each of `channels`.
-pub trait Operation<T: Element>: Sync {
+pub trait Operation<T: Vectorized>: Sync {
     /// What the reduction leaves per channel.
     type State: Copy + Default + Send + Sync;
     /// How many tensors it reads.
@@ -71,17 +74,17 @@ pub trait Operation<T: Element>: Sync {
 }
 
 /// Runs an operation.
-pub fn run<T: Element, O: Operation<T>>(level: Level, geometry: &Geometry, operation: &O) {
+pub fn run<T: Vectorized, O: Operation<T>>(level: Level, geometry: &Geometry, operation: &O) {
     let plan =
-        Plan::new(geometry, size_of::<T>(), O::READS, (operation.reduces(), operation.maps()), exec::workers);
+        Plan::new(geometry, size_of::<T>(), O::READS, (operation.reduces(), operation.maps()), pool::workers);
     run_by(plan, level, geometry, operation);
     if plan.large {
-        exec::ended();
+        pool::ended();
     }
 }
 
 /// The same by a plan of the caller's.
-pub fn run_by<T: Element, O: Operation<T>>(plan: Plan, level: Level, geometry: &Geometry, operation: &O) {
+pub fn run_by<T: Vectorized, O: Operation<T>>(plan: Plan, level: Level, geometry: &Geometry, operation: &O) {
     let engine = Engine { level, geometry, plan, operation };
     if plan.whole { engine.whole() } else { engine.in_chunks() }
 }
@@ -95,14 +98,14 @@ struct Engine<'a, O> {
 
 impl<O: Sync> Engine<'_, O> {
     /// Calls `body`, on each thread that takes part, with its scratch memory and the ranges of units that it takes.
-    fn tasks<T: Element>(
+    fn tasks<T: Vectorized>(
         &self,
         units: usize,
         (tasks, backwards): (usize, bool),
         body: impl Fn(&mut dyn Iterator<Item = Range<usize>>, &mut Task<'_, T>) + Sync,
     ) {
         let Self { level, geometry, plan: Plan { reach, asked, threads, .. }, .. } = *self;
-        exec::deal(units, tasks, threads, backwards, &|ranges| {
+        pool::deal(units, tasks, threads, backwards, &|ranges| {
             T::with_scratch(|scratch| {
                 body(ranges, &mut Task { level, geometry, reach, asked, scratch, put_off: None })
             });
@@ -110,7 +113,7 @@ impl<O: Sync> Engine<'_, O> {
     }
 
     /// A task takes some channels from statistics to output, while their elements are still in its core's cache.
-    fn whole<T: Element>(&self)
+    fn whole<T: Vectorized>(&self)
     where
         O: Operation<T>,
     {
@@ -150,7 +153,7 @@ impl<O: Sync> Engine<'_, O> {
     }
 
     /// Maps the group that has been put off, if there is one.
-    fn map_put_off<T: Element>(&self, task: &mut Task<'_, T>)
+    fn map_put_off<T: Vectorized>(&self, task: &mut Task<'_, T>)
     where
         O: Operation<T>,
     {
@@ -160,7 +163,7 @@ impl<O: Sync> Engine<'_, O> {
     }
 
     /// A task takes chunks of some channels: reductions, then a barrier, then the map.
-    fn in_chunks<T: Element>(&self)
+    fn in_chunks<T: Vectorized>(&self)
     where
         O: Operation<T>,
     {
@@ -232,7 +235,7 @@ impl<O: Sync> Engine<'_, O> {
     }
 
     /// Merges the chunks' states into the first chunk's, which become the channels'.
-    fn merge_chunks<T: Element>(&self, states: &Output<'_, O::State>, tasks: usize)
+    fn merge_chunks<T: Vectorized>(&self, states: &Output<'_, O::State>, tasks: usize)
     where
         O: Operation<T>,
     {
@@ -254,7 +257,7 @@ impl<O: Sync> Engine<'_, O> {
     }
 
     /// Writes what the operation returns of a group of channels.
-    fn finish<T: Element>(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[O::State])
+    fn finish<T: Vectorized>(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[O::State])
     where
         O: Operation<T>,
     {
@@ -271,7 +274,7 @@ impl<O: Sync> Engine<'_, O> {
     }
 
     /// The states of a chunk's blocks, merged in order, and their count; `block_states` for one block's at a time.
-    fn chunk<T: Element>(
+    fn chunk<T: Vectorized>(
         &self,
         task: &mut Task<'_, T>,
         channels: &Range<usize>,
@@ -295,7 +298,7 @@ impl<O: Sync> Engine<'_, O> {
     }
 
     /// Merges `right` into `left`.
-    fn fold<T: Element>(&self, left: (&mut [O::State], &mut usize), right: (&[O::State], usize))
+    fn fold<T: Vectorized>(&self, left: (&mut [O::State], &mut usize), right: (&[O::State], usize))
     where
         O: Operation<T>,
     {

@@ -26,7 +26,8 @@
 
 use ::ndarray::{ArrayView, ArrayViewMut, Axis, Dimension};
 
-use crate::{Error, Layout, Shape};
+use crate::api::shape::{Layout, Shape};
+use crate::ground::error::Error;
 
 /// The shape and the elements of a view with its channels in axis `channels`.
 ///

@@ -143,3 +143,19 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+pub fn check_len(argument: &'static str, got: usize, expected: usize) -> Result<(), Error> {
+    if got == expected { Ok(()) } else { Err(Error::Length { argument, got, expected }) }
+}
+
+pub fn check_optional<T>(argument: &'static str, slice: Option<&[T]>, expected: usize) -> Result<(), Error> {
+    slice.map_or(Ok(()), |slice| check_len(argument, slice.len(), expected))
+}
+
+pub fn check_finite(argument: &'static str, value: f64) -> Result<(), Error> {
+    if value.is_finite() { Ok(()) } else { Err(Error::NotFinite { argument, value }) }
+}
+
+pub fn check_eps(eps: f64) -> Result<(), Error> {
+    if eps.is_finite() && eps >= 0.0 { Ok(()) } else { Err(Error::Epsilon { eps }) }
+}

@@ -2,8 +2,9 @@
 
 #![forbid(unsafe_code)]
 
-use crate::problem::{check_finite, check_len};
-use crate::{Element, Error, Welford};
+use crate::ground::error::{Error, check_finite, check_len};
+use crate::ground::welford::Welford;
+use crate::operations::Element;
 
 /// How running statistics take in a batch. The field has two opposite conventions, so the choice is explicit.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -2,11 +2,13 @@
 
 #![forbid(unsafe_code)]
 
-use crate::problem::{check_eps, check_len};
-use crate::{
-    Element, Error, Gradients, Params, RunningUpdate, RunningVariance, Shape, UpdateRule, Welford, backward,
-    forward_inference, forward_training, step, update_running,
-};
+use crate::api::ops::{backward, forward_inference, forward_training};
+use crate::api::params::{Gradients, Params};
+use crate::api::running::{RunningUpdate, RunningVariance, UpdateRule, step, update_running};
+use crate::api::shape::Shape;
+use crate::ground::error::{Error, check_eps, check_len};
+use crate::ground::welford::Welford;
+use crate::operations::Element;
 
 /// A batch normalization layer over `channels` channels.
 ///

@@ -2,7 +2,9 @@
 
 #![forbid(unsafe_code)]
 
-use crate::Error;
+use crate::ground::error::Error;
+use crate::ground::geometry::{Geometry, Pattern};
+use crate::ground::sizes::GROUP;
 
 /// Where the channel axis lies in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -108,6 +110,45 @@ impl Shape {
         match self.layout {
             Layout::Nchw => (sample * self.channels + channel) * self.spatial + position,
             Layout::Nhwc => (sample * self.spatial + position) * self.channels + channel,
+        }
+    }
+
+    /// `None` if there is nothing to compute.
+    ///
+    /// Where both layouts are the same memory they must become the same problem: a single channel is one plane of n * s;
+    /// single positions have the kept axis contiguous, and if there are few channels are better one plane of n positions.
+    pub(crate) fn geometry(&self) -> Option<Geometry> {
+        let (n, c, s) = (self.batch(), self.channels(), self.spatial());
+        if self.len() == 0 {
+            return None;
+        }
+        Some(match self.layout() {
+            _ if c == 1 => Geometry { n: 1, c, s: n * s, pattern: Pattern::Along },
+            _ if s == 1 && c < GROUP => Geometry { n: 1, c, s: n, pattern: Pattern::Across },
+            _ if s == 1 => Geometry { n, c, s, pattern: Pattern::Across },
+            Layout::Nchw => Geometry { n, c, s, pattern: Pattern::Along },
+            Layout::Nhwc => Geometry { n, c, s, pattern: Pattern::Across },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is the same memory in both layouts is the same problem, and so the same bits by the same path.
+    #[test]
+    fn single_channels_and_single_positions_have_one_geometry() {
+        let few = GROUP - 1;
+        for (dims, geometry) in [
+            ([3, 1, 5, 7], Geometry { n: 1, c: 1, s: 105, pattern: Pattern::Along }),
+            ([9, few, 1, 1], Geometry { n: 1, c: few, s: 9, pattern: Pattern::Across }),
+            ([9, GROUP, 1, 1], Geometry { n: 9, c: GROUP, s: 1, pattern: Pattern::Across }),
+        ] {
+            let [n, c, h, w] = dims;
+            for shape in [Shape::nchw(&dims), Shape::nhwc(&[n, h, w, c])] {
+                assert_eq!(shape.unwrap().geometry(), Some(geometry));
+            }
         }
     }
 }

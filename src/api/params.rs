@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::Element;
+use crate::operations::Element;
 
 /// gamma (scale), beta (shift) and eps of y = gamma * (x - mean) / sqrt(var + eps) + beta.
 ///

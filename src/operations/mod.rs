@@ -3,17 +3,19 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::element::Element;
-use crate::engine::{self, Operation, Task};
+use crate::ground::geometry::{Block, Geometry, Pattern};
+use crate::ground::sizes::GROUP;
+use crate::ground::slices::{Input, Output};
+use crate::ground::welford::{MergeWeights, Moments, Welford};
+use crate::kernel::Vectorized;
 use crate::kernel::channels::*;
+use crate::kernel::columns::Columns;
 use crate::kernel::map::{Behind, Formula, FrozenGradient, InputGradient, Map, Normalize, NormalizeBatch};
 use crate::kernel::reduce::{GradientTerms, Meanwhile, Nothing, Pivoted, Plain, Reduce, Terms};
-use crate::kernel::{Columns, Scratch, Sums};
-use crate::plan::{Block, GROUP};
-use crate::problem::{Geometry, Pattern};
+use crate::kernel::scales::{GRADIENT, ORDINARY_GRADIENT, ORDINARY_SCALE, SCALE, Scales};
+use crate::kernel::scratch::{Scratch, Sums};
+use crate::schedule::engine::{self, Operation, Task};
 use crate::simd::Level;
-use crate::split::{Input, Output};
-use crate::welford::{MergeWeights, Moments, Welford};
 
 /// A checked call.
 pub enum Job<'a, T> {
@@ -22,14 +24,27 @@ pub enum Job<'a, T> {
     Backward(Backward<'a, T>),
 }
 
-/// Runs a job; called through `Element::run` alone.
-pub fn run<T: Element>(level: Level, geometry: &Geometry, job: &Job<'_, T>) {
-    match job {
-        Job::Forward(operation) => engine::run(level, geometry, operation),
-        Job::Inference(operation) => engine::run(level, geometry, operation),
-        Job::Backward(operation) => engine::run(level, geometry, operation),
-    }
+/// A type of tensor elements that there are kernels for: `f32` or `f64`. Sealed.
+pub trait Element: Vectorized {
+    /// Runs an operation. The one place where the kernels are instantiated, in this crate and not in its users'.
+    #[doc(hidden)]
+    fn run(level: Level, geometry: &Geometry, job: &Job<'_, Self>);
 }
+
+macro_rules! elements {
+    ($($element:ty),*) => {$(
+        impl Element for $element {
+            fn run(level: Level, geometry: &Geometry, job: &Job<'_, Self>) {
+                match job {
+                    Job::Forward(operation) => engine::run(level, geometry, operation),
+                    Job::Inference(operation) => engine::run(level, geometry, operation),
+                    Job::Backward(operation) => engine::run(level, geometry, operation),
+                }
+            }
+        }
+    )*};
+}
+elements!(f32, f64);
 
 /// Scale and shift, checked.
 #[derive(Clone, Copy)]
@@ -39,7 +54,7 @@ pub struct Affine<'a, T> {
     pub eps: f64,
 }
 
-impl<T: Element> Affine<'_, T> {
+impl<T: Vectorized> Affine<'_, T> {
     /// Writes the coefficients of [`SCALE`], from the scales.
     fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize) {
         let beta = self.beta.map(|beta| &beta[channels.clone()]);
@@ -58,7 +73,7 @@ pub enum Given<'a, T> {
     Frozen { mean: &'a [T], var: &'a [T] },
 }
 
-impl<T: Element> Given<'_, T> {
+impl<T: Vectorized> Given<'_, T> {
     /// Derives the scales of normalization (`normalize`) or of a backward pass.
     fn scales(
         &self,
@@ -87,7 +102,7 @@ impl<T: Element> Given<'_, T> {
     }
 }
 
-impl<T: Element> Task<'_, T> {
+impl<T: Vectorized> Task<'_, T> {
     /// As [`Given::scales`], of the batch's own moments.
     fn batch_scales(
         &mut self,
@@ -205,7 +220,7 @@ impl<T: Element> Task<'_, T> {
 }
 
 /// Sums over a block, to `sums`, with something else meanwhile.
-fn sum_up<T: Element, O: Terms<IN>, M: Meanwhile<T>, const IN: usize>(
+fn sum_up<T: Vectorized, O: Terms<IN>, M: Meanwhile<T>, const IN: usize>(
     level: Level,
     geometry: &Geometry,
     _: O,
@@ -229,7 +244,7 @@ pub struct Forward<'a, T> {
     pub states: Output<'a, Welford>,
 }
 
-impl<T: Element> Operation<T> for Forward<'_, T> {
+impl<T: Vectorized> Operation<T> for Forward<'_, T> {
     type State = Moments;
     const READS: usize = 1;
     const FINISH_DERIVES: bool = false;
@@ -307,7 +322,7 @@ pub struct Inference<'a, T> {
     pub given: Given<'a, T>,
 }
 
-impl<T: Element> Operation<T> for Inference<'_, T> {
+impl<T: Vectorized> Operation<T> for Inference<'_, T> {
     type State = ();
     const READS: usize = 1;
     const FINISH_DERIVES: bool = false;
@@ -351,7 +366,7 @@ pub struct Backward<'a, T> {
     pub dvar: Option<Output<'a, T>>,
 }
 
-impl<T: Element> Operation<T> for Backward<'_, T> {
+impl<T: Vectorized> Operation<T> for Backward<'_, T> {
     type State = GradientSums;
     const READS: usize = 2;
     const FINISH_DERIVES: bool = true;
@@ -467,7 +482,8 @@ impl<T: Element> Operation<T> for Backward<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Plan, Reach};
+    use crate::kernel::map::Reach;
+    use crate::schedule::plan::Plan;
 
     /// A group that is mapped while the next is summed gets the bits that it gets by itself, and no one else's do change:
     /// on the machines, and with the tensors, for which plans choose that, and elsewhere.
@@ -479,7 +495,7 @@ mod tests {
         }
     }
 
-    fn overlap_changes_no_bit_of<T: Element>(level: Level) {
+    fn overlap_changes_no_bit_of<T: Vectorized>(level: Level) {
         const CANARY: f64 = 12345.0;
         for (n, c, s) in
             [(3, 5, 100), (2, 7, 196), (1, 9, 16), (1, 4, 17), (4, 6, 784), (33, 4, 81), (2, 3, 9000)]

@@ -2,7 +2,11 @@
 
 #![forbid(unsafe_code)]
 
-use crate::{Element, Error, Shape, Welford, statistics};
+use crate::api::ops::statistics;
+use crate::api::shape::Shape;
+use crate::ground::error::{Error, check_len};
+use crate::ground::welford::Welford;
+use crate::operations::Element;
 
 /// Per-channel mean and variance of a data set, taken in one batch at a time.
 ///
@@ -42,7 +46,7 @@ impl StreamingStatistics {
     /// # Errors
     /// [`Error::Length`] if it has another number of channels.
     pub fn merge(&mut self, other: &Self) -> Result<(), Error> {
-        crate::problem::check_len("other", other.states.len(), self.states.len())?;
+        check_len("other", other.states.len(), self.states.len())?;
         self.states.iter_mut().zip(&other.states).for_each(|(state, other)| state.merge(other));
         Ok(())
     }

@@ -5,14 +5,17 @@
 
 #![forbid(unsafe_code)]
 
-use crate::operations::{Affine, Backward, Forward, Given, Inference, Job};
-use crate::problem::{Geometry, check_eps, check_len, check_optional};
-use crate::split::{Input, Output};
-use crate::{Element, Error, Gradients, Level, Params, Shape, Welford};
+use crate::api::params::{Gradients, Params};
+use crate::api::shape::Shape;
+use crate::ground::error::{Error, check_eps, check_len, check_optional};
+use crate::ground::slices::{Input, Output};
+use crate::ground::welford::Welford;
+use crate::operations::{Affine, Backward, Element, Forward, Given, Inference, Job};
+use crate::simd::Level;
 
 /// Runs a job, unless there is nothing to do.
 fn run<T: Element>(shape: &Shape, job: Job<'_, T>) {
-    if let Some(geometry) = Geometry::of(shape) {
+    if let Some(geometry) = shape.geometry() {
         T::run(Level::active(), &geometry, &job);
     }
 }

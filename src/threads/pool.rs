@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 #[cfg(feature = "rayon")]
-use crate::round;
+use super::round;
 
 #[cfg(feature = "capi")]
 thread_local! {

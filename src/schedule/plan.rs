@@ -1,54 +1,17 @@
-//! How a problem is cut: into blocks and chunks, which fix the order of arithmetic, and into tasks, which do not.
-//!
-//! A *block* is at most [`BLOCK`] elements of a channel: some whole planes, or a segment of one. Its sums are taken at
-//! once, lane by lane; blocks merge in order into *chunks*, chunks in order into the channel. All this follows from n
-//! and s alone, so the bits do not depend on layout, level, threads or caches. Those steer only the *tasks*: which
-//! channels and chunks one task takes.
+//! How a problem is handed out: tasks, threads, ways to read and write. Nothing here changes a bit of the results.
 
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
 
-use crate::caches::Caches;
-use crate::exec;
-use crate::kernel::SUMS;
-use crate::problem::{Geometry, Pattern};
-use crate::simd::LANES;
-
-/// A size, or under fuzzing a small one: then small inputs reach every merge, every schedule and every way to write.
-const fn fuzzed(size: usize, small: usize) -> usize {
-    if cfg!(fuzzing) { small } else { size }
-}
-
-/// The most elements of a block: 16 KiB of f32 stay in L1 for a second look, and f64 sums over them lose nothing that
-/// f32 results could show (`Element::CONDITION_LIMIT` counts on this size).
-pub const BLOCK: usize = fuzzed(4096, 64);
-
-/// With many channels blocks are shorter, down to this: in NHWC the rows of a block are a task's least, and must leave
-/// enough of them to share out. Shorter ones would show in NCHW, where each costs a sum over lanes.
-const SHORT_BLOCK: usize = BLOCK / 4;
-
-/// Elements of all channels of a block, where the two bounds above allow it.
-const BLOCK_ROWS: usize = fuzzed(1 << 19, 1 << 11);
-
-/// The most chunks of a channel, which bounds the scratch memory for their states.
-const MAX_CHUNKS: usize = fuzzed(256, 8);
-
-/// The most channels whose coefficients are derived at once, and that are reduced at once in NCHW.
-pub const GROUP: usize = 64;
-
-/// The most channels that are reduced at once in NHWC: runs of 2 KiB of f32. Their sums per lane stay in L2.
-pub const BAND: usize = 512;
-
-/// The most channels that are mapped at once: runs of 8 KiB of f32 in NHWC.
-pub const SPAN: usize = 2048;
-
-/// In NHWC, a map goes tile by tile: the coefficients of a tile's columns stay in L1 from row to row (backward with 2048
-/// channels: 1.2 times as fast as in full rows, which take them from L2).
-pub const TILE_COLUMNS: usize = fuzzed(512, 32);
-
-/// Rows of a tile. What is asked for ahead, some rows further down, is then the next tile's of these columns.
-pub const TILE_ROWS: usize = fuzzed(16, 4);
+use crate::ground::geometry::{Block, Geometry, Pattern};
+use crate::ground::sizes::{BAND, GROUP, LANES, SPAN, fuzzed};
+use crate::kernel::map::{Asked, Reach};
+use crate::kernel::scratch::SUMS;
+use crate::schedule::blocks::Blocks;
+use crate::schedule::machine::Machine;
+use crate::schedule::ranges::rectangles;
+use crate::threads::pool;
 
 /// In NHWC, the least rows that a thread maps if it can have more rows of fewer channels instead, whose coefficients take
 /// less time.
@@ -56,7 +19,7 @@ const ROWS: usize = fuzzed(128, 2);
 
 /// Of a core's L2, or under fuzzing of a small one, so many sixteenths as one of the next four says.
 fn l2_bytes(share: usize) -> usize {
-    fuzzed(Caches::get().l2, 2 << 10) / 16 * share
+    fuzzed(Machine::get().l2, 2 << 10) / 16 * share
 }
 
 /// What a task should have of each tensor that it reads: the statistics have just put it where normalization reads it
@@ -74,7 +37,7 @@ const CACHE_SHARE_ONE: usize = 7;
 /// What is left beside what is written past the caches.
 const CACHE_SHARE_PAST: usize = 12;
 
-/// Of the L2 caches of all threads: from there on what is written goes past the caches of a mesh ([`Caches::mesh`]).
+/// Of the L2 caches of all threads: from there on what is written goes past the caches of a mesh ([`Machine::mesh`]).
 /// Inference is then 1.25 to 1.4 times as fast, training and backward in NHWC 1.15 to 1.5, in NCHW 1.0 to 1.15, at 3.3 MB
 /// with one thread and 6.4 with two; at 2.1 MB with one and 3.3 with two 0.6 to 0.95 times.
 const STREAM_SHARE: usize = 20;
@@ -111,135 +74,6 @@ const TASKS_PER_THREAD_FAR: usize = 16;
 /// ... but of a tensor below this, two, for whoever comes late. (One is 0.9 to 1.0 times as fast where the others have to
 /// wake up, four are where they have not.)
 const SMALL_BYTES: usize = fuzzed(2 << 20, 2 << 10);
-
-/// A part of every channel: some samples, some positions of each.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Block {
-    pub samples: Range<usize>,
-    pub positions: Range<usize>,
-}
-
-impl Block {
-    /// Elements per channel.
-    pub fn count(&self) -> usize {
-        self.samples.len() * self.positions.len()
-    }
-}
-
-/// The cut of n * s elements per channel into blocks and chunks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Blocks {
-    n: usize,
-    s: usize,
-    /// Planes per block; 1 where a plane has several segments.
-    planes: usize,
-    /// Segments per plane.
-    segments: usize,
-    /// Positions per segment, a multiple of [`LANES`] where there are several.
-    segment: usize,
-    /// Blocks per chunk.
-    chunk: usize,
-}
-
-impl Blocks {
-    pub fn of(geometry: &Geometry) -> Self {
-        let Geometry { n, c, s, .. } = *geometry;
-        let most = (BLOCK_ROWS / c).clamp(SHORT_BLOCK, BLOCK);
-        // Evenly: as many blocks as needed, none much shorter than the others.
-        let (planes, segment) = if s <= most {
-            (n.div_ceil(n.div_ceil(most / s)), s)
-        } else {
-            (1, s.div_ceil(s.div_ceil(most)).next_multiple_of(LANES))
-        };
-        let segments = s.div_ceil(segment);
-        let blocks = Self { n, s, planes, segments, segment, chunk: 1 };
-        Self { chunk: blocks.len().div_ceil(MAX_CHUNKS), ..blocks }
-    }
-
-    /// The number of blocks.
-    pub fn len(&self) -> usize {
-        self.n.div_ceil(self.planes) * self.segments
-    }
-
-    pub fn get(&self, index: usize) -> Block {
-        let (sample, segment) = (index / self.segments * self.planes, index % self.segments);
-        let position = segment * self.segment;
-        Block {
-            samples: sample..(sample + self.planes).min(self.n),
-            positions: position..(position + self.segment).min(self.s),
-        }
-    }
-
-    /// The number of chunks.
-    pub fn chunks(&self) -> usize {
-        self.len().div_ceil(self.chunk)
-    }
-
-    /// The blocks of a chunk.
-    pub fn chunk(&self, index: usize) -> Range<usize> {
-        index * self.chunk..((index + 1) * self.chunk).min(self.len())
-    }
-
-    /// All of a channel, as one part.
-    pub fn whole(&self) -> Block {
-        Block { samples: 0..self.n, positions: 0..self.s }
-    }
-}
-
-/// A range in pieces of `size`.
-pub fn pieces(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
-    let end = range.end;
-    range.step_by(size).map(move |start| start..(start + size).min(end))
-}
-
-/// A range in pieces that end at multiples of `size`.
-pub fn pieces_at(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
-    let Range { mut start, end } = range;
-    std::iter::from_fn(move || {
-        let piece = start..(start / size * size + size).min(end);
-        start = piece.end;
-        (!piece.is_empty()).then_some(piece)
-    })
-}
-
-/// Rectangles that make up a range of the cells of a grid, row by row: a part of a row, whole rows, a part of a row.
-fn rectangles(cells: Range<usize>, width: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
-    let Range { mut start, end } = cells;
-    std::iter::from_fn(move || {
-        let (row, column) = (start / width, start % width);
-        let rest = end.saturating_sub(start);
-        let (rows, columns) = match rest {
-            0 => return None,
-            _ if column > 0 || rest < width => (1, column..(column + rest).min(width)),
-            _ => (rest / width, 0..width),
-        };
-        start += rows * columns.len();
-        Some((row..row + rows, columns))
-    })
-}
-
-/// How far from the core the tensors of a map are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
-    /// Near enough for the caches' own prefetching.
-    Near,
-    /// Far enough for prefetching to pay.
-    Far,
-    /// So far that outputs are written past the caches.
-    Past,
-}
-
-/// Which inputs a map of planes asks for ahead of time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asked {
-    /// Its own.
-    Own,
-    /// The next task's: its own stayed in L2 from statistics to output.
-    Next,
-    /// None. On a mesh what is asked for takes buffers that stores past the caches need (backward 1.06 times as fast
-    /// without, training 1.05).
-    Nothing,
-}
 
 /// Blocks, and how channels and chunks are dealt out to tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -282,9 +116,9 @@ impl Plan {
         let element_bytes = reads * bytes;
         let all = geometry.len().saturating_mul(element_bytes);
         let large = all >= PARALLEL_BYTES;
-        let parallel = all >= PARALLEL_BYTES_ASLEEP || large && exec::in_a_row();
+        let parallel = all >= PARALLEL_BYTES_ASLEEP || large && pool::in_a_row();
         let threads = if parallel { threads() } else { 1 };
-        let mesh = Caches::get().mesh;
+        let mesh = Machine::get().mesh;
         let stream = if reads == 2 { STREAM_BYTES_OF_TWO } else { STREAM_BYTES };
         let stream = if mesh { stream.min(threads.saturating_mul(l2_bytes(STREAM_SHARE))) } else { stream };
         let moved = geometry.len().saturating_mul(element_bytes + bytes);
@@ -441,47 +275,8 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const PATTERNS: [Pattern; 2] = [Pattern::Along, Pattern::Across];
-    const SIZES: [usize; 16] = [1, 2, 7, 15, 16, 17, 49, 63, 64, 65, 513, 784, 4095, 4096, 4097, 50_176];
-
-    fn geometries() -> impl Iterator<Item = Geometry> {
-        PATTERNS.into_iter().flat_map(|pattern| {
-            SIZES.into_iter().flat_map(move |n| {
-                SIZES
-                    .into_iter()
-                    .flat_map(move |c| SIZES.into_iter().map(move |s| Geometry { n, c, s, pattern }))
-            })
-        })
-    }
-
-    #[test]
-    fn blocks_are_a_partition_in_order() {
-        for geometry in geometries() {
-            let blocks = Blocks::of(&geometry);
-            let (mut sample, mut position, mut elements) = (0, 0, 0);
-            for index in 0..blocks.chunks() {
-                assert!(!blocks.chunk(index).is_empty(), "{geometry:?}");
-                for index in blocks.chunk(index) {
-                    let block = blocks.get(index);
-                    assert_eq!(
-                        (block.samples.start, block.positions.start),
-                        (sample, position),
-                        "{geometry:?}"
-                    );
-                    assert!((1..=BLOCK).contains(&block.count()), "{geometry:?} {block:?}");
-                    elements += block.count();
-                    (sample, position) = if block.positions.end == geometry.s {
-                        (block.samples.end, 0)
-                    } else {
-                        assert!(block.samples.len() == 1 && block.positions.end.is_multiple_of(LANES));
-                        (sample, block.positions.end)
-                    };
-                }
-            }
-            assert_eq!((sample, position, elements), (geometry.n, 0, geometry.m()), "{geometry:?}");
-        }
-    }
+    use crate::schedule::blocks::grid::*;
+    use crate::schedule::ranges::pieces;
 
     #[test]
     fn the_order_of_arithmetic_ignores_layout_and_threads() {
@@ -545,13 +340,5 @@ mod tests {
     fn small_problems_do_not_ask_for_threads() {
         let geometry = Geometry { n: 1, c: 64, s: 64, pattern: Pattern::Along };
         assert!(Plan::new(&geometry, 4, 1, (true, true), || unreachable!("a small problem")).threads == 1);
-    }
-
-    #[test]
-    fn scratch_states_are_a_small_part_of_the_tensor() {
-        for geometry in geometries().filter(|geometry| geometry.m() > BLOCK) {
-            let chunks = Blocks::of(&geometry).chunks();
-            assert!(chunks <= MAX_CHUNKS && chunks <= geometry.m().div_ceil(SHORT_BLOCK / 2), "{geometry:?}");
-        }
     }
 }

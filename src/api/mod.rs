@@ -1,0 +1,11 @@
+//! What users see: the layer, the operations on slices, shapes, parameters, running statistics.
+
+pub mod batch_norm;
+#[cfg(feature = "ndarray")]
+pub mod ndarray;
+pub mod ops;
+pub mod params;
+pub mod running;
+pub mod shape;
+pub mod streaming;
+pub mod tensor;

@@ -1,0 +1,79 @@
+//! The form of a problem that everything above works on: which axis is contiguous, how many samples, channels, positions.
+
+#![forbid(unsafe_code)]
+
+use std::ops::Range;
+
+use crate::ground::sizes::{GROUP, LANES, SMALL_PLANE};
+
+/// Which axis is contiguous.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pattern {
+    /// The reduced axis: a channel of a sample is a contiguous plane.
+    Along,
+    /// The kept axis: the channels of a position are adjacent.
+    Across,
+}
+
+/// A non-empty problem, lowered from a shape: n samples of c channels over planes of s positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    pub n: usize,
+    pub c: usize,
+    pub s: usize,
+    pub pattern: Pattern,
+}
+
+impl Geometry {
+    /// Whether planes are so small that each of their positions is a lane of its own, summed down the samples: then the
+    /// positions of neighbouring channels, which are contiguous, fill vectors that single planes would leave half empty.
+    /// (If all of them together fill a few.)
+    pub fn small_planes(&self) -> bool {
+        self.n > 1 && self.s <= SMALL_PLANE && self.c * self.s >= GROUP
+    }
+
+    /// Whether planes are so small that an elementwise loop takes them as rows of positions too: those that do not fill
+    /// a vector.
+    pub fn tiny_planes(&self) -> bool {
+        self.small_planes() && self.s < LANES
+    }
+
+    /// The number of lanes that a channel's elements are dealt out to: position s goes to lane s of small planes, else to
+    /// lane s mod 16.
+    pub fn lanes(&self) -> usize {
+        if self.small_planes() { self.s } else { self.s.min(LANES) }
+    }
+
+    /// Elements per channel.
+    pub fn m(&self) -> usize {
+        self.n * self.s
+    }
+
+    /// Elements of the tensor.
+    pub fn len(&self) -> usize {
+        self.n * self.c * self.s
+    }
+
+    /// Offset of an element in the tensor.
+    #[inline(always)]
+    pub fn offset(&self, sample: usize, channel: usize, position: usize) -> usize {
+        match self.pattern {
+            Pattern::Along => (sample * self.c + channel) * self.s + position,
+            Pattern::Across => (sample * self.s + position) * self.c + channel,
+        }
+    }
+}
+
+/// A part of every channel: some samples, some positions of each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    pub samples: Range<usize>,
+    pub positions: Range<usize>,
+}
+
+impl Block {
+    /// Elements per channel.
+    pub fn count(&self) -> usize {
+        self.samples.len() * self.positions.len()
+    }
+}

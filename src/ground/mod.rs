@@ -1,0 +1,8 @@
+//! What everything above stands on: what a number is, shapes of memory, sizes, errors, Welford states.
+
+pub mod error;
+pub mod geometry;
+pub mod scalar;
+pub mod sizes;
+pub mod slices;
+pub mod welford;

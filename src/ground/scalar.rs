@@ -1,0 +1,49 @@
+//! What a number is: f32 and f64.
+
+#![forbid(unsafe_code)]
+
+/// A floating-point number as tensors hold them: `f32` or `f64`. Sealed; bf16 and f16 are to come.
+pub trait Scalar: Sealed + Copy + Default + PartialEq + Send + Sync + std::fmt::Debug + 'static {
+    /// The value as f64, exactly.
+    fn to_f64(self) -> f64;
+
+    /// The nearest value of this type; every NaN becomes the canonical one.
+    fn from_f64(value: f64) -> Self;
+}
+
+/// What the kernels need to know of a number; private by being unnameable.
+pub trait Sealed {
+    /// A block's variance is taken from plain sums of x and x * x only where the sum of squares is at most this many
+    /// times M2; else from sums about a pivot. For f32, summed in f64 of exact products, 15 bits may go; it also says
+    /// that all elements of a block of 4096 lie within 0.36 of the mean, so that x - pivot is exact.
+    const CONDITION_LIMIT: f64;
+    /// The largest power of two that has a normal reciprocal, bounds the factor that brings a channel's spread near 1.
+    const MAX_PRESCALE: f64;
+    /// The largest finite value.
+    const LARGEST: f64;
+}
+
+macro_rules! scalars {
+    ($($scalar:ty: $condition_limit:expr, $max_prescale:expr;)*) => {$(
+        impl Scalar for $scalar {
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                self as f64
+            }
+            #[inline(always)]
+            fn from_f64(value: f64) -> Self {
+                if value.is_nan() { Self::NAN } else { value as Self }
+            }
+        }
+        impl Sealed for $scalar {
+            const CONDITION_LIMIT: f64 = $condition_limit;
+            const MAX_PRESCALE: f64 = $max_prescale;
+            const LARGEST: f64 = <$scalar>::MAX as f64;
+        }
+    )*};
+}
+
+scalars! {
+    f32: 32768.0, (1u128 << 126) as f64;
+    f64: 16.0, f64::from_bits(2045 << 52);
+}
