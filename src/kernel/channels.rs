@@ -210,26 +210,44 @@ impl<T: Scalar> Kernel<T> for LayOutCenters<'_> {
     }
 }
 
+/// Each value over its `positions` columns, at most `N`.
+#[inline(always)]
+fn spread<T: Scalar, const N: usize>(row: &mut [T], values: &[T], positions: usize) {
+    // A fixed length is a few whole stores; what is too much is the next channel's. Two loops, or it is not fixed.
+    let whole = (row.len() + positions).saturating_sub(N) / positions;
+    let (most, last) = values.split_at(whole.min(values.len()));
+    for (channel, value) in most.iter().enumerate() {
+        row[channel * positions..][..N].copy_from_slice(&[*value; N]);
+    }
+    for (channel, value) in last.iter().enumerate() {
+        row[(most.len() + channel) * positions..][..positions].fill(*value);
+    }
+}
+
 #[inline(always)]
 fn lay_out<T: Scalar>(row: &mut [T], channels: usize, columns: Columns) {
-    let width = match columns {
-        Columns::Channels => channels,
-        Columns::Rows(rows) => {
-            for repetition in 1..rows {
-                row.copy_within(0..channels, repetition * channels);
-            }
-            rows * channels
-        }
-        Columns::Positions(positions) => {
+    let Columns { rows, positions } = columns;
+    if positions > 1 {
+        // From the end, since they spread over those behind them.
+        for first in (0..channels).step_by(GROUP).rev() {
+            let count = (channels - first).min(GROUP);
             let mut values = [T::default(); GROUP];
-            values[..channels].copy_from_slice(&row[..channels]);
-            for (channel, value) in values[..channels].iter().enumerate() {
-                // A fixed length is a few whole stores; what is too much is the next channel's, or no one's.
-                row[channel * positions..][..SMALL_PLANE].fill(*value);
+            values[..count].copy_from_slice(&row[first..][..count]);
+            let row = &mut row[first * positions..(first + count) * positions];
+            if positions <= 4 {
+                spread::<T, 4>(row, &values[..count], positions);
+            } else if positions <= LANES {
+                spread::<T, LANES>(row, &values[..count], positions);
+            } else {
+                spread::<T, SMALL_PLANE>(row, &values[..count], positions);
             }
-            channels * positions
         }
-    };
+    }
+    let width = channels * positions;
+    for repetition in 1..rows {
+        row.copy_within(0..width, repetition * width);
+    }
+    let width = rows * width;
     // Lets a vector begin in one row and end in the next, as the output's lines do.
     if width.is_multiple_of(LANES) {
         row.copy_within(0..LANES, width);

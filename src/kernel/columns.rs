@@ -8,46 +8,51 @@ use super::scratch::COLUMNS;
 use crate::ground::geometry::{Geometry, Pattern};
 use crate::ground::sizes::{GROUP, LANES};
 
-/// What columns are, and so how coefficients per channel are laid out for them.
+/// What columns are, and so how coefficients per channel are laid out for them: (row, channel, position).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Columns {
-    /// Channels.
-    Channels,
-    /// (row, channel) of this many rows that are walked as one long run: rows that end inside a vector would waste the
-    /// rest of it.
-    Rows(usize),
-    /// (channel, position) of small planes with this many positions.
-    Positions(usize),
+pub struct Columns {
+    /// Rows that are walked as one long run: rows that end inside a vector would waste the rest of it.
+    pub rows: usize,
+    /// Positions of a channel that lie side by side in a row: those of small planes, else 1.
+    pub positions: usize,
 }
 
 impl Columns {
+    /// A channel each.
+    pub const CHANNELS: Self = Self { rows: 1, positions: 1 };
+
     /// What they are for sums over these channels of a problem.
     pub fn of_sums(geometry: &Geometry, channels: &Range<usize>) -> Self {
         match geometry.pattern {
-            Pattern::Along if geometry.small_planes() => Self::Positions(geometry.s),
-            Pattern::Across if geometry.c < GROUP => Self::of_rows(geometry, channels, geometry.lanes()),
-            _ => Self::Channels,
+            Pattern::Along if geometry.small_planes() => Self { rows: 1, positions: geometry.s },
+            Pattern::Across if geometry.c < GROUP => Self::of_rows(geometry, channels, geometry.lanes(), 1),
+            _ => Self::CHANNELS,
         }
     }
 
     /// What they are for an elementwise loop over these channels.
     pub fn of_map(geometry: &Geometry, channels: &Range<usize>) -> Self {
-        let c = geometry.c;
-        match geometry.pattern {
-            Pattern::Along if geometry.tiny_planes() => Self::Positions(geometry.s),
-            Pattern::Across if c < GROUP => Self::of_rows(geometry, channels, geometry.lanes()),
-            // As few rows as are whole lines together: single ones do not lie to lines alike, and could not be written past the
-            // caches (72, 100, 200, 520, 1000 channels: training 1.3 to 1.7 times as fast, inference 1.2 to 2.6, backward 1.16
-            // to 1.4).
-            Pattern::Across => Self::of_rows(geometry, channels, LANES >> c.trailing_zeros()),
-            _ => Self::Channels,
-        }
+        let positions = match geometry.pattern {
+            Pattern::Along if geometry.tiny_planes() => geometry.s,
+            Pattern::Along => return Self::CHANNELS,
+            Pattern::Across => 1,
+        };
+        // As few rows as are whole lines together: single ones do not lie to lines alike, and could not be written past
+        // the caches. Of short rows more, for long runs.
+        let width = geometry.c * positions;
+        let rows = if width < GROUP { LANES } else { LANES >> width.trailing_zeros().min(4) };
+        Self::of_rows(geometry, channels, rows, positions)
     }
 
     /// This many rows, if there are whole ones that end inside a vector, and their columns are not too many.
-    fn of_rows(geometry: &Geometry, channels: &Range<usize>, rows: usize) -> Self {
-        let c = geometry.c;
-        let whole = channels.len() == c && !c.is_multiple_of(LANES) && rows * c <= COLUMNS;
-        if whole { Self::Rows(rows) } else { Self::Channels }
+    fn of_rows(geometry: &Geometry, channels: &Range<usize>, rows: usize, positions: usize) -> Self {
+        let width = geometry.c * positions;
+        let whole = channels.len() == geometry.c && !width.is_multiple_of(LANES) && rows * width <= COLUMNS;
+        Self { rows: if whole { rows } else { 1 }, positions }
+    }
+
+    /// The columns of some channels.
+    pub fn width(self, channels: usize) -> usize {
+        self.rows * channels * self.positions
     }
 }

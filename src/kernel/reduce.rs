@@ -72,7 +72,7 @@ impl Terms<2> for GradientTerms {
 }
 
 /// What else is done while planes are summed: with the vectors of one other plane for each.
-pub trait Meanwhile<T> {
+pub trait Interleave<T> {
     /// Whether there is anything to do.
     const ANY: bool;
     /// Where that is, in a plane.
@@ -93,9 +93,9 @@ pub trait Meanwhile<T> {
 }
 
 /// Nothing else.
-pub struct Nothing;
+pub struct NoInterleave;
 
-impl<T> Meanwhile<T> for Nothing {
+impl<T> Interleave<T> for NoInterleave {
     const ANY: bool = false;
     type Plane<S: Lanes<T>> = ();
 
@@ -114,11 +114,11 @@ pub struct Reduce<'a, T, O, M, const IN: usize> {
     pub channels: Range<usize>,
     pub block: Block,
     pub sums: &'a mut Sums,
-    pub meanwhile: M,
+    pub interleave: M,
     pub terms: PhantomData<O>,
 }
 
-impl<T: Copy, O: Terms<IN>, M: Meanwhile<T>, const IN: usize> Kernel<T> for Reduce<'_, T, O, M, IN> {
+impl<T: Copy, O: Terms<IN>, M: Interleave<T>, const IN: usize> Kernel<T> for Reduce<'_, T, O, M, IN> {
     #[inline(always)]
     fn run<S: Lanes<T>>(mut self, s: S) {
         debug_assert!(self.inputs.iter().all(|input| input.len() == self.geometry.len()));
@@ -146,6 +146,13 @@ impl<T: Copy, O: Terms<IN>, M: Meanwhile<T>, const IN: usize> Kernel<T> for Redu
 /// makes of loops over them, took a third of the time of 7x7 planes.
 #[inline(always)]
 fn sum_lanes_of_planes<T, S: Lanes<T>>(s: S, columns: &[f64], lanes: usize, sums: &mut [f64]) {
+    if lanes <= 4 {
+        for (channel, sum) in sums.iter_mut().enumerate() {
+            let of = |lane: usize| if lane < lanes { columns[channel * lanes + lane] } else { 0.0 };
+            *sum = (of(0) + of(2)) + (of(1) + of(3));
+        }
+        return;
+    }
     for (channel, sum) in sums.iter_mut().enumerate() {
         let mut first = [s.zero_wide(); 2];
         for at in (0..lanes).step_by(LANES) {
@@ -225,6 +232,8 @@ struct Matrix {
     first: bool,
     /// As of [`Sweep`].
     ahead: usize,
+    /// The same of the last columns, from which `ahead` columns on there are none in these rows.
+    ahead_last: usize,
 }
 
 impl Matrix {
@@ -240,14 +249,17 @@ impl Matrix {
     ) -> Self {
         let Geometry { c, s: plane, .. } = *geometry;
         let (stride, columns) = (c * plane, channels.len() * plane);
-        let whole = Self { skip: 0, stride, rows, column: 0, width: columns, first, ahead: far / rows };
+        // Some columns to the right, or the next batch's first columns.
+        let ahead = far / rows;
+        let ahead_last = (rows * stride + ahead).saturating_sub(columns);
+        let whole = Self { skip: 0, stride, rows, column: 0, width: columns, first, ahead, ahead_last };
         match Columns::of_sums(geometry, channels) {
-            Columns::Channels => {
+            Columns::CHANNELS => {
                 let width = channels.len();
                 // Some positions down, or the next batch.
                 let down = (far / (rows * width)).max(1);
                 let ahead = if part + down < plane { down * c } else { rows * stride };
-                Self { skip: part * c, column: part * width, width, ahead, ..whole }
+                Self { skip: part * c, column: part * width, width, ahead, ahead_last: ahead, ..whole }
             }
             _ if part == 0 => whole,
             _ => Self { width: 0, ..whole },
@@ -267,15 +279,15 @@ impl Matrix {
         let c = geometry.c;
         let (full, rest) = (rows / LANES, rows % LANES);
         let ahead = far.next_multiple_of(batch * c);
-        let whole =
-            Self { skip: 0, stride: LANES * c, rows: full, column: 0, width: LANES * c, first, ahead };
+        let (stride, width) = (LANES * c, LANES * c);
+        let whole = Self { skip: 0, stride, rows: full, column: 0, width, first, ahead, ahead_last: ahead };
         match Columns::of_sums(geometry, channels) {
-            Columns::Channels => {
+            Columns::CHANNELS => {
                 let (rows, width) = (full + usize::from(part < rest), channels.len());
                 // Some lanes down, or the first lanes of the next batch.
                 let down = (far / (batch / LANES * width)).clamp(1, LANES);
                 let ahead = if part + down < LANES { down } else { down + batch - LANES } * c;
-                Self { skip: part * c, rows, column: part * width, width, ahead, ..whole }
+                Self { skip: part * c, rows, column: part * width, width, ahead, ahead_last: ahead, ..whole }
             }
             _ if part == 0 => Self { width: if full > 0 { whole.width } else { 0 }, ..whole },
             _ => {
@@ -289,7 +301,7 @@ impl Matrix {
 /// caches and TLB at a jump to another sample. Half or twice of it lose 5 to 20 %; none, 30 to 60 % (beyond L2).
 const AHEAD_BYTES: usize = 8192;
 
-impl<T: Copy, O: Terms<IN>, M: Meanwhile<T>, const IN: usize> Reduce<'_, T, O, M, IN> {
+impl<T: Copy, O: Terms<IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, M, IN> {
     /// That in elements.
     const AHEAD: usize = AHEAD_BYTES / size_of::<T>();
 
@@ -315,7 +327,8 @@ impl<T: Copy, O: Terms<IN>, M: Meanwhile<T>, const IN: usize> Reduce<'_, T, O, M
         const NEXT: usize = 1;
         let stride = geometry.c * geometry.s;
         match stride * size_of::<T>() {
-            _ if columns != Columns::Channels => (16, Self::AHEAD / 4),
+            bytes if columns != Columns::CHANNELS && bytes <= 4096 => (16, Self::AHEAD),
+            _ if columns != Columns::CHANNELS => (16, Self::AHEAD / 4),
             _ if geometry.s == 1 => ((2 * Self::AHEAD_ROWS / stride).clamp(2, 16), Self::AHEAD_ROWS),
             bytes if bytes.is_multiple_of(4096) => (8 / IN, NEXT),
             bytes if bytes.is_multiple_of(2048 / IN) => (16 / IN, NEXT),
@@ -328,15 +341,15 @@ impl<T: Copy, O: Terms<IN>, M: Meanwhile<T>, const IN: usize> Reduce<'_, T, O, M
     /// # Safety
     /// All that the sweep touches can be read.
     #[inline(always)]
-    unsafe fn sweep<S: Lanes<T>, N: Meanwhile<T>, const U: usize>(
+    unsafe fn sweep<S: Lanes<T>, N: Interleave<T>, const U: usize>(
         s: S,
         sweep: &Sweep<IN, T>,
         centers: [S::Wide; U],
         sums: &mut [[S::Wide; 2]; U],
-        (meanwhile, plane): (&N, &mut N::Plane<S>),
+        (interleave, plane): (&N, &mut N::Plane<S>),
     ) {
         for row in 0..sweep.rows {
-            meanwhile.step(s, plane);
+            interleave.step(s, plane);
             for u in 0..U {
                 let mut x = [s.zero_wide(); IN];
                 for (x, from) in x.iter_mut().zip(sweep.from) {
@@ -481,7 +494,7 @@ impl<T: Copy, O: Terms<IN>, M: Meanwhile<T>, const IN: usize> Reduce<'_, T, O, M
                 *center = s.splat_wide(-S::SCALE * self.sums.centers[channel + u]);
             }
         }
-        let mut other = self.meanwhile.begin(s, sample, channel, positions);
+        let mut other = self.interleave.begin(s, sample, channel, positions);
         // Of the last sample; the sixteen lanes are one vector, or two.
         let mut totals = [[[s.zero_wide(); 2]; U]; 2];
         for (part, totals) in totals.iter_mut().enumerate().take(LANES / S::N) {
@@ -497,10 +510,10 @@ impl<T: Copy, O: Terms<IN>, M: Meanwhile<T>, const IN: usize> Reduce<'_, T, O, M
                 let from = self.inputs.map(|x| x.as_ptr().add(at).wrapping_add(lane));
                 let near = near.min(rows);
                 let sweep = Sweep { from, apart: plane, stride: LANES, rows: near, ahead };
-                Self::sweep::<S, M, U>(s, &sweep, centers, &mut sums, (&self.meanwhile, &mut other));
+                Self::sweep::<S, M, U>(s, &sweep, centers, &mut sums, (&self.interleave, &mut other));
                 let from = from.map(|x| x.wrapping_add(near * LANES));
                 let sweep = Sweep { from, rows: rows - near, ahead: beyond, ..sweep };
-                Self::sweep::<S, M, U>(s, &sweep, centers, &mut sums, (&self.meanwhile, &mut other));
+                Self::sweep::<S, M, U>(s, &sweep, centers, &mut sums, (&self.interleave, &mut other));
             }
             let done = lane + rows * LANES;
             if done < len {
@@ -520,7 +533,7 @@ impl<T: Copy, O: Terms<IN>, M: Meanwhile<T>, const IN: usize> Reduce<'_, T, O, M
                 self.put(s, column(u), sums);
             }
         }
-        self.meanwhile.finish(s, other);
+        self.interleave.finish(s, other);
         if last {
             let [low, high] = totals;
             for (u, (low, high)) in low.into_iter().zip(high).enumerate() {
@@ -553,7 +566,7 @@ impl<T: Copy, O: Terms<IN>, M: Meanwhile<T>, const IN: usize> Reduce<'_, T, O, M
                 let start = (sample == samples.start && row == positions.start, far);
                 let rows = (positions.end - row).min(step);
                 let at = geometry.offset(sample, self.channels.start, row);
-                let parts = if columns == Columns::Channels { rows.min(geometry.lanes()) } else { 2 };
+                let parts = if columns == Columns::CHANNELS { rows.min(geometry.lanes()) } else { 2 };
                 for part in 0..parts {
                     let matrix = if small {
                         Matrix::of_small_planes(geometry, &self.channels, planes, part, start)
@@ -610,7 +623,8 @@ impl<T: Copy, O: Terms<IN>, M: Meanwhile<T>, const IN: usize> Reduce<'_, T, O, M
     /// The inputs have all these elements.
     #[inline(always)]
     unsafe fn strip<S: Lanes<T>, const U: usize>(&mut self, s: S, at: usize, matrix: &Matrix, done: usize) {
-        let Matrix { stride, rows, column, first, ahead, .. } = *matrix;
+        let Matrix { stride, rows, column, width, first, ahead, ahead_last, .. } = *matrix;
+        let ahead = if done + ahead < width { ahead } else { ahead_last };
         let mut sums = [[s.zero_wide(); 2]; U];
         let mut centers = [s.zero_wide(); U];
         for u in 0..U {
@@ -621,7 +635,7 @@ impl<T: Copy, O: Terms<IN>, M: Meanwhile<T>, const IN: usize> Reduce<'_, T, O, M
         unsafe {
             let from = self.inputs.map(|x| x.as_ptr().add(at + done));
             let sweep = Sweep { from, apart: S::N, stride, rows, ahead };
-            Self::sweep::<S, Nothing, U>(s, &sweep, centers, &mut sums, (&Nothing, &mut ()));
+            Self::sweep::<S, NoInterleave, U>(s, &sweep, centers, &mut sums, (&NoInterleave, &mut ()));
         }
         for (u, sums) in sums.into_iter().enumerate() {
             self.put(s, column + done + u * S::N, sums);

@@ -10,8 +10,10 @@ use crate::ground::welford::{MergeWeights, Moments, Welford};
 use crate::kernel::Vectorized;
 use crate::kernel::channels::*;
 use crate::kernel::columns::Columns;
-use crate::kernel::map::{Behind, Formula, FrozenGradient, InputGradient, Map, Normalize, NormalizeBatch};
-use crate::kernel::reduce::{GradientTerms, Meanwhile, Nothing, Pivoted, Plain, Reduce, Terms};
+use crate::kernel::map::Map;
+use crate::kernel::map::formulas::{Formula, FrozenGradient, InputGradient, Normalize, NormalizeBatch};
+use crate::kernel::map::pipelined::Pipelined;
+use crate::kernel::reduce::{GradientTerms, Interleave, NoInterleave, Pivoted, Plain, Reduce, Terms};
 use crate::kernel::scales::{GRADIENT, ORDINARY_GRADIENT, ORDINARY_SCALE, SCALE, Scales};
 use crate::kernel::scratch::{Scratch, Sums};
 use crate::schedule::engine::{self, Operation, Task};
@@ -60,7 +62,6 @@ impl<T: Vectorized> Affine<'_, T> {
         let beta = self.beta.map(|beta| &beta[channels.clone()]);
         T::dispatch(task.level, Deviations { at, scratch: task.scratch });
         T::dispatch(task.level, Factors { beta, at, scratch: task.scratch });
-        task.lay_out(channels, at, &SCALE, ORDINARY_SCALE);
     }
 }
 
@@ -116,16 +117,14 @@ impl<T: Vectorized> Task<'_, T> {
         T::dispatch(self.level, BatchScales { moments, count, gamma, eps, normalize, sums, scratch });
     }
 
-    /// Lays out coefficients for the loops over these channels, the first of which has column `at`: the first `ordinary`
-    /// rows where no channel needs the others.
-    fn lay_out(&mut self, channels: &Range<usize>, at: usize, rows: &[usize], ordinary: usize) {
+    /// Lays out the coefficients of these channels, which have been written from column 0 on, for the loops over them: the
+    /// first `ordinary` rows where no channel needs the others.
+    fn lay_out_rows(&mut self, channels: &Range<usize>, rows: &[usize], ordinary: usize) {
         let rows = if self.scratch.ordinary { &rows[..ordinary] } else { rows };
-        let c = self.geometry.c;
-        let whole_rows = self.geometry.pattern == Pattern::Across && at + channels.len() == c;
-        let all = 0..c;
-        let columns = Columns::of_map(self.geometry, if whole_rows { &all } else { channels });
-        if columns != Columns::Channels || whole_rows {
-            let kernel = LayOut { scratch: self.scratch, rows, channels: at + channels.len(), columns };
+        let columns = Columns::of_map(self.geometry, channels);
+        let whole_rows = self.geometry.pattern == Pattern::Across && channels.len() == self.geometry.c;
+        if columns != Columns::CHANNELS || whole_rows {
+            let kernel = LayOut { scratch: self.scratch, rows, channels: channels.len(), columns };
             T::dispatch(self.level, kernel);
         }
     }
@@ -133,7 +132,7 @@ impl<T: Vectorized> Task<'_, T> {
     /// Lays out centers for the loops over these channels.
     fn lay_out_centers(&mut self, channels: &Range<usize>) {
         let columns = Columns::of_sums(self.geometry, channels);
-        if columns != Columns::Channels {
+        if columns != Columns::CHANNELS {
             let kernel = LayOutCenters { sums: &mut self.scratch.sums, channels: channels.len(), columns };
             T::dispatch(self.level, kernel);
         }
@@ -146,7 +145,7 @@ impl<T: Vectorized> Task<'_, T> {
         inputs: [Input<'_, T>; IN],
         part: (&Range<usize>, &Block),
     ) {
-        sum_up(self.level, self.geometry, terms, inputs, part, &mut self.scratch.sums, Nothing);
+        sum_up(self.level, self.geometry, terms, inputs, part, &mut self.scratch.sums, NoInterleave);
     }
 
     /// The same, while the group that was put off is mapped.
@@ -157,12 +156,12 @@ impl<T: Vectorized> Task<'_, T> {
         inputs: [Input<'_, T>; IN],
         output: Output<'_, T>,
         part: (&Range<usize>, &Block),
-        put_off: &Range<usize>,
+        pending: &Range<usize>,
     ) {
         let (level, geometry) = (self.level, self.geometry);
         let whole = Block { samples: 0..geometry.n, positions: 0..geometry.s };
-        let (map, sums) = self.map_of(formula, inputs, output, (put_off, 0, &whole));
-        sum_up(level, geometry, terms, inputs, part, sums, Behind(map));
+        let (map, sums) = self.map_of(formula, inputs, output, (pending, 0, &whole));
+        sum_up(level, geometry, terms, inputs, part, sums, Pipelined(map));
     }
 
     /// Normalizes a part, by a formula of its own if all channels are ordinary.
@@ -210,8 +209,8 @@ impl<T: Vectorized> Task<'_, T> {
             channels,
             column,
             part,
-            reach: self.reach,
-            asked: self.asked,
+            store: self.store,
+            prefetch: self.prefetch,
             coefficients,
             formula: PhantomData,
         };
@@ -219,20 +218,20 @@ impl<T: Vectorized> Task<'_, T> {
     }
 }
 
-/// Sums over a block, to `sums`, with something else meanwhile.
-fn sum_up<T: Vectorized, O: Terms<IN>, M: Meanwhile<T>, const IN: usize>(
+/// Sums over a block, to `sums`, with something else interleave.
+fn sum_up<T: Vectorized, O: Terms<IN>, M: Interleave<T>, const IN: usize>(
     level: Level,
     geometry: &Geometry,
     _: O,
     inputs: [Input<'_, T>; IN],
     (channels, block): (&Range<usize>, &Block),
     sums: &mut Sums,
-    meanwhile: M,
+    interleave: M,
 ) {
     let (channels, block) = (channels.clone(), block.clone());
     T::dispatch(
         level,
-        Reduce { geometry, inputs, channels, block, sums, meanwhile, terms: PhantomData::<O> },
+        Reduce { geometry, inputs, channels, block, sums, interleave, terms: PhantomData::<O> },
     );
 }
 
@@ -260,9 +259,9 @@ impl<T: Vectorized> Operation<T> for Forward<'_, T> {
     fn reduce(&self, task: &mut Task<'_, T>, channels: &Range<usize>, block: &Block, states: &mut [Moments]) {
         let count = block.count() as f64;
         let part = (channels, block);
-        match (task.put_off.clone(), self.y) {
-            (Some(put_off), Some(y)) => {
-                task.sums_and_map(Plain, NormalizeBatch, [self.x], y, part, &put_off);
+        match (task.pending.clone(), self.y) {
+            (Some(pending), Some(y)) => {
+                task.sums_and_map(Plain, NormalizeBatch, [self.x], y, part, &pending);
             }
             _ => task.sums(Plain, [self.x], part),
         }
@@ -299,12 +298,16 @@ impl<T: Vectorized> Operation<T> for Forward<'_, T> {
         self.y.is_some()
     }
 
-    fn can_put_off(&self, task: &Task<'_, T>) -> bool {
+    fn can_pipeline(&self, task: &Task<'_, T>) -> bool {
         task.scratch.ordinary
     }
 
     fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, _: &[Moments]) {
         self.affine.coefficients(task, channels, at);
+    }
+
+    fn lay_out(&self, task: &mut Task<'_, T>, channels: &Range<usize>) {
+        task.lay_out_rows(channels, &SCALE, ORDINARY_SCALE);
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
@@ -345,6 +348,10 @@ impl<T: Vectorized> Operation<T> for Inference<'_, T> {
 
     fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, _: &[()]) {
         self.affine.coefficients(task, channels, at);
+    }
+
+    fn lay_out(&self, task: &mut Task<'_, T>, channels: &Range<usize>) {
+        task.lay_out_rows(channels, &SCALE, ORDINARY_SCALE);
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
@@ -395,10 +402,10 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
         states: &mut [GradientSums],
     ) {
         let (inputs, part) = ([self.x, self.dy], (channels, block));
-        match (task.put_off.clone(), self.dx) {
-            (Some(put_off), Some(dx)) => {
+        match (task.pending.clone(), self.dx) {
+            (Some(pending), Some(dx)) => {
                 let (terms, formula) = (GradientTerms, InputGradient);
-                task.sums_and_map::<_, _, 2, ORDINARY_GRADIENT>(terms, formula, inputs, dx, part, &put_off);
+                task.sums_and_map::<_, _, 2, ORDINARY_GRADIENT>(terms, formula, inputs, dx, part, &pending);
             }
             _ => task.sums(GradientTerms, inputs, part),
         }
@@ -442,23 +449,20 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
         self.dx.is_some()
     }
 
-    fn can_put_off(&self, task: &Task<'_, T>) -> bool {
+    fn can_pipeline(&self, task: &Task<'_, T>) -> bool {
         task.scratch.ordinary && matches!(self.given, Given::Batch(_))
     }
 
-    fn coefficients(
-        &self,
-        task: &mut Task<'_, T>,
-        channels: &Range<usize>,
-        at: usize,
-        states: &[GradientSums],
-    ) {
+    fn coefficients(&self, task: &mut Task<'_, T>, _: &Range<usize>, at: usize, states: &[GradientSums]) {
         T::dispatch(task.level, Deviations { at, scratch: task.scratch });
         // Frozen statistics' dx has no part in them, and must not: it is the same with other gradients and without.
         let sums = if matches!(self.given, Given::Batch(_)) { states } else { &[] };
         let count = task.geometry.m() as f64;
         T::dispatch(task.level, GradientFactors { sums, count, at, scratch: task.scratch });
-        task.lay_out(channels, at, &GRADIENT, ORDINARY_GRADIENT);
+    }
+
+    fn lay_out(&self, task: &mut Task<'_, T>, channels: &Range<usize>) {
+        task.lay_out_rows(channels, &GRADIENT, ORDINARY_GRADIENT);
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
@@ -482,8 +486,11 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::map::Reach;
+    use crate::kernel::map::Store;
+    use crate::schedule::machine::Machine;
     use crate::schedule::plan::Plan;
+    use crate::schedule::policies::{Schedule, Setting, Traffic};
+    use crate::schedule::tuning::Tuning;
 
     /// A group that is mapped while the next is summed gets the bits that it gets by itself, and no one else's do change:
     /// on the machines, and with the tensors, for which plans choose that, and elsewhere.
@@ -498,7 +505,7 @@ mod tests {
     fn overlap_changes_no_bit_of<T: Vectorized>(level: Level) {
         const CANARY: f64 = 12345.0;
         for (n, c, s) in
-            [(3, 5, 100), (2, 7, 196), (1, 9, 16), (1, 4, 17), (4, 6, 784), (33, 4, 81), (2, 3, 9000)]
+            [(3, 5, 100), (2, 7, 196), (1, 9, 18), (1, 4, 17), (4, 6, 784), (33, 4, 81), (2, 3, 9000)]
         {
             let geometry = Geometry { n, c, s, pattern: Pattern::Along };
             let len = geometry.len();
@@ -517,8 +524,15 @@ mod tests {
             let affine = Affine { gamma: Some(&gamma), beta: None, eps: 1e-5 };
             for (group, offset) in [(1, 0), (2, 1), (3, 15), (2, 16)] {
                 let [apart, overlapped] = [false, true].map(|overlap| {
-                    let plan = Plan::new(&geometry, size_of::<T>(), 2, (true, true), || 1);
-                    let plan = Plan { whole: true, reach: Reach::Past, group, overlap, ..plan };
+                    let traffic = Traffic { element: size_of::<T>(), reads: 2, reduces: true, maps: true };
+                    let (machine, tuning) = (Machine::get(), Tuning::DEFAULT);
+                    let plan = Plan {
+                        schedule: Schedule::ChannelBlocked,
+                        store: Store::NonTemporal,
+                        channel_group: group,
+                        software_pipelining: overlap,
+                        ..Plan::new(&Setting { geometry, traffic, machine, tuning, threads: 1 })
+                    };
                     let mut states = vec![Welford::new(); c];
                     let mut outputs =
                         [vec![T::from_f64(CANARY); len + 40], vec![T::from_f64(CANARY); len + 40]];

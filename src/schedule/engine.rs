@@ -9,10 +9,13 @@ use crate::ground::geometry::{Block, Geometry};
 use crate::ground::sizes::GROUP;
 use crate::ground::slices::Output;
 use crate::kernel::Vectorized;
-use crate::kernel::map::{Asked, Reach};
+use crate::kernel::map::{Prefetch, Store};
 use crate::kernel::scratch::Scratch;
+use crate::schedule::machine::Machine;
 use crate::schedule::plan::Plan;
+use crate::schedule::policies::{Schedule, Setting, Traffic, is_large, threads_for};
 use crate::schedule::ranges::{pieces, pieces_at};
+use crate::schedule::tuning::Tuning;
 use crate::simd::Level;
 use crate::threads::pool;
 
@@ -20,12 +23,12 @@ use crate::threads::pool;
 pub struct Task<'a, T> {
     pub level: Level,
     pub geometry: &'a Geometry,
-    pub reach: Reach,
-    pub asked: Asked,
+    pub store: Store,
+    pub prefetch: Prefetch,
     pub scratch: &'a mut Scratch<T>,
-    /// A group, of as many channels as the next, whose map has been put off until that is reduced. The scratch has its
+    /// A group, of as many channels as the next, whose map is pending until that is reduced. The scratch has its
     /// coefficients.
-    pub put_off: Option<Range<usize>>,
+    pub pending: Option<Range<usize>>,
 }
 
 /// An operation on tensors. The slices of states hold one state for each of `channels`.
@@ -41,7 +44,7 @@ pub trait Operation<T: Vectorized>: Sync {
     fn reduces(&self) -> bool;
     /// Fills in the coefficients that the reduction takes.
     fn prepare(&self, task: &mut Task<'_, T>, channels: &Range<usize>);
-    /// The states of one block. Maps as much of the group that has been put off.
+    /// The states of one block. Maps as much of the group that is pending.
     fn reduce(
         &self,
         task: &mut Task<'_, T>,
@@ -57,8 +60,8 @@ pub trait Operation<T: Vectorized>: Sync {
     fn finish(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[Self::State]);
     /// Whether there is a map.
     fn maps(&self) -> bool;
-    /// Whether a group that the scratch has the coefficients of can be put off.
-    fn can_put_off(&self, _: &Task<'_, T>) -> bool {
+    /// Whether a group that the scratch has the coefficients of can be left pending.
+    fn can_pipeline(&self, _: &Task<'_, T>) -> bool {
         false
     }
     /// Fills in the coefficients that the map takes, from column `at` on.
@@ -69,16 +72,21 @@ pub trait Operation<T: Vectorized>: Sync {
         at: usize,
         states: &[Self::State],
     );
+    /// Lays out the coefficients of these channels, which have been filled in from column 0 on, for the loops over them.
+    fn lay_out(&self, task: &mut Task<'_, T>, channels: &Range<usize>);
     /// Maps a part of the tensor; `column` is that of the first of these channels.
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block);
 }
 
 /// Runs an operation.
 pub fn run<T: Vectorized, O: Operation<T>>(level: Level, geometry: &Geometry, operation: &O) {
-    let plan =
-        Plan::new(geometry, size_of::<T>(), O::READS, (operation.reduces(), operation.maps()), pool::workers);
-    run_by(plan, level, geometry, operation);
-    if plan.large {
+    let (reduces, maps) = (operation.reduces(), operation.maps());
+    let traffic = Traffic { element: size_of::<T>(), reads: O::READS, reduces, maps };
+    let (geometry, tuning) = (*geometry, Tuning::DEFAULT);
+    let threads = threads_for(&geometry, traffic, &tuning, pool::in_a_row, pool::workers);
+    let plan = Plan::new(&Setting { geometry, traffic, machine: Machine::get(), tuning, threads });
+    run_by(plan, level, &geometry, operation);
+    if is_large(&geometry, traffic, &tuning) {
         pool::ended();
     }
 }
@@ -86,7 +94,10 @@ pub fn run<T: Vectorized, O: Operation<T>>(level: Level, geometry: &Geometry, op
 /// The same by a plan of the caller's.
 pub fn run_by<T: Vectorized, O: Operation<T>>(plan: Plan, level: Level, geometry: &Geometry, operation: &O) {
     let engine = Engine { level, geometry, plan, operation };
-    if plan.whole { engine.whole() } else { engine.in_chunks() }
+    match plan.schedule {
+        Schedule::ChannelBlocked => engine.channel_blocked(),
+        Schedule::TwoPass => engine.two_pass(),
+    }
 }
 
 struct Engine<'a, O> {
@@ -104,28 +115,28 @@ impl<O: Sync> Engine<'_, O> {
         (tasks, backwards): (usize, bool),
         body: impl Fn(&mut dyn Iterator<Item = Range<usize>>, &mut Task<'_, T>) + Sync,
     ) {
-        let Self { level, geometry, plan: Plan { reach, asked, threads, .. }, .. } = *self;
+        let Self { level, geometry, plan: Plan { store, prefetch, threads, .. }, .. } = *self;
         pool::deal(units, tasks, threads, backwards, &|ranges| {
             T::with_scratch(|scratch| {
-                body(ranges, &mut Task { level, geometry, reach, asked, scratch, put_off: None })
+                body(ranges, &mut Task { level, geometry, store, prefetch, scratch, pending: None })
             });
         });
     }
 
     /// A task takes some channels from statistics to output, while their elements are still in its core's cache.
-    fn whole<T: Vectorized>(&self)
+    fn channel_blocked<T: Vectorized>(&self)
     where
         O: Operation<T>,
     {
-        let Plan { blocks, group, tasks, overlap, .. } = self.plan;
+        let Plan { blocks, channel_group: group, tasks, software_pipelining, .. } = self.plan;
         let groups = self.geometry.c.div_ceil(group);
         self.tasks(groups, (tasks, false), |groups, task: &mut Task<'_, T>| {
             let [mut states, mut chunk_states, mut block_states] = [[O::State::default(); GROUP]; 3];
             for channels in groups.flatten().map(|group| self.plan.group(group)) {
                 let states = &mut states[..channels.len()];
                 self.operation.prepare(task, &channels);
-                if task.put_off.as_ref().is_some_and(|put_off| put_off.len() != channels.len()) {
-                    self.map_put_off(task);
+                if task.pending.as_ref().is_some_and(|pending| pending.len() != channels.len()) {
+                    self.map_pending(task);
                 }
                 let mut seen = self.chunk(task, &channels, 0, states, &mut block_states);
                 for chunk in 1..blocks.chunks() {
@@ -133,7 +144,7 @@ impl<O: Sync> Engine<'_, O> {
                     let count = self.chunk(task, &channels, chunk, right, &mut block_states);
                     self.fold((states, &mut seen), (right, count));
                 }
-                task.put_off = None;
+                task.pending = None;
                 if O::FINISH_DERIVES || self.operation.maps() {
                     self.operation.derive(task, &channels, states);
                 }
@@ -141,33 +152,34 @@ impl<O: Sync> Engine<'_, O> {
                 if self.operation.maps() {
                     task.scratch.ordinary = true;
                     self.operation.coefficients(task, &channels, 0, states);
-                    if overlap && self.operation.can_put_off(task) {
-                        task.put_off = Some(channels);
+                    self.operation.lay_out(task, &channels);
+                    if software_pipelining && self.operation.can_pipeline(task) {
+                        task.pending = Some(channels);
                     } else {
                         self.operation.map(task, &channels, 0, &blocks.whole());
                     }
                 }
             }
-            self.map_put_off(task);
+            self.map_pending(task);
         });
     }
 
-    /// Maps the group that has been put off, if there is one.
-    fn map_put_off<T: Vectorized>(&self, task: &mut Task<'_, T>)
+    /// Maps the group that is pending, if there is one.
+    fn map_pending<T: Vectorized>(&self, task: &mut Task<'_, T>)
     where
         O: Operation<T>,
     {
-        if let Some(channels) = task.put_off.take() {
+        if let Some(channels) = task.pending.take() {
             self.operation.map(task, &channels, 0, &self.plan.blocks.whole());
         }
     }
 
     /// A task takes chunks of some channels: reductions, then a barrier, then the map.
-    fn in_chunks<T: Vectorized>(&self)
+    fn two_pass<T: Vectorized>(&self)
     where
         O: Operation<T>,
     {
-        let Plan { blocks, group, span, tasks, .. } = self.plan;
+        let Plan { blocks, channel_group: group, map_channels: span, tasks, map_tasks, .. } = self.plan;
         let c = self.geometry.c;
         let (chunks, groups) = (blocks.chunks(), c.div_ceil(group));
         let mut partial = Vec::new();
@@ -199,11 +211,9 @@ impl<O: Sync> Engine<'_, O> {
         }
         if self.operation.maps() {
             let units = self.plan.units();
-            // What the reduction read last is still near: training and backward 1.0 to 1.1 times as fast (NHWC, 3 to 26 MB, 2 MiB of
-            // L2 a core).
+            // What the reduction read last is still near.
             let backwards = self.operation.reduces();
-            let tasks = self.plan.map_tasks(backwards);
-            self.tasks(c.div_ceil(span) * units, (tasks, backwards), |ranges, task: &mut Task<'_, T>| {
+            self.tasks(c.div_ceil(span) * units, (map_tasks, backwards), |ranges, task: &mut Task<'_, T>| {
                 // The channels whose coefficients the scratch has: for every task anew they took a third of the time of backward
                 // over 4096x512.
                 let mut derived = None;
@@ -223,6 +233,7 @@ impl<O: Sync> Engine<'_, O> {
                             self.operation.derive(task, &group, states);
                             self.operation.coefficients(task, &group, group.start - span.start, states);
                         }
+                        self.operation.lay_out(task, &columns);
                         derived = Some(columns);
                     }
                     for (some, part) in parts() {
@@ -240,7 +251,7 @@ impl<O: Sync> Engine<'_, O> {
         O: Operation<T>,
     {
         let (c, chunks) = (self.geometry.c, self.plan.blocks.chunks());
-        let tasks = if self.plan.merge_parallel() { tasks } else { 1 };
+        let tasks = if self.plan.merge_in_parallel { tasks } else { 1 };
         self.tasks(c.div_ceil(GROUP), (tasks, false), |groups, task: &mut Task<'_, T>| {
             for channels in groups.flatten().map(|group| group * GROUP..((group + 1) * GROUP).min(c)) {
                 // SAFETY: in bounds; no other task has these channels, of any chunk.

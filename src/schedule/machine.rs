@@ -4,11 +4,13 @@
 
 use std::sync::OnceLock;
 
-/// Machine, as far as plans depend on them.
+/// A machine, as far as plans depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Machine {
     /// Bytes of a core's L2.
     pub l2: usize,
+    /// Lines of a set of it.
+    pub l2_ways: usize,
     /// Whether the last-level cache is so slow that writing past it is faster from where the L2 caches end: the mesh of
     /// Intel's servers, where a line to be written takes as long to come from L3 as from memory.
     pub mesh: bool,
@@ -16,7 +18,7 @@ pub struct Machine {
 
 impl Machine {
     /// Where there is no one to ask: the smallest L2 of today's servers.
-    const UNKNOWN: Self = Self { l2: 1 << 20, mesh: false };
+    pub const UNKNOWN: Self = Self { l2: 1 << 20, l2_ways: 8, mesh: false };
 
     /// This machine's. The CPU is asked once, since in a virtual machine an answer takes some 10 microseconds.
     pub fn get() -> Self {
@@ -28,13 +30,15 @@ impl Machine {
     fn ask() -> Self {
         let cpu = raw_cpuid::CpuId::new();
         let intel = cpu.get_vendor_info().is_some_and(|vendor| vendor.as_str() == "GenuineIntel");
-        let bytes = cpu.get_cache_parameters().and_then(|mut caches| {
+        let l2 = cpu.get_cache_parameters().and_then(|mut caches| {
             let l2 = caches.find(|cache| cache.level() == 2)?;
             let line = l2.physical_line_partitions() * l2.coherency_line_size();
-            Some(l2.associativity() * line * l2.sets())
+            Some((l2.associativity() * line * l2.sets(), l2.associativity()))
         });
+        let (bytes, ways) = l2.unwrap_or((Self::UNKNOWN.l2, Self::UNKNOWN.l2_ways));
         Self {
-            l2: bytes.unwrap_or(Self::UNKNOWN.l2).clamp(256 << 10, 4 << 20),
+            l2: bytes.clamp(256 << 10, 4 << 20),
+            l2_ways: ways.max(1),
             mesh: intel && std::arch::is_x86_feature_detected!("avx512f"),
         }
     }

@@ -4,4 +4,6 @@ pub mod blocks;
 pub mod engine;
 pub mod machine;
 pub mod plan;
+pub mod policies;
 pub mod ranges;
+pub mod tuning;

@@ -1,0 +1,175 @@
+//! The elementwise loop: a [`Formula`](formulas::Formula) over planes (NCHW) or rows (NHWC) of a part of the tensor.
+
+pub mod formulas;
+pub mod pipelined;
+mod planes;
+mod rows;
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::columns::Columns;
+use super::scratch::{COEFFICIENTS, Row};
+use crate::ground::geometry::{Block, Geometry, Pattern};
+use crate::ground::sizes::{LANES, LINE};
+use crate::ground::slices::{Input, Output};
+use crate::simd::{Kernel, Lanes, prefetch};
+use formulas::Formula;
+
+/// How a map writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    /// Through the caches.
+    Temporal,
+    /// Past them.
+    NonTemporal,
+}
+
+/// What a map prefetches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prefetch {
+    /// Nothing: the hardware's own prefetching is as good.
+    None,
+    /// Its inputs, and the output where it is written through the caches.
+    Own,
+    /// The next task's inputs: its own stayed in L2 from statistics to output.
+    NextTask,
+}
+
+/// Applies a formula to a part of a group of channels.
+pub struct Map<'a, T, O, const IN: usize, const K: usize> {
+    pub geometry: &'a Geometry,
+    pub inputs: [Input<'a, T>; IN],
+    pub output: Output<'a, T>,
+    pub channels: Range<usize>,
+    /// The column of the first of them; 0 where vectors take several channels.
+    pub column: usize,
+    pub part: Block,
+    pub store: Store,
+    pub prefetch: Prefetch,
+    pub coefficients: &'a [Row<T>; COEFFICIENTS],
+    pub formula: PhantomData<O>,
+}
+
+/// As of the reduction, but for the sake of the stores too: each asks for its line first, and at a jump for its page.
+const AHEAD_BYTES: usize = 8192;
+
+impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Kernel<T> for Map<'_, T, O, IN, K> {
+    #[inline(always)]
+    fn run<S: Lanes<T>>(self, s: S) {
+        debug_assert!(self.inputs.iter().all(|input| input.len() == self.geometry.len()));
+        debug_assert!(self.output.len() == self.geometry.len());
+        let columns = Columns::of_map(self.geometry, &self.channels);
+        let stride = self.stride(columns);
+        // SAFETY: inputs and output have the geometry's length, and channels and part lie within it.
+        unsafe {
+            // Whole lines go past the caches or none: rows must lie to them alike.
+            let lines = stride.is_none_or(|stride| stride.is_multiple_of(LANES));
+            match (self.store, self.prefetch) {
+                (Store::NonTemporal, Prefetch::None) if lines => {
+                    self.part::<S, true, false>(s, columns, stride)
+                }
+                (Store::NonTemporal, _) if lines => self.part::<S, true, true>(s, columns, stride),
+                (_, Prefetch::None) => return self.part::<S, false, false>(s, columns, stride),
+                _ => return self.part::<S, false, true>(s, columns, stride),
+            }
+            s.fence();
+        }
+    }
+}
+
+impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, IN, K> {
+    /// How many of the elements from `at` on lie before the output's next line.
+    #[inline(always)]
+    fn head(&self, at: usize) -> usize {
+        self.output.as_ptr().wrapping_add(at).align_offset(LINE)
+    }
+
+    /// Prefetches what will soon be read and written.
+    #[inline(always)]
+    fn prefetch_at<S: Lanes<T>, const NON_TEMPORAL: bool, const PREFETCH: bool>(
+        &self,
+        s: S,
+        read: usize,
+        written: usize,
+    ) {
+        if PREFETCH {
+            for input in &self.inputs {
+                prefetch::<false, T, S>(s, input.as_ptr().wrapping_add(read));
+            }
+        }
+        if PREFETCH && !NON_TEMPORAL {
+            prefetch::<true, T, S>(s, self.output.as_ptr().wrapping_add(written));
+        }
+    }
+
+    #[inline(always)]
+    fn apply<S: Lanes<T>>(s: S, x: [S::Vector; IN], k: [S::Vector; K]) -> S::Vector {
+        let y = O::apply(s, x, k);
+        if O::CAN_BE_NAN { s.canonical_nan(y) } else { y }
+    }
+
+    /// One vector at `at`.
+    ///
+    /// # Safety
+    /// Inputs and output have its elements; if `NON_TEMPORAL`, the output is aligned to a line there.
+    #[inline(always)]
+    unsafe fn vector<S: Lanes<T>, const NON_TEMPORAL: bool>(&self, s: S, at: usize, k: [S::Vector; K]) {
+        let mut x = [s.zero(); IN];
+        // SAFETY: says the caller.
+        unsafe {
+            for (x, input) in x.iter_mut().zip(&self.inputs) {
+                *x = s.load(input.as_ptr().add(at));
+            }
+            let (y, at) = (Self::apply(s, x, k), self.output.as_ptr().add(at));
+            if NON_TEMPORAL { s.stream(at, y) } else { s.store(at, y) }
+        }
+    }
+
+    /// `count` elements at `at`, fewer than a line or a vector has.
+    ///
+    /// # Safety
+    /// Inputs and output have these elements.
+    #[inline(always)]
+    unsafe fn masked<S: Lanes<T>>(&self, s: S, at: usize, count: usize, k: [S::Vector; K]) {
+        let mut x = [s.zero(); IN];
+        for done in (0..count).step_by(S::N) {
+            let count = (count - done).min(S::N);
+            // SAFETY: says the caller.
+            unsafe {
+                for (x, input) in x.iter_mut().zip(&self.inputs) {
+                    *x = s.load_first(input.as_ptr().add(at + done), count);
+                }
+                let y = Self::apply(s, x, k);
+                s.store_first(self.output.as_ptr().add(at + done), y, count);
+            }
+        }
+    }
+
+    /// Elements from one row to the next, unless planes are mapped.
+    #[inline(always)]
+    fn stride(&self, columns: Columns) -> Option<usize> {
+        let Geometry { c, pattern, .. } = *self.geometry;
+        (pattern == Pattern::Across || columns.positions > 1).then_some(columns.width(c))
+    }
+
+    /// The stride is that of the columns, handed down since it is not free to derive.
+    ///
+    /// # Safety
+    /// Channels and part lie within the geometry, whose length inputs and output have; columns and stride are theirs.
+    #[inline(always)]
+    unsafe fn part<S: Lanes<T>, const NON_TEMPORAL: bool, const PREFETCH: bool>(
+        &self,
+        s: S,
+        columns: Columns,
+        stride: Option<usize>,
+    ) {
+        // SAFETY: says the caller.
+        unsafe {
+            match stride {
+                None => self.planes_of_part::<S, NON_TEMPORAL, PREFETCH>(s),
+                Some(stride) => self.rows_of_part::<S, NON_TEMPORAL, PREFETCH>(s, columns, stride),
+            }
+        }
+    }
+}

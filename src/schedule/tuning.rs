@@ -1,0 +1,74 @@
+//! The numbers that the policies go by. None changes a bit of the results; `cargo bench --bench tuning` shows what each
+//! gains on the machine at hand, and benches/record what it gained elsewhere.
+
+#![forbid(unsafe_code)]
+
+use crate::ground::sizes::fuzzed;
+
+/// Sixteenths of a core's L2 cache.
+pub type L2Share = usize;
+
+/// What the policies go by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tuning {
+    /// Bytes read from which on several threads are worth sharing the work out to, if they are awake.
+    pub parallel_bytes: usize,
+    /// Bytes read from which on they are worth waking.
+    pub parallel_bytes_asleep: usize,
+    /// Tasks per thread, so that an unlucky thread can be relieved of some.
+    pub tasks_per_thread: usize,
+    /// Tasks per thread beyond the caches, where threads do not get the same share of memory.
+    pub tasks_per_thread_far: usize,
+    /// Bytes read below which there are two tasks per thread: enough for a thread that comes late.
+    pub small_bytes: usize,
+    /// Bytes moved from which on outputs would be gone from the last-level cache before anyone reads them.
+    pub non_temporal_bytes: usize,
+    /// The same of an operation that reads two tensors twice, which then stay in the cache.
+    pub non_temporal_bytes_two_inputs: usize,
+    /// The same on a mesh, in all threads' L2: a line to be written takes as long to come from L3 as from memory.
+    pub non_temporal_mesh: L2Share,
+    /// Bytes moved from which on prefetching pays: less is served as well by the hardware's own.
+    pub prefetch_bytes: usize,
+    /// What a task may keep of each input between statistics and map, beside as much that is written.
+    pub resident: L2Share,
+    /// The same of all inputs together where outputs go far.
+    pub resident_far: L2Share,
+    /// The most of one channel that is summed while the one before it is mapped.
+    pub resident_pipelined: L2Share,
+    /// What is left of L2 beside non-temporal stores.
+    pub resident_non_temporal: L2Share,
+    /// Bytes of the shortest run of a channel group in a sample: shorter ones waste lines and address translations.
+    pub run_bytes: usize,
+    /// The same of statistics, which come back to no line.
+    pub run_bytes_once: usize,
+    /// Rows (NHWC) below which a thread takes fewer channels of more rows, whose coefficients take less time.
+    pub rows_per_thread: usize,
+    /// States from which on they are merged by several threads.
+    pub parallel_states: usize,
+    /// The most that the fullest thread may have of the mean, in percent, for channels to be taken whole.
+    pub fullest_thread_percent: usize,
+}
+
+impl Tuning {
+    /// What was found best over the machines in benches/record.
+    pub const DEFAULT: Self = Self {
+        parallel_bytes: fuzzed(256 << 10, 1 << 10),
+        parallel_bytes_asleep: fuzzed(1 << 20, 1 << 10),
+        tasks_per_thread: 4,
+        tasks_per_thread_far: 16,
+        small_bytes: fuzzed(2 << 20, 2 << 10),
+        non_temporal_bytes: fuzzed(32 << 20, 16 << 10),
+        non_temporal_bytes_two_inputs: fuzzed(24 << 20, 16 << 10),
+        non_temporal_mesh: 20,
+        prefetch_bytes: fuzzed(24 << 20, 4 << 10),
+        resident: 4,
+        resident_far: 5,
+        resident_pipelined: 7,
+        resident_non_temporal: 12,
+        run_bytes: fuzzed(1024, 64),
+        run_bytes_once: fuzzed(512, 64),
+        rows_per_thread: fuzzed(128, 2),
+        parallel_states: fuzzed(4096, 64),
+        fullest_thread_percent: 115,
+    };
+}
