@@ -5,9 +5,8 @@ mod common;
 use std::process::Command;
 
 use batchnorm::{
-    Backward as Backwards, BatchNorm, Error, Gradients, Inference as Inferences, Layout, Level, Params,
-    RunningUpdate, RunningVariance, Shape, Statistics as StatisticsOf, StreamingStatistics, Tensor,
-    Training as Trainings, UpdateRule, Welford, backward, backward_frozen, forward_inference,
+    BatchNorm, Error, Gradients, Layout, Level, Params, RunningUpdate, RunningVariance, Shape,
+    StreamingStatistics, Tensor, UpdateRule, Welford, backward, backward_frozen, forward_inference,
     forward_training, reference, statistics, step, update_running,
 };
 use common::matrix::{Bits, Guarded, LAYOUTS, Problem, assert_same, levels, params, variate};
@@ -103,21 +102,22 @@ impl Operation {
             Statistics => statistics(shape, &x, states.get_mut()),
             Training => forward_training(shape, &x, &affine, y.get_mut(), states.get_mut()),
             TrainingInPlace => {
-                let training = Trainings::new(shape, affine).x_in_place(in_place.get_mut());
+                let training = batchnorm::Training::new(shape, affine).x_in_place(in_place.get_mut());
                 training.states(states.get_mut()).run()
             }
             Inference => forward_inference(shape, &x, &mean, &var, &affine, y.get_mut()),
-            InferenceInPlace => {
-                Inferences::new(shape, affine).x_in_place(in_place.get_mut()).frozen(&mean, &var).run()
-            }
+            InferenceInPlace => batchnorm::Inference::new(shape, affine)
+                .x_in_place(in_place.get_mut())
+                .frozen(&mean, &var)
+                .run(),
             Backward => backward(shape, &x, &dy, &given_states, &affine, gradients),
             BackwardOverX => {
-                let call = Backwards::new(shape, affine).x_to_dx(in_place.get_mut()).dy(&dy);
+                let call = batchnorm::Backward::new(shape, affine).x_to_dx(in_place.get_mut()).dy(&dy);
                 call.states(&given_states).gradients(gradients).run()
             }
             BackwardFrozen => backward_frozen(shape, &x, &dy, &mean, &var, &affine, gradients),
             FrozenOverDy => {
-                let call = Backwards::new(shape, affine).x(&x).dy_to_dx(over_dy.get_mut());
+                let call = batchnorm::Backward::new(shape, affine).x(&x).dy_to_dx(over_dy.get_mut());
                 call.frozen(&mean, &var).gradients(gradients).run()
             }
         };
@@ -182,7 +182,8 @@ fn operands_that_are_missing_or_twice_there_are_named() {
     let shape = Shape::nchw(&[2, 3, 2]).unwrap();
     let (x, dy, vector) = ([1.5f32; 12], [0.5f32; 12], [1.0f32; 3]);
     let given: Vec<Welford> = vec![[1.0, 1.0, 2.0, 2.0].into_iter().collect(); 3];
-    let check = |builder: &dyn Fn(&mut [f32], &mut [f32], &mut [Welford]) -> Result<(), Error>, expected| {
+    type Builder<'a> = &'a dyn Fn(&mut [f32], &mut [f32], &mut [Welford]) -> Result<(), Error>;
+    let check = |builder: Builder<'_>, expected| {
         let (mut a, mut b) = (Guarded::<f32>::new(12, 0), Guarded::<f32>::new(12, 0));
         let mut states = Guarded::<Welford>::new(3, 0);
         let error = builder(a.get_mut(), b.get_mut(), states.get_mut()).unwrap_err();
@@ -197,25 +198,36 @@ fn operands_that_are_missing_or_twice_there_are_named() {
     let twice = |argument| Error::Twice { argument };
     let params = || Params::<f32>::new(1e-5);
 
-    check(&|_, _, states| StatisticsOf::<f32>::new(&shape).states(states).run(), missing("x"));
-    check(&|_, _, _| StatisticsOf::new(&shape).x(&x).run(), missing("states"));
-    check(&|y, _, states| Trainings::new(&shape, params()).y(y).states(states).run(), missing("x"));
-    check(&|_, _, states| Trainings::new(&shape, params()).x(&x).states(states).run(), missing("y"));
-    check(&|y, _, _| Trainings::new(&shape, params()).x(&x).y(y).run(), missing("states"));
-    check(&|x, _, _| Trainings::new(&shape, params()).x_in_place(x).run(), missing("states"));
+    check(&|_, _, states| batchnorm::Statistics::<f32>::new(&shape).states(states).run(), missing("x"));
+    check(&|_, _, _| batchnorm::Statistics::new(&shape).x(&x).run(), missing("states"));
+    check(&|y, _, states| batchnorm::Training::new(&shape, params()).y(y).states(states).run(), missing("x"));
     check(
-        &|x, y, states| Trainings::new(&shape, params()).x_in_place(x).y(y).states(states).run(),
+        &|_, _, states| batchnorm::Training::new(&shape, params()).x(&x).states(states).run(),
+        missing("y"),
+    );
+    check(&|y, _, _| batchnorm::Training::new(&shape, params()).x(&x).y(y).run(), missing("states"));
+    check(&|x, _, _| batchnorm::Training::new(&shape, params()).x_in_place(x).run(), missing("states"));
+    check(
+        &|x, y, states| batchnorm::Training::new(&shape, params()).x_in_place(x).y(y).states(states).run(),
         twice("y"),
     );
-    check(&|y, _, _| Inferences::new(&shape, params()).frozen(&vector, &vector).y(y).run(), missing("x"));
-    check(&|_, _, _| Inferences::new(&shape, params()).frozen(&vector, &vector).x(&x).run(), missing("y"));
-    check(&|y, _, _| Inferences::new(&shape, params()).x(&x).y(y).run(), missing("mean"));
     check(
-        &|x, y, _| Inferences::new(&shape, params()).frozen(&vector, &vector).x_in_place(x).y(y).run(),
+        &|y, _, _| batchnorm::Inference::new(&shape, params()).frozen(&vector, &vector).y(y).run(),
+        missing("x"),
+    );
+    check(
+        &|_, _, _| batchnorm::Inference::new(&shape, params()).frozen(&vector, &vector).x(&x).run(),
+        missing("y"),
+    );
+    check(&|y, _, _| batchnorm::Inference::new(&shape, params()).x(&x).y(y).run(), missing("mean"));
+    check(
+        &|x, y, _| {
+            batchnorm::Inference::new(&shape, params()).frozen(&vector, &vector).x_in_place(x).y(y).run()
+        },
         twice("y"),
     );
 
-    let backward = || Backwards::new(&shape, params());
+    let backward = || batchnorm::Backward::new(&shape, params());
     fn dx(dx: &mut [f32]) -> Gradients<'_, f32> {
         Gradients::new().dx(dx)
     }

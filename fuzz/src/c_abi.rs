@@ -179,7 +179,9 @@ pub fn call(call: &Call) {
     let base = memory.as_mut_ptr().cast::<u8>();
     let mut at: Vec<Option<usize>> = (0..arguments.len()).map(|i| Some(room * i + MARGIN)).collect();
     let forms = call.operation.in_place();
-    if let Some((input, output)) = call.in_place.and_then(|last| if last { forms.last() } else { forms.first() }) {
+    if let Some((input, output)) =
+        call.in_place.and_then(|last| if last { forms.last() } else { forms.first() })
+    {
         at[*output] = at[*input];
     }
     for (argument, place) in call.faults.into_iter().flatten() {
@@ -374,8 +376,8 @@ impl Call {
 /// The arguments' struct, with its size, these fields, and all else 0; and zeros behind it.
 macro_rules! args {
     ($call:ident, $name:ident { $($field:ident: $value:expr),* $(,)? }) => {{
-        // SAFETY: numbers and pointers, of which zeros are a value.
-        let mut args: Longer<ffi::$name> = unsafe { std::mem::zeroed() };
+        // Numbers and pointers, of which zeros are a value.
+        let mut args: Longer<ffi::$name> = std::mem::zeroed();
         args.0.size = $call.size_of::<ffi::$name>(false);
         $(args.0.$field = $value;)*
         args
@@ -406,7 +408,13 @@ unsafe fn operate(call: &Call, problem: *const ffi::Problem, pointers: &[*mut u8
                 let args = args!(
                     call,
                     InferenceArgs {
-                        x: p(0), mean: p(1), var: p(2), gamma: p(3), beta: p(4), eps: eps, y: p(5)
+                        x: p(0),
+                        mean: p(1),
+                        var: p(2),
+                        gamma: p(3),
+                        beta: p(4),
+                        eps: eps,
+                        y: p(5)
                     }
                 );
                 ffi::batchnorm_inference(problem, (&raw const args).cast())
@@ -415,8 +423,16 @@ unsafe fn operate(call: &Call, problem: *const ffi::Problem, pointers: &[*mut u8
                 let args = args!(
                     call,
                     BackwardArgs {
-                        x: p(0), dy: p(1), states: state(2), gamma: p(3), eps: eps, dx: p(4), dgamma: p(5),
-                        dbeta: p(6), dmean: p(7), dvar: p(8)
+                        x: p(0),
+                        dy: p(1),
+                        states: state(2),
+                        gamma: p(3),
+                        eps: eps,
+                        dx: p(4),
+                        dgamma: p(5),
+                        dbeta: p(6),
+                        dmean: p(7),
+                        dvar: p(8)
                     }
                 );
                 ffi::batchnorm_backward(problem, (&raw const args).cast())
@@ -425,8 +441,17 @@ unsafe fn operate(call: &Call, problem: *const ffi::Problem, pointers: &[*mut u8
                 let args = args!(
                     call,
                     BackwardArgs {
-                        x: p(0), dy: p(1), mean: p(2), var: p(3), gamma: p(4), eps: eps, dx: p(5), dgamma: p(6),
-                        dbeta: p(7), dmean: p(8), dvar: p(9)
+                        x: p(0),
+                        dy: p(1),
+                        mean: p(2),
+                        var: p(3),
+                        gamma: p(4),
+                        eps: eps,
+                        dx: p(5),
+                        dgamma: p(6),
+                        dbeta: p(7),
+                        dmean: p(8),
+                        dvar: p(9)
                     }
                 );
                 ffi::batchnorm_backward(problem, (&raw const args).cast())
@@ -436,7 +461,12 @@ unsafe fn operate(call: &Call, problem: *const ffi::Problem, pointers: &[*mut u8
                 let args = args!(
                     call,
                     UpdateRunningArgs {
-                        rule: rule, unbiased: unbiased, factor: eps, batches: 3, states: state(0), mean: p(1),
+                        rule: rule,
+                        unbiased: unbiased,
+                        factor: eps,
+                        batches: 3,
+                        states: state(0),
+                        mean: p(1),
                         var: p(2)
                     }
                 );

@@ -183,7 +183,7 @@ fn training<T: Float>(x: FlexTensor, gamma: &FlexTensor, beta: &FlexTensor, epsi
         Some(x.like(y))
     };
     let of_states = |of: fn(&Welford) -> f64| {
-        vector(states.iter().map(|state| <T as batchnorm::Element>::from_f64(of(state))).collect())
+        vector(states.iter().map(|state| <T as batchnorm::Scalar>::from_f64(of(state))).collect())
     };
     Trained {
         output: output.unwrap_or_else(|| x.into_tensor()),
