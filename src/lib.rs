@@ -15,8 +15,10 @@
 //! ```
 //!
 //! [`BatchNorm`] is the layer: parameters, running statistics, forward, backward, step. Under it are the operations on
-//! slices ([`forward_training`], [`backward`], ...), for authors of frameworks; they hold no state. [`Welford`] states
-//! are what training returns and backward takes; they merge, so statistics of parts give statistics of the whole.
+//! slices ([`forward_training`], [`backward`], ...), for authors of frameworks; they hold no state. With options, results
+//! written over inputs for one, they are the builders [`Statistics`], [`Training`], [`Inference`] and [`Backward`].
+//! [`Welford`] states are what training returns and backward takes; they merge, so statistics of parts give statistics of
+//! the whole.
 //!
 //! # The operation
 //!
@@ -77,12 +79,10 @@ mod simd;
 mod threads;
 
 pub use api::batch_norm::BatchNorm;
+pub use api::builders::{Backward, Inference, Statistics, Training};
 #[cfg(feature = "ndarray")]
 pub use api::ndarray;
-pub use api::ops::{
-    backward, backward_frozen, forward_inference, forward_inference_in_place, forward_training,
-    forward_training_in_place, statistics,
-};
+pub use api::ops::{backward, backward_frozen, forward_inference, forward_training, statistics};
 pub use api::params::{Gradients, Params};
 pub use api::running::{RunningUpdate, RunningVariance, UpdateRule, step, update_running};
 pub use api::shape::{Layout, Shape};

@@ -1,7 +1,7 @@
 //! The C interface: from Rust with arguments that it must refuse, and from C11 and C++17 programs, linked against the
 //! shared and the static library, with results that are compared to the bit.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::ptr::{null, null_mut};
@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 
 use batchnorm::ffi::*;
 use batchnorm::{
-    Element, Gradients, Layout, Params, RunningUpdate, RunningVariance, Shape, UpdateRule, Welford, backward,
-    backward_frozen, forward_inference, forward_training, statistics, step, update_running,
+    Element, Gradients, Layout, Params, RunningUpdate, RunningVariance, Shape, Training, UpdateRule, Welford,
+    backward, backward_frozen, forward_inference, forward_training, statistics, step, update_running,
 };
 
 /// Runs a command that must succeed; what it printed.
@@ -59,7 +59,7 @@ fn compile(compiler: &str, standard: &str, source: &str, name: &str, link: &[&Os
 
 const N: usize = 3;
 const C: usize = 37;
-const SPATIAL: [usize; 3] = [1, 9, 11];
+const SPATIAL: [usize; 2] = [9, 11];
 const LEN: usize = N * C * 99;
 
 fn hash(hash: u64, bytes: impl IntoIterator<Item = u8>) -> u64 {
@@ -135,7 +135,7 @@ fn expected<T: Element>(layout: Layout, mut all: u64) -> u64 {
     all = hash(all, bytes(&gamma));
     forward_inference(&shape, &x, &mean, &var, &Params::new(0.0).beta(&beta), &mut y).unwrap();
     all = hash(all, bytes(&y));
-    batchnorm::forward_training_in_place(&shape, &mut x, &Params::new(1e-5), &mut states).unwrap();
+    Training::new(&shape, Params::new(1e-5)).x_in_place(&mut x).states(&mut states).run().unwrap();
     hash(all, bytes(&x))
 }
 
@@ -157,7 +157,7 @@ fn expected_large(all: u64) -> u64 {
 fn c_and_cpp_programs_get_the_bits_of_rust() {
     let start = expected_large(0xcbf2_9ce4_8422_2325);
     let expected = [Layout::Nchw, Layout::Nhwc].into_iter().fold(start, |mut all, layout| {
-        for _serial in [false, true] {
+        for _threads in [0, 1] {
             all = crate::expected::<f64>(layout, crate::expected::<f32>(layout, all));
         }
         all
@@ -188,6 +188,27 @@ fn without_threads_calls_stay_on_their_own() {
     assert_eq!(printed, "on the calling thread\n");
 }
 
+/// With calls under way elsewhere: tests/c/fork.c.
+#[test]
+#[cfg(all(target_os = "linux", feature = "rayon"))]
+fn children_of_fork_finish_their_calls() {
+    let shared = [OsStr::new("-L"), libraries().as_os_str(), OsStr::new("-lbatchnorm")];
+    let program = compile("cc", "-std=c11", "tests/c/fork.c", "fork", &shared);
+    let printed = run(Command::new(program).env("LD_LIBRARY_PATH", libraries()));
+    assert_eq!(printed, "400 children finished\n");
+}
+
+/// batchnorm.hpp: tests/c/layer.cpp.
+#[test]
+fn the_cpp_layer_has_the_types_and_throws() {
+    let shared = [OsStr::new("-L"), libraries().as_os_str(), OsStr::new("-lbatchnorm")];
+    for standard in ["-std=c++17", "-std=c++20"] {
+        let program = compile("c++", standard, "tests/c/layer.cpp", &format!("layer{standard}"), &shared);
+        let printed = run(Command::new(program).env("LD_LIBRARY_PATH", libraries()));
+        assert_eq!(printed, "float\ndouble\n");
+    }
+}
+
 /// The shared library exports the header's functions and nothing else.
 #[test]
 fn exported_symbols() {
@@ -202,7 +223,7 @@ fn exported_symbols() {
     exported.sort_unstable();
     declared.sort_unstable();
     declared.dedup();
-    assert_eq!(declared.len(), 21, "{declared:?}");
+    assert_eq!(declared.len(), 16, "{declared:?}");
     assert_eq!(exported, declared);
 }
 
@@ -218,7 +239,23 @@ fn the_examples_compile_and_run() {
     assert!(printed.contains("running mean 2, variance 1"), "{printed}");
 }
 
-/// A call that must be refused: nothing that it was given may change.
+/// What C leaves 0.
+fn zeroed<T>() -> T {
+    // SAFETY: used for structs of numbers and pointers, of which zeros are a value.
+    unsafe { std::mem::zeroed() }
+}
+
+/// A struct of C's with its size, these fields, and all else 0.
+macro_rules! sized {
+    ($name:ident { $($field:ident: $value:expr),* $(,)? }) => {{
+        let mut value: $name = zeroed();
+        value.size = size_of::<$name>();
+        $(value.$field = $value;)*
+        value
+    }};
+}
+
+/// A call of training that must be refused: nothing that it was given may change.
 struct Call {
     problem: Problem,
     x: Vec<f32>,
@@ -228,16 +265,19 @@ struct Call {
 }
 
 const UNTOUCHED: f32 = -7.25;
-const NO_STATE: State = State { count: 77, mean: 1.0, mean_low: 2.0, m2: 3.0 };
+
+fn no_state() -> State {
+    State { count: 77, mean: 1.0, m2: 3.0, ..State::default() }
+}
 
 impl Call {
     fn new() -> Self {
         Self {
-            problem: Problem { layout: BATCHNORM_NCHW, serial: 0, batch: 4, channels: 2, spatial: [1, 1, 3] },
+            problem: sized!(Problem { batch: 4, channels: 2, spatial: [3, 0, 0] }),
             x: vec![1.5; 24],
             per_channel: vec![1.0; 2],
             y: vec![UNTOUCHED; 25],
-            states: vec![NO_STATE; 2],
+            states: vec![no_state(); 2],
         }
     }
 
@@ -246,56 +286,101 @@ impl Call {
         let message = last_message();
         assert_eq!(status, expected, "{message}");
         assert!(message.contains(words), "{message:?} does not say {words:?}");
-        assert!(self.y.iter().all(|y| *y == UNTOUCHED) && self.states.iter().all(|state| *state == NO_STATE));
+        let states_are = self.states.iter().all(|state| *state == no_state());
+        assert!(self.y.iter().all(|y| *y == UNTOUCHED) && states_are);
         assert!(self.x.iter().all(|x| *x == 1.5) && self.per_channel.iter().all(|value| *value == 1.0));
     }
-}
 
-/// The arguments of forward training.
-struct Pointers {
-    problem: *const Problem,
-    x: *const f32,
-    gamma: *const f32,
-    eps: f64,
-    y: *mut f32,
-    states: *mut State,
-}
-
-impl Call {
-    /// Those that would be right.
-    fn right(&mut self) -> Pointers {
-        let (y, states) = (self.y.as_mut_ptr(), self.states.as_mut_ptr());
-        Pointers { problem: &raw const self.problem, x: self.x.as_ptr(), gamma: null(), eps: 1e-5, y, states }
+    /// The arguments that would be right.
+    fn args(&mut self) -> TrainingArgs {
+        let (x, y) = (self.x.as_ptr().cast(), self.y.as_mut_ptr().cast());
+        sized!(TrainingArgs { x: x, eps: 1e-5, y: y, states: self.states.as_mut_ptr() })
     }
-}
 
-fn training(Pointers { problem, x, gamma, eps, y, states }: Pointers) -> Status {
-    // SAFETY: as long as the problem says, or refused before they are looked at.
-    unsafe { batchnorm_forward_training_f32(problem, x, gamma, null(), eps, y, states) }
+    /// Trains with these arguments, and this problem.
+    fn training(&self, args: &TrainingArgs) -> Status {
+        // SAFETY: as long as the problem says, or refused before they are looked at.
+        unsafe { batchnorm_training(&self.problem, args) }
+    }
 }
 
 #[test]
 fn null_pointers_of_no_elements_are_none() {
     let call = &mut Call::new();
-    call.problem.channels = 0;
-    let status = training(Pointers { x: null(), y: null_mut(), states: null_mut(), ..call.right() });
-    assert_eq!(status, Status::Ok);
+    let args = sized!(TrainingArgs { eps: 1e-5 });
+    for (batch, channels) in [(4, 0), (0, 0)] {
+        call.problem = Problem { batch, channels, ..call.problem };
+        assert_eq!(call.training(&args), Status::Ok);
+    }
     // SAFETY: nothing is looked at.
     unsafe {
-        assert_eq!(batchnorm_step_f64(0, 0.1, null(), null_mut()), Status::Ok);
+        assert_eq!(batchnorm_step(&call.problem, &sized!(StepArgs { lr: 0.1 })), Status::Ok);
         assert_eq!(batchnorm_merge(0, null_mut(), null()), Status::Ok);
+        assert_eq!(batchnorm_backward(&call.problem, &sized!(BackwardArgs { eps: 0.0 })), Status::Ok);
+    }
+    // Without samples there still is a state for each channel.
+    call.problem = Problem { batch: 0, channels: 2, ..call.problem };
+    assert_eq!(call.training(&args), Status::NullPointer);
+    let args = TrainingArgs { x: null(), y: null_mut(), ..call.args() };
+    assert_eq!(call.training(&args), Status::Ok);
+    assert_eq!(call.states, [State::default(); 2]);
+}
+
+/// The most natural initializer does the natural thing.
+#[test]
+fn an_axis_of_0_is_one_that_is_not_there() {
+    for spatial in [[4, 3, 0], [12, 0, 0], [0, 12, 0], [0, 0, 12], [4, 0, 3], [1, 4, 3], [2, 2, 3]] {
+        let x: Vec<f32> = (0..24).map(|i| i as f32).collect();
+        let mut states = [State::default(); 2];
+        let problem = sized!(Problem { batch: 1, channels: 2, spatial: spatial });
+        let args = sized!(StatisticsArgs { x: x.as_ptr().cast(), states: states.as_mut_ptr() });
+        // SAFETY: as long as the problem says.
+        assert_eq!(unsafe { batchnorm_statistics(&problem, &args) }, Status::Ok);
+        assert_eq!(states.map(|state| (state.count, mean(&state))), [(12, 5.5), (12, 17.5)], "{spatial:?}");
+    }
+    let mut states = [State::default(); 2];
+    let problem = sized!(Problem { batch: 3, channels: 2 });
+    let x = [1.0f32, 10.0, 2.0, 20.0, 3.0, 30.0];
+    let args = sized!(StatisticsArgs { x: x.as_ptr().cast(), states: states.as_mut_ptr() });
+    // SAFETY: as long as the problem says.
+    assert_eq!(unsafe { batchnorm_statistics(&problem, &args) }, Status::Ok);
+    assert_eq!(states.map(|state| mean(&state)), [2.0, 20.0]);
+}
+
+fn mean(state: &State) -> f64 {
+    // SAFETY: a state.
+    unsafe { batchnorm_mean(state) }
+}
+
+#[test]
+fn what_states_say_is_what_welford_says() {
+    let welford: Welford = [1e9 + 0.1, 1e9 + 0.7, 1e9 + 0.4].into_iter().collect();
+    let state = (&raw const welford).cast::<State>();
+    // SAFETY: the interface says that a `State` is a `Welford`; null and what is not aligned are refused.
+    unsafe {
+        assert_eq!(batchnorm_mean(state), welford.mean());
+        assert_eq!(batchnorm_variance(state), welford.variance());
+        assert_eq!(batchnorm_variance_unbiased(state), welford.variance_unbiased());
+        for state in [null(), state.wrapping_byte_add(4)] {
+            assert!(batchnorm_mean(state).is_nan() && batchnorm_variance(state).is_nan());
+            assert!(batchnorm_variance_unbiased(state).is_nan());
+        }
+        assert_eq!((batchnorm_mean(&State::default()), batchnorm_variance(&State::default())), (0.0, 0.0));
+        assert!(batchnorm_variance_unbiased(&State::default()).is_nan());
     }
 }
 
 #[test]
 fn neighbours_do_not_overlap_and_inputs_may() {
     let mut memory = vec![1.0f32; 24 + 2 + 24];
-    let problem = Problem { layout: BATCHNORM_NHWC, serial: 1, batch: 4, channels: 2, spatial: [3, 1, 1] };
+    let problem =
+        sized!(Problem { layout: BATCHNORM_NHWC, batch: 4, channels: 2, spatial: [3, 0, 0], threads: 1 });
     let at = memory.as_mut_ptr();
-    // SAFETY: x, then a mean that is the variance too, then y.
-    let status = unsafe {
-        batchnorm_forward_inference_f32(&problem, at, at.add(24), at.add(24), null(), null(), 0.0, at.add(26))
-    };
+    // x, then a mean that is the variance too, then y.
+    let (mean, y) = (at.wrapping_add(24).cast::<c_void>(), at.wrapping_add(26).cast());
+    let args = sized!(InferenceArgs { x: at.cast(), mean: mean, var: mean, y: y });
+    // SAFETY: as long as the problem says.
+    let status = unsafe { batchnorm_inference(&problem, &args) };
     assert_eq!((status, memory[49]), (Status::Ok, 0.0));
 }
 
@@ -309,32 +394,42 @@ struct Argument {
     len: usize,
 }
 
-/// A function as the table of all has it, called with its pointers, `channels` or `len`, and eps or lr.
+/// A function as the table of all has it, called with its pointers, a problem first, and eps or lr.
 struct Function {
     name: &'static str,
+    element: u32,
     arguments: Vec<Argument>,
-    takes_problem: bool,
-    call: fn(&[*mut u8], usize, f64) -> Status,
+    call: fn(&[*mut u8], f64) -> Status,
 }
 
 const TABLE_C: usize = 6;
 const TABLE_LEN: usize = 4 * TABLE_C * 2;
-const TABLE_PROBLEM: Problem =
-    Problem { layout: BATCHNORM_NHWC, serial: 0, batch: 4, channels: TABLE_C, spatial: [1, 1, 2] };
-const TABLE_UPDATE: Update = Update { rule: BATCHNORM_MOMENTUM, unbiased: 1, factor: 0.1 };
-const TABLE_STATE: State = State { count: 8, mean: 1.0, mean_low: 0.0, m2: 4.0 };
+
+fn table_problem(element: u32) -> Problem {
+    sized!(Problem {
+        element: element,
+        layout: BATCHNORM_NHWC,
+        batch: 4,
+        channels: TABLE_C,
+        spatial: [0, 2, 0]
+    })
+}
+
+fn table_state() -> State {
+    State { count: 8, mean: 1.0, m2: 4.0, ..State::default() }
+}
 
 /// Pointers in the order of the functions' parameters: `>` before those that are written, `?` after those that may be null.
-fn arguments<T>(names: &'static str) -> Vec<Argument> {
+fn arguments(names: &'static str, element: u32) -> Vec<Argument> {
+    let element = if element == BATCHNORM_F32 { 4 } else { 8 };
     let argument = |name: &'static str| {
         let (written, optional) = (name.starts_with('>'), name.ends_with('?'));
         let name = name.trim_matches(['>', '?']);
         let (size, len) = match name {
             "problem" => (size_of::<Problem>(), 1),
-            "update" => (size_of::<Update>(), 1),
             "states" | "into" | "from" => (size_of::<State>(), TABLE_C),
-            "x" | "y" | "dy" | "dx" => (size_of::<T>(), TABLE_LEN),
-            _ => (size_of::<T>(), TABLE_C),
+            "x" | "y" | "dy" | "dx" => (element, TABLE_LEN),
+            _ => (element, TABLE_C),
         };
         Argument { name, written, optional, size, len }
     };
@@ -349,74 +444,73 @@ impl Argument {
     fn align(&self) -> usize {
         self.size.min(8)
     }
+
+    /// Whether `other`, which is read, may be written over by this one.
+    fn may_be(&self, other: &Self) -> bool {
+        matches!((self.name, other.name), ("y", "x") | ("dx", "x" | "dy"))
+    }
 }
 
+/// Functions by name, pointers, and the struct of arguments that these become.
 macro_rules! table {
-    ($element:ty: $($function:ident($names:literal) = |$p:ident, $len:ident, $factor:ident| ($($argument:expr),*);)*) => {
-        vec![$(Function {
-            name: stringify!($function),
-            arguments: arguments::<$element>($names),
-            takes_problem: $names.starts_with("problem"),
-            // SAFETY: pointers to what the table says, or to be refused before they are looked at.
-            call: |$p, $len, $factor| unsafe {
-                let _ = ($len, $factor);
-                $function($($argument),*)
+    ($($name:literal: $function:ident($pointers:literal) = |$p:ident, $factor:ident| $args:expr;)*) => {
+        [BATCHNORM_F32, BATCHNORM_F64].into_iter().flat_map(|element| [$(Function {
+            name: $name,
+            element,
+            arguments: arguments($pointers, element),
+            call: |$p, $factor| {
+                let _ = $factor;
+                let args = $args;
+                // SAFETY: pointers to what the table says, or to be refused before they are looked at.
+                unsafe { $function($p[0].cast(), &args) }
             },
-        }),*]
+        }),*]).collect()
     };
 }
 
-macro_rules! functions {
-    ($element:ty, $statistics:ident, $training:ident, $inference:ident, $backward:ident, $frozen:ident, $update:ident,
-     $step:ident) => {
-        table! { $element:
-            $statistics("problem x >states") = |p, len, factor| (p[0].cast(), p[1].cast(), p[2].cast());
-            $training("problem x gamma? beta? >y >states") = |p, len, factor| (
-                p[0].cast(), p[1].cast(), p[2].cast(), p[3].cast(), factor, p[4].cast(), p[5].cast()
-            );
-            $inference("problem x mean var gamma? beta? >y") = |p, len, factor| (
-                p[0].cast(), p[1].cast(), p[2].cast(), p[3].cast(), p[4].cast(), p[5].cast(), factor, p[6].cast()
-            );
-            $backward("problem x dy states gamma? >dx? >dgamma? >dbeta? >dmean? >dvar?") = |p, len, factor| (
-                p[0].cast(), p[1].cast(), p[2].cast(), p[3].cast(), p[4].cast(), factor, p[5].cast(), p[6].cast(),
-                p[7].cast(), p[8].cast(), p[9].cast()
-            );
-            $frozen("problem x dy mean var gamma? >dx? >dgamma? >dbeta? >dmean? >dvar?") = |p, len, factor| (
-                p[0].cast(), p[1].cast(), p[2].cast(), p[3].cast(), p[4].cast(), p[5].cast(), factor, p[6].cast(),
-                p[7].cast(), p[8].cast(), p[9].cast(), p[10].cast()
-            );
-            $update("update states >mean >var") = |p, len, factor| (
-                len, p[0].cast(), 7, p[1].cast(), p[2].cast(), p[3].cast()
-            );
-            $step("gradient >parameter") = |p, len, factor| (len, factor, p[0].cast(), p[1].cast());
-            batchnorm_merge(">into from") = |p, len, factor| (len, p[0].cast(), p[1].cast());
-        }
-    };
-}
-
-/// All functions that take pointers to data.
+/// All functions that take a problem and pointers to data.
 fn all_functions() -> Vec<Function> {
-    let mut all = functions!(
-        f32,
-        batchnorm_statistics_f32,
-        batchnorm_forward_training_f32,
-        batchnorm_forward_inference_f32,
-        batchnorm_backward_f32,
-        batchnorm_backward_frozen_f32,
-        batchnorm_update_running_f32,
-        batchnorm_step_f32
-    );
-    all.extend(functions!(
-        f64,
-        batchnorm_statistics_f64,
-        batchnorm_forward_training_f64,
-        batchnorm_forward_inference_f64,
-        batchnorm_backward_f64,
-        batchnorm_backward_frozen_f64,
-        batchnorm_update_running_f64,
-        batchnorm_step_f64
-    ));
-    all
+    table! {
+        "statistics": batchnorm_statistics("problem x >states") = |p, factor| sized!(StatisticsArgs {
+            x: p[1].cast(), states: p[2].cast()
+        });
+        "training": batchnorm_training("problem x gamma? beta? >y >states") = |p, factor| sized!(TrainingArgs {
+            x: p[1].cast(), gamma: p[2].cast(), beta: p[3].cast(), eps: factor, y: p[4].cast(), states: p[5].cast()
+        });
+        "inference": batchnorm_inference("problem x mean var gamma? beta? >y") = |p, factor| sized!(InferenceArgs {
+            x: p[1].cast(), mean: p[2].cast(), var: p[3].cast(), gamma: p[4].cast(), beta: p[5].cast(), eps: factor,
+            y: p[6].cast()
+        });
+        "backward": batchnorm_backward("problem x dy states gamma? >dx? >dgamma? >dbeta? >dmean? >dvar?")
+            = |p, factor| sized!(BackwardArgs {
+                x: p[1].cast(), dy: p[2].cast(), states: p[3].cast(), gamma: p[4].cast(), eps: factor, dx: p[5].cast(),
+                dgamma: p[6].cast(), dbeta: p[7].cast(), dmean: p[8].cast(), dvar: p[9].cast()
+            });
+        "frozen": batchnorm_backward("problem x dy mean var gamma? >dx? >dgamma? >dbeta? >dmean? >dvar?")
+            = |p, factor| sized!(BackwardArgs {
+                x: p[1].cast(), dy: p[2].cast(), mean: p[3].cast(), var: p[4].cast(), gamma: p[5].cast(), eps: factor,
+                dx: p[6].cast(), dgamma: p[7].cast(), dbeta: p[8].cast(), dmean: p[9].cast(), dvar: p[10].cast()
+            });
+        "update_running": batchnorm_update_running("problem states >mean >var")
+            = |p, factor| sized!(UpdateRunningArgs {
+                rule: BATCHNORM_MOMENTUM, unbiased: 1, factor: factor, batches: 7, states: p[1].cast(),
+                mean: p[2].cast(), var: p[3].cast()
+            });
+        "step": batchnorm_step("problem gradient >parameter") = |p, factor| sized!(StepArgs {
+            lr: factor, gradient: p[1].cast(), parameter: p[2].cast()
+        });
+        "merge": merge("problem >into from") = |p, factor| (p[1].cast(), p[2].cast_const().cast());
+    }
+}
+
+/// As the others, though it needs no more of a problem than the channels.
+unsafe fn merge(problem: *const Problem, args: &(*mut State, *const State)) -> Status {
+    if problem.is_null() || !problem.is_aligned() {
+        // SAFETY: refused.
+        return unsafe { batchnorm_step(problem, &sized!(StepArgs { lr: 0.0 })) };
+    }
+    // SAFETY: says the caller.
+    unsafe { batchnorm_merge((*problem).channels, args.0, args.1) }
 }
 
 /// Memory with all arguments of a function, right ones, and nothing between them that may be written.
@@ -447,10 +541,9 @@ impl Arena {
             // SAFETY: within the memory, aligned to 8.
             unsafe {
                 match argument.name {
-                    "problem" => at.cast::<Problem>().write(TABLE_PROBLEM),
-                    "update" => at.cast::<Update>().write(TABLE_UPDATE),
+                    "problem" => at.cast::<Problem>().write(table_problem(function.element)),
                     "states" | "into" | "from" => {
-                        (0..TABLE_C).for_each(|c| at.cast::<State>().add(c).write(TABLE_STATE));
+                        (0..TABLE_C).for_each(|c| at.cast::<State>().add(c).write(table_state()));
                     }
                     _ => (),
                 }
@@ -479,13 +572,13 @@ fn refused(
     function: &Function,
     expected: Status,
     words: &[&str],
-    change: impl FnOnce(&mut Vec<*mut u8>, &mut usize, &mut f64),
+    change: impl FnOnce(&mut Vec<*mut u8>, &mut f64),
 ) {
     let mut arena = Arena::new(function);
-    let (mut pointers, mut len, mut factor) = (arena.pointers(), TABLE_C, 0.5);
-    change(&mut pointers, &mut len, &mut factor);
+    let (mut pointers, mut factor) = (arena.pointers(), 0.5);
+    change(&mut pointers, &mut factor);
     let before = arena.memory.clone();
-    let status = (function.call)(&pointers, len, factor);
+    let status = (function.call)(&pointers, factor);
     let message = last_message();
     assert_eq!(status, expected, "{} {words:?}: {message}", function.name);
     assert!(words.iter().all(|word| message.contains(word)), "{}: {message} {words:?}", function.name);
@@ -498,7 +591,7 @@ fn right_arguments_are_accepted_and_only_outputs_written() {
         let mut arena = Arena::new(&function);
         let pointers = arena.pointers();
         let before = arena.memory.clone();
-        assert_eq!((function.call)(&pointers, TABLE_C, 0.5), Status::Ok, "{}", function.name);
+        assert_eq!((function.call)(&pointers, 0.5), Status::Ok, "{}", function.name);
         let bytes =
             |memory: &[u64]| -> Vec<u8> { memory.iter().flat_map(|word| word.to_ne_bytes()).collect() };
         let (mut after, before) = (bytes(&arena.memory), bytes(&before));
@@ -519,10 +612,10 @@ fn null_pointers_are_errors_unless_they_may_be_null() {
                 let mut arena = Arena::new(&function);
                 let mut pointers = arena.pointers();
                 pointers[i] = null_mut();
-                assert_eq!((function.call)(&pointers, TABLE_C, 0.5), Status::Ok, "{}", argument.name);
+                assert_eq!((function.call)(&pointers, 0.5), Status::Ok, "{}", argument.name);
             } else {
                 let words = format!("{} is null", argument.name);
-                refused(&function, Status::NullPointer, &[&words], |p, _, _| p[i] = null_mut());
+                refused(&function, Status::NullPointer, &[&words], |p, _| p[i] = null_mut());
             }
         }
     }
@@ -534,7 +627,7 @@ fn misaligned_pointers_are_errors() {
         for (i, argument) in function.arguments.iter().enumerate() {
             let words = format!("{} is 0x", argument.name);
             for by in (1..argument.align()).filter(|by| by.is_power_of_two() || *by == argument.align() - 1) {
-                refused(&function, Status::Misaligned, &[&words], |p, _, _| p[i] = p[i].wrapping_add(by));
+                refused(&function, Status::Misaligned, &[&words], |p, _| p[i] = p[i].wrapping_add(by));
             }
         }
     }
@@ -547,22 +640,23 @@ fn overlapping_pointers_are_errors() {
     for function in all_functions() {
         for (i, moved) in function.arguments.iter().enumerate() {
             // What is read before overlaps are known must stay what it is; others are moved onto it.
-            if ["problem", "update"].contains(&moved.name) {
+            if moved.name == "problem" {
                 continue;
             }
             for (j, other) in function.arguments.iter().enumerate() {
-                if i == j || !(moved.written || other.written) {
+                // `merge` looks at no problem.
+                let unseen = function.name == "merge" && other.name == "problem";
+                if i == j || unseen || !(moved.written || other.written) {
                     continue;
                 }
                 let last = (other.bytes() - 1) / moved.align() * moved.align();
                 let before = (moved.bytes() - 1) / moved.align() * moved.align();
                 let words = [moved.name, other.name, "overlaps"];
-                let in_place = [moved.name, other.name].iter().all(|name| ["x", "y"].contains(name));
-                if !in_place {
-                    refused(&function, Status::Overlap, &words, |p, _, _| p[i] = p[j]);
+                if !moved.may_be(other) && !other.may_be(moved) {
+                    refused(&function, Status::Overlap, &words, |p, _| p[i] = p[j]);
                 }
-                refused(&function, Status::Overlap, &words, |p, _, _| p[i] = p[j].wrapping_add(last));
-                refused(&function, Status::Overlap, &words, |p, _, _| p[i] = p[j].wrapping_sub(before));
+                refused(&function, Status::Overlap, &words, |p, _| p[i] = p[j].wrapping_add(last));
+                refused(&function, Status::Overlap, &words, |p, _| p[i] = p[j].wrapping_sub(before));
                 pairs += 1;
             }
         }
@@ -571,41 +665,68 @@ fn overlapping_pointers_are_errors() {
 }
 
 #[test]
-fn the_same_buffer_as_x_and_y_is_the_form_in_place() {
-    let mut forms = 0;
+fn results_may_be_written_over_inputs_where_the_header_says_so() {
+    let mut forms = Vec::new();
     for function in all_functions() {
-        let find = |name| function.arguments.iter().position(|argument| argument.name == name);
-        let (Some(x), Some(y)) = (find("x"), find("y")) else { continue };
-        let (mut apart, mut together) = (Arena::new(&function), Arena::new(&function));
-        let mut pointers = together.pointers();
-        pointers[y] = pointers[x];
-        assert_eq!((function.call)(&apart.pointers(), TABLE_C, 0.5), Status::Ok);
-        assert_eq!((function.call)(&pointers, TABLE_C, 0.5), Status::Ok);
-        let words = function.arguments[y].bytes() / 8;
-        let at = |arena: &Arena, i: usize| arena.memory[arena.starts[i] / 8..][..words].to_vec();
-        assert_eq!(at(&apart, y), at(&together, x), "{}", function.name);
-        forms += 1;
+        for (i, output) in function.arguments.iter().enumerate() {
+            for (j, input) in function.arguments.iter().enumerate().filter(|(_, input)| output.may_be(input))
+            {
+                let (mut apart, mut together) = (Arena::new(&function), Arena::new(&function));
+                let mut pointers = together.pointers();
+                pointers[i] = pointers[j];
+                assert_eq!((function.call)(&apart.pointers(), 0.5), Status::Ok);
+                assert_eq!((function.call)(&pointers, 0.5), Status::Ok, "{}", last_message());
+                let words = output.bytes() / 8;
+                let at = |arena: &Arena, i: usize| arena.memory[arena.starts[i] / 8..][..words].to_vec();
+                assert_eq!(at(&apart, i), at(&together, j), "{} {}", function.name, input.name);
+                forms.push((function.name, output.name, input.name));
+            }
+        }
+        // Not over two at once.
+        if let Some(dx) = function.arguments.iter().position(|argument| argument.name == "dx") {
+            refused(&function, Status::Overlap, &["dy overlaps dx"], |p, _| {
+                (p[2], p[dx]) = (p[1], p[1]);
+            });
+        }
     }
-    assert_eq!(forms, 4);
+    forms.sort_unstable();
+    forms.dedup();
+    let expected = [
+        ("backward", "dx", "dy"),
+        ("backward", "dx", "x"),
+        ("frozen", "dx", "dy"),
+        ("frozen", "dx", "x"),
+        ("inference", "y", "x"),
+        ("training", "y", "x"),
+    ];
+    assert_eq!(forms, expected);
 }
 
 #[test]
 fn sizes_that_overflow_are_errors() {
     for function in all_functions() {
         for large in [usize::MAX, usize::MAX / 2, isize::MAX as usize / 4 + 1] {
-            refused(&function, Status::Overflow, &[], |p, len, _| {
-                *len = large;
-                if function.takes_problem {
-                    // SAFETY: the problem, which is aligned.
-                    unsafe { (*p[0].cast::<Problem>()).batch = large };
-                }
+            refused(&function, Status::Overflow, &[], |p, _| {
+                // SAFETY: the problem, which is aligned.
+                let problem = unsafe { &mut *p[0].cast::<Problem>() };
+                (problem.batch, problem.channels) = (1, large);
+            });
+        }
+        if function.name == "merge" {
+            continue;
+        }
+        for field in 0..3 {
+            refused(&function, Status::Overflow, &["shape ["], |p, _| {
+                // SAFETY: the problem, which is aligned.
+                unsafe { (*p[0].cast::<Problem>()).spatial[field] = usize::MAX / 4 };
             });
         }
     }
     // Zero times that is no excuse.
     let call = &mut Call::new();
     call.problem = Problem { batch: 0, channels: usize::MAX, ..call.problem };
-    let status = training(call.right());
+    let args = call.args();
+    let status = call.training(&args);
     call.refused(status, Status::Overflow, "");
 }
 
@@ -614,22 +735,154 @@ fn factors_that_are_no_numbers_are_errors() {
     let mut refusals = 0;
     for function in all_functions() {
         let (status, word) = match function.name {
-            name if name.contains("_step_") => (Status::NotFinite, "lr"),
-            name if name.contains("_forward_") || name.contains("_backward_") => (Status::Epsilon, "eps"),
+            "step" => (Status::NotFinite, "lr"),
+            "update_running" => (Status::NotFinite, "momentum"),
+            "training" | "inference" | "backward" | "frozen" => (Status::Epsilon, "eps"),
             _ => continue,
         };
         for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-            refused(&function, status, &[word], |_, _, factor| *factor = value);
+            refused(&function, status, &[word], |_, factor| *factor = value);
             refusals += 1;
         }
     }
-    assert_eq!(refusals, 2 * 5 * 3);
+    assert_eq!(refusals, 2 * 6 * 3);
+}
+
+/// Every field of the problem by every function: what is none of its values is refused, and all of its values are taken.
+#[test]
+fn fields_of_the_problem_that_mean_nothing_are_errors() {
+    fn problem<'a>(p: &[*mut u8]) -> &'a mut Problem {
+        // SAFETY: the problem, which is aligned, of an arena that lives as long as the closure that this is used in.
+        unsafe { &mut *p[0].cast::<Problem>() }
+    }
+    for function in all_functions().iter().filter(|function| function.name != "merge") {
+        let known = size_of::<Problem>();
+        for size in [0, 1, 8, known - 9, 4097, usize::MAX] {
+            let words = [&format!("problem->size is {size}, must be set to sizeof(batchnorm_problem)")[..]];
+            refused(function, Status::Size, &words, |p, _| problem(p).size = size);
+        }
+        // What lies behind it in the arena is not 0.
+        let words = [&format!("problem->size is {}, and byte {known} is set", known + 8)[..]];
+        refused(function, Status::Size, &words, |p, _| problem(p).size = known + 8);
+        for element in [2, u32::MAX] {
+            let words = [&format!("element is {element}")[..]];
+            refused(function, Status::UnknownValue, &words, |p, _| problem(p).element = element);
+        }
+        for layout in [2, u32::MAX] {
+            let words = [&format!("layout is {layout}")[..]];
+            refused(function, Status::UnknownValue, &words, |p, _| problem(p).layout = layout);
+        }
+        for threads in [0, 1, 2, 1000, usize::MAX] {
+            let (mut arena, mut default) = (Arena::new(function), Arena::new(function));
+            let (pointers, default_pointers) = (arena.pointers(), default.pointers());
+            problem(&pointers).threads = threads;
+            assert_eq!((function.call)(&pointers, 0.5), Status::Ok, "{} {threads}", function.name);
+            assert_eq!((function.call)(&default_pointers, 0.5), Status::Ok);
+            problem(&pointers).threads = 0;
+            assert!(arena.memory == default.memory, "{} has other bits on {threads}", function.name);
+        }
+        // An older caller's problem, which has no threads: whatever lies there is not looked at.
+        let mut arena = Arena::new(function);
+        let pointers = arena.pointers();
+        problem(&pointers).size = known - size_of::<usize>();
+        problem(&pointers).threads = usize::MAX;
+        assert_eq!((function.call)(&pointers, 0.5), Status::Ok, "{}", last_message());
+    }
+}
+
+/// A struct of arguments with 16 bytes behind it, as a later version might have it.
+#[repr(C)]
+struct Longer<A>(A, [u64; 2]);
+
+#[test]
+fn structs_of_arguments_have_their_size() {
+    /// Calls `function` with arguments of every wrong size, and of right ones.
+    fn check<A: Copy>(
+        args: A,
+        name: &str,
+        function: unsafe extern "C" fn(*const Problem, *const A) -> Status,
+    ) {
+        let problem = sized!(Problem { batch: 1 });
+        let mut longer = Longer(args, [0, 0]);
+        let known = size_of::<A>();
+        let mut call = |size: usize, behind: [u64; 2]| {
+            longer.1 = behind;
+            let at = &raw mut longer;
+            // SAFETY: the size comes first; no struct says more than there is, or is refused. There are no channels.
+            unsafe {
+                at.cast::<usize>().write(size);
+                function(&problem, at.cast())
+            }
+        };
+        assert_eq!(call(known, [1, 1]), Status::Ok);
+        assert_eq!(call(known + 16, [0, 0]), Status::Ok);
+        for size in [0, 1, 8, known - 1, 4097, usize::MAX] {
+            assert_eq!(call(size, [0, 0]), Status::Size);
+            let words = format!("args->size is {size}, must be set to sizeof({name}), which is {known}");
+            assert!(last_message().starts_with(&words), "{}", last_message());
+        }
+        assert_eq!(call(known + 16, [0, 1]), Status::Size);
+        let words = format!("args->size is {}, and byte {} is set", known + 16, known + 8);
+        assert!(last_message().starts_with(&words), "{}", last_message());
+        // SAFETY: refused.
+        unsafe {
+            assert_eq!(function(&problem, null()), Status::NullPointer);
+            assert_eq!(last_message(), format!("args is null, must be a {name}"));
+            let at = (&raw const longer).wrapping_byte_add(4).cast();
+            assert_eq!(function(&problem, at), Status::Misaligned);
+            assert!(last_message().starts_with("args is 0x"), "{}", last_message());
+        }
+    }
+    check(sized!(StatisticsArgs { x: null() }), "batchnorm_statistics_args", batchnorm_statistics);
+    check(sized!(TrainingArgs { x: null() }), "batchnorm_training_args", batchnorm_training);
+    check(sized!(InferenceArgs { x: null() }), "batchnorm_inference_args", batchnorm_inference);
+    check(sized!(BackwardArgs { x: null() }), "batchnorm_backward_args", batchnorm_backward);
+    let update = sized!(UpdateRunningArgs { rule: 0 });
+    check(update, "batchnorm_update_running_args", batchnorm_update_running);
+    check(sized!(StepArgs { lr: 0.0 }), "batchnorm_step_args", batchnorm_step);
+}
+
+/// Results over the structs that say where they go.
+#[test]
+fn what_is_written_overlaps_no_struct() {
+    let call = &mut Call::new();
+    let mut args = call.args();
+    args.states = (&raw mut args).cast();
+    let status = call.training(&args);
+    call.refused(status, Status::Overlap, "states overlaps args");
+    let args = TrainingArgs { y: (&raw mut call.problem).cast(), ..call.args() };
+    let status = call.training(&args);
+    call.refused(status, Status::Overlap, "y overlaps problem");
+}
+
+#[test]
+fn statistics_of_training_exclude_given_ones() {
+    let call = &mut Call::new();
+    let given = call.per_channel.as_ptr().cast::<c_void>();
+    let x = call.x.as_ptr().cast();
+    let dx = call.y.as_mut_ptr().cast();
+    let right = sized!(BackwardArgs { x: x, dy: x, states: call.states.as_ptr(), eps: 1e-5, dx: dx });
+    for (args, expected, words) in [
+        (BackwardArgs { mean: given, ..right }, Status::Exclusive, "mean is given, must be null"),
+        (BackwardArgs { var: given, ..right }, Status::Exclusive, "var is given, must be null"),
+        (
+            BackwardArgs { states: null(), ..right },
+            Status::NullPointer,
+            "states is null, must have 2 elements, or mean",
+        ),
+        (BackwardArgs { states: null(), mean: given, ..right }, Status::NullPointer, "var is null"),
+        (BackwardArgs { states: null(), var: given, ..right }, Status::NullPointer, "mean is null"),
+    ] {
+        // SAFETY: as long as the problem says.
+        let status = unsafe { batchnorm_backward(&call.problem, &args) };
+        call.refused(status, expected, words);
+    }
 }
 
 /// The states of a program's own making, whose counts leave u64 together.
 #[test]
 fn counts_that_overflow_are_errors() {
-    let states = |counts: [u64; 2]| counts.map(|count| State { count, ..TABLE_STATE });
+    let states = |counts: [u64; 2]| counts.map(|count| State { count, ..table_state() });
     let mut into = states([3, u64::MAX - 4]);
     let from = states([1, 5]);
     // SAFETY: two states each.
@@ -647,14 +900,15 @@ fn counts_that_overflow_are_errors() {
 fn a_state_has_the_fields_of_a_welford() {
     let x = [1e9 + 0.1, 1e9 + 0.7, 1e9 + 0.4];
     let expected: Welford = x.into_iter().collect();
-    let problem = Problem { layout: BATCHNORM_NCHW, serial: 0, batch: 3, channels: 1, spatial: [1; 3] };
-    let mut states = [State { count: 0, mean: 0.0, mean_low: 0.0, m2: 0.0 }; 3];
-    // SAFETY: three samples of one channel; then one state each.
+    let mut states = [State::default(); 3];
+    // SAFETY: one sample of one channel each; then one state each.
     unsafe {
         let at = states.as_mut_ptr();
         for (i, x) in x.iter().enumerate() {
-            let one = Problem { batch: 1, ..problem };
-            assert_eq!(batchnorm_statistics_f64(&one, x, at.add(i)), Status::Ok);
+            let one = sized!(Problem { element: BATCHNORM_F64, batch: 1, channels: 1 });
+            let x = (&raw const *x).cast();
+            let args = sized!(StatisticsArgs { x: x, states: at.add(i) });
+            assert_eq!(batchnorm_statistics(&one, &args), Status::Ok);
         }
         assert_eq!(batchnorm_merge(1, at, at.add(1)), Status::Ok);
         assert_eq!(batchnorm_merge(1, at, at.add(2)), Status::Ok);
@@ -669,11 +923,11 @@ fn a_state_has_the_fields_of_a_welford() {
 fn messages_are_each_threads_own() {
     let fail = |name: &str| {
         let call = &mut Call::new();
-        let status = match name {
-            "x" => training(Pointers { x: null(), ..call.right() }),
-            _ => training(Pointers { y: null_mut(), ..call.right() }),
+        let args = match name {
+            "x" => TrainingArgs { x: null(), ..call.args() },
+            _ => TrainingArgs { y: null_mut(), ..call.args() },
         };
-        assert_eq!(status, Status::NullPointer);
+        assert_eq!(call.training(&args), Status::NullPointer);
     };
     fail("x");
     std::thread::scope(|scope| {
@@ -685,7 +939,9 @@ fn messages_are_each_threads_own() {
     });
     assert!(last_message().starts_with("x is null"));
     // A call that succeeds leaves it.
-    assert_eq!(training(Call::new().right()), Status::Ok);
+    let call = &mut Call::new();
+    let args = call.args();
+    assert_eq!(call.training(&args), Status::Ok);
     assert!(last_message().starts_with("x is null"));
 }
 
@@ -722,62 +978,43 @@ fn levels_can_be_asked_for_and_forced() {
 }
 
 #[test]
-fn values_that_mean_nothing_are_errors() {
-    let call = &mut Call::new();
-    call.problem.layout = 2;
-    let status = training(call.right());
-    call.refused(status, Status::UnknownValue, "layout is 2");
-    call.problem = Problem { layout: 1, serial: 9, ..call.problem };
-    let status = training(call.right());
-    call.refused(status, Status::UnknownValue, "serial is 9");
-    for (update, words) in [
-        (Update { rule: 3, unbiased: 0, factor: 0.1 }, "rule is 3"),
-        (Update { rule: 1, unbiased: 2, factor: 0.1 }, "unbiased is 2"),
-    ] {
-        let (mean, var) = (call.y.as_mut_ptr(), call.y.as_mut_ptr().wrapping_add(2));
-        // SAFETY: two states and two elements each.
-        let status = unsafe { batchnorm_update_running_f32(2, &update, 0, call.states.as_ptr(), mean, var) };
-        call.refused(status, Status::UnknownValue, words);
-    }
-}
-
-#[test]
 fn what_the_operations_refuse_comes_back_as_a_status() {
     let call = &mut Call::new();
     for eps in [-1e-9, f64::NAN, f64::INFINITY] {
-        let status = training(Pointers { eps, ..call.right() });
+        let args = TrainingArgs { eps, ..call.args() };
+        let status = call.training(&args);
         call.refused(status, Status::Epsilon, "eps");
     }
-    let (x, y) = (call.x.as_ptr(), call.y.as_mut_ptr());
+    let (x, y) = (call.x.as_ptr().cast::<c_void>(), call.y.as_mut_ptr());
+    let single = [State { count: 1, ..State::default() }; 2];
+    let (mean, var) = (y.cast::<c_void>(), y.wrapping_add(2).cast());
+    let right =
+        sized!(UpdateRunningArgs { unbiased: 1, factor: 0.9, states: single.as_ptr(), mean: mean, var: var });
     // SAFETY: as long as the problem says.
     unsafe {
-        let status = batchnorm_backward_f32(
-            &call.problem,
-            x,
-            x,
-            call.states.as_ptr(),
-            null(),
-            1e-5,
-            y,
-            null_mut(),
-            null_mut(),
-            null_mut(),
-            null_mut(),
-        );
+        let args = sized!(BackwardArgs { x: x, dy: x, states: call.states.as_ptr(), eps: 1e-5, dx: mean });
+        let status = batchnorm_backward(&call.problem, &args);
         call.refused(status, Status::Count, "77");
-        let status = batchnorm_step_f32(2, f64::NAN, x, y);
+        let status =
+            batchnorm_step(&call.problem, &sized!(StepArgs { lr: f64::NAN, gradient: x, parameter: mean }));
         call.refused(status, Status::NotFinite, "lr");
-        let single = [State { count: 1, mean: 0.0, mean_low: 0.0, m2: 0.0 }; 2];
-        let update = Update { rule: BATCHNORM_DECAY, unbiased: 1, factor: 0.9 };
-        let status = batchnorm_update_running_f32(2, &update, 0, single.as_ptr(), y, y.add(2));
-        call.refused(status, Status::SingleElement, "");
+        for (args, expected, words) in [
+            (right, Status::SingleElement, "unbiased"),
+            (UpdateRunningArgs { rule: 3, ..right }, Status::UnknownValue, "rule is 3"),
+            (UpdateRunningArgs { unbiased: 2, ..right }, Status::UnknownValue, "unbiased is 2"),
+            (UpdateRunningArgs { factor: f64::NAN, ..right }, Status::NotFinite, "decay is NaN"),
+        ] {
+            let status = batchnorm_update_running(&call.problem, &args);
+            call.refused(status, expected, words);
+        }
     }
 }
 
 #[test]
 fn messages_are_cut_to_the_buffer() {
     let call = &mut Call::new();
-    let status = training(Pointers { x: null(), ..call.right() });
+    let args = TrainingArgs { x: null(), ..call.args() };
+    let status = call.training(&args);
     call.refused(status, Status::NullPointer, "x is null");
     let mut short = [1u8; 5];
     // SAFETY: 5 bytes, then none.

@@ -7,8 +7,7 @@ use std::process::Command;
 use batchnorm::{
     BatchNorm, Error, Gradients, Layout, Level, Params, RunningUpdate, RunningVariance, Shape,
     StreamingStatistics, Tensor, UpdateRule, Welford, backward, backward_frozen, forward_inference,
-    forward_inference_in_place, forward_training, forward_training_in_place, reference, statistics, step,
-    update_running,
+    forward_training, reference, statistics, step, update_running,
 };
 use common::matrix::{Bits, Guarded, LAYOUTS, Problem, assert_same, levels, params, variate};
 use quickcheck::{Gen, QuickCheck};
@@ -25,13 +24,24 @@ enum Operation {
     Inference,
     InferenceInPlace,
     Backward,
+    BackwardOverX,
     BackwardFrozen,
+    FrozenOverDy,
 }
 
 use Operation::*;
 
-const OPERATIONS: [Operation; 7] =
-    [Statistics, Training, TrainingInPlace, Inference, InferenceInPlace, Backward, BackwardFrozen];
+const OPERATIONS: [Operation; 9] = [
+    Statistics,
+    Training,
+    TrainingInPlace,
+    Inference,
+    InferenceInPlace,
+    Backward,
+    BackwardOverX,
+    BackwardFrozen,
+    FrozenOverDy,
+];
 
 const TENSORS: [&str; 4] = ["x", "dy", "y", "dx"];
 
@@ -45,6 +55,8 @@ impl Operation {
             Inference => &["x", "mean", "var", "gamma", "beta", "y"],
             InferenceInPlace => &["x", "mean", "var", "gamma", "beta"],
             Backward => &["x", "dy", "states", "gamma", "beta", "dx", "dgamma", "dbeta", "dmean", "dvar"],
+            BackwardOverX => &["x", "dy", "states", "gamma", "beta", "dgamma", "dbeta", "dmean", "dvar"],
+            FrozenOverDy => &["x", "dy", "mean", "var", "gamma", "beta", "dgamma", "dbeta", "dmean", "dvar"],
             BackwardFrozen => {
                 &["x", "dy", "mean", "var", "gamma", "beta", "dx", "dgamma", "dbeta", "dmean", "dvar"]
             }
@@ -69,7 +81,7 @@ impl Operation {
             (0..len(name)).map(|i| T::from_f64(1.0 + (i * 7 % 5) as f64)).collect()
         };
         let [x, dy, mean, var, gamma, beta] = ["x", "dy", "mean", "var", "gamma", "beta"].map(values);
-        let mut in_place = Guarded::holding(&x, 1);
+        let (mut in_place, mut over_dy) = (Guarded::holding(&x, 1), Guarded::holding(&dy, 1));
         let output = |name| Guarded::<T>::new(len(name), 1);
         let [mut y, mut dx, mut dgamma, mut dbeta, mut dmean, mut dvar] =
             ["y", "dx", "dgamma", "dbeta", "dmean", "dvar"].map(output);
@@ -78,8 +90,10 @@ impl Operation {
         let given_states = vec![of_count; len("states")];
 
         let affine = params(Some(&gamma[..]), Some(&beta[..]), eps);
-        let gradients = Gradients::new()
-            .dx(dx.get_mut())
+        let apart = matches!(self, Backward | BackwardFrozen).then(|| dx.get_mut());
+        let mut gradients = Gradients::new();
+        gradients.dx = apart;
+        let gradients = gradients
             .dgamma(dgamma.get_mut())
             .dbeta(dbeta.get_mut())
             .dmean(dmean.get_mut())
@@ -88,16 +102,30 @@ impl Operation {
             Statistics => statistics(shape, &x, states.get_mut()),
             Training => forward_training(shape, &x, &affine, y.get_mut(), states.get_mut()),
             TrainingInPlace => {
-                forward_training_in_place(shape, in_place.get_mut(), &affine, states.get_mut())
+                let training = batchnorm::Training::new(shape, affine).x_in_place(in_place.get_mut());
+                training.states(states.get_mut()).run()
             }
             Inference => forward_inference(shape, &x, &mean, &var, &affine, y.get_mut()),
-            InferenceInPlace => forward_inference_in_place(shape, in_place.get_mut(), &mean, &var, &affine),
+            InferenceInPlace => batchnorm::Inference::new(shape, affine)
+                .x_in_place(in_place.get_mut())
+                .frozen(&mean, &var)
+                .run(),
             Backward => backward(shape, &x, &dy, &given_states, &affine, gradients),
+            BackwardOverX => {
+                let call = batchnorm::Backward::new(shape, affine).x_to_dx(in_place.get_mut()).dy(&dy);
+                call.states(&given_states).gradients(gradients).run()
+            }
             BackwardFrozen => backward_frozen(shape, &x, &dy, &mean, &var, &affine, gradients),
+            FrozenOverDy => {
+                let call = batchnorm::Backward::new(shape, affine).x(&x).dy_to_dx(over_dy.get_mut());
+                call.frozen(&mean, &var).gradients(gradients).run()
+            }
         };
         in_place.assert_margins("x in place");
+        over_dy.assert_margins("dy in place");
         if result.is_err() {
             assert_same("x in place", in_place.get(), &x);
+            assert_same("dy in place", over_dy.get(), &dy);
             states.assert_untouched("states");
         } else {
             states.assert_margins("states");
@@ -146,6 +174,72 @@ fn every_slice_of_a_wrong_length_is_named() {
         OPERATIONS.iter().for_each(|operation| check::<f32>(*operation, &shape));
         OPERATIONS.iter().for_each(|operation| check::<f64>(*operation, &shape));
     }
+}
+
+/// A builder without an operand names it; with two places for a result, the result.
+#[test]
+fn operands_that_are_missing_or_twice_there_are_named() {
+    let shape = Shape::nchw(&[2, 3, 2]).unwrap();
+    let (x, dy, vector) = ([1.5f32; 12], [0.5f32; 12], [1.0f32; 3]);
+    let given: Vec<Welford> = vec![[1.0, 1.0, 2.0, 2.0].into_iter().collect(); 3];
+    type Builder<'a> = &'a dyn Fn(&mut [f32], &mut [f32], &mut [Welford]) -> Result<(), Error>;
+    let check = |builder: Builder<'_>, expected| {
+        let (mut a, mut b) = (Guarded::<f32>::new(12, 0), Guarded::<f32>::new(12, 0));
+        let mut states = Guarded::<Welford>::new(3, 0);
+        let error = builder(a.get_mut(), b.get_mut(), states.get_mut()).unwrap_err();
+        a.assert_untouched("one tensor");
+        b.assert_untouched("another tensor");
+        states.assert_untouched("states");
+        assert_eq!(error, expected);
+        let (Error::Missing { argument } | Error::Twice { argument }) = error else { unreachable!() };
+        assert!(error.to_string().starts_with(argument), "{error}");
+    };
+    let missing = |argument| Error::Missing { argument };
+    let twice = |argument| Error::Twice { argument };
+    let params = || Params::<f32>::new(1e-5);
+
+    check(&|_, _, states| batchnorm::Statistics::<f32>::new(&shape).states(states).run(), missing("x"));
+    check(&|_, _, _| batchnorm::Statistics::new(&shape).x(&x).run(), missing("states"));
+    check(&|y, _, states| batchnorm::Training::new(&shape, params()).y(y).states(states).run(), missing("x"));
+    check(
+        &|_, _, states| batchnorm::Training::new(&shape, params()).x(&x).states(states).run(),
+        missing("y"),
+    );
+    check(&|y, _, _| batchnorm::Training::new(&shape, params()).x(&x).y(y).run(), missing("states"));
+    check(&|x, _, _| batchnorm::Training::new(&shape, params()).x_in_place(x).run(), missing("states"));
+    check(
+        &|x, y, states| batchnorm::Training::new(&shape, params()).x_in_place(x).y(y).states(states).run(),
+        twice("y"),
+    );
+    check(
+        &|y, _, _| batchnorm::Inference::new(&shape, params()).frozen(&vector, &vector).y(y).run(),
+        missing("x"),
+    );
+    check(
+        &|_, _, _| batchnorm::Inference::new(&shape, params()).frozen(&vector, &vector).x(&x).run(),
+        missing("y"),
+    );
+    check(&|y, _, _| batchnorm::Inference::new(&shape, params()).x(&x).y(y).run(), missing("mean"));
+    check(
+        &|x, y, _| {
+            batchnorm::Inference::new(&shape, params()).frozen(&vector, &vector).x_in_place(x).y(y).run()
+        },
+        twice("y"),
+    );
+
+    let backward = || batchnorm::Backward::new(&shape, params());
+    fn dx(dx: &mut [f32]) -> Gradients<'_, f32> {
+        Gradients::new().dx(dx)
+    }
+    check(&|a, _, _| backward().dy(&dy).states(&given).gradients(dx(a)).run(), missing("x"));
+    check(&|a, _, _| backward().x(&x).states(&given).gradients(dx(a)).run(), missing("dy"));
+    check(&|a, _, _| backward().x(&x).dy(&dy).gradients(dx(a)).run(), missing("states"));
+    check(&|a, b, _| backward().x_to_dx(a).dy_to_dx(b).states(&given).run(), twice("dx"));
+    check(&|a, b, _| backward().x_to_dx(a).dy(&dy).states(&given).gradients(dx(b)).run(), twice("dx"));
+    check(
+        &|a, b, _| backward().x(&x).dy_to_dx(a).frozen(&vector, &vector).gradients(dx(b)).run(),
+        twice("dx"),
+    );
 }
 
 #[test]
@@ -815,7 +909,7 @@ fn no_arguments_panic() {
             len(name, right) == right
         });
         let eps_right = (eps.is_finite() && eps >= 0.0) || !operation.takes_eps();
-        let count_right = off_count != 0 || operation != Backward || c == 0;
+        let count_right = off_count != 0 || !matches!(operation, Backward | BackwardOverX) || c == 0;
         let result = if f64s {
             operation.call::<f64>(&shape, eps, count, len)
         } else {

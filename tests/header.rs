@@ -1,44 +1,79 @@
-//! include/batchnorm.h is what cbindgen makes of src/ffi/mod.rs. `UPDATE_HEADER=1 cargo test --features capi --test header`
-//! writes it anew.
+//! include/batchnorm.h is what cbindgen makes of src/ffi, a section of each file.
+//! `UPDATE_HEADER=1 cargo test --features capi --test header` writes it anew.
 
+use std::fmt::Write as _;
 use std::path::Path;
 
-/// The source with the macro `functions!` written out, which cbindgen cannot do without nightly Rust: the body once for
-/// each call, with the arguments for the names.
-fn expanded(source: &str) -> String {
-    let (before, rest) = source.split_once("macro_rules! functions {").unwrap();
-    let (signature, rest) = rest.split_once("=> {").unwrap();
-    let (body, calls) = rest.split_once("\n    };\n}").unwrap();
-    let names: Vec<&str> = signature
-        .split(['(', ',', ')'])
-        .filter_map(|name| name.trim().strip_prefix('$')?.split(':').next())
-        .collect();
-    // The macro's own comment would become the first function's.
-    let mut out = before.replace("/// Writes out the functions of one element.\n", "");
-    for call in calls.split("functions!(").skip(1) {
-        let (arguments, _) = call.split_once(");").unwrap();
-        let arguments: Vec<&str> = arguments.split(',').map(str::trim).collect();
-        assert_eq!(names.len(), arguments.len());
-        let filled = names.iter().zip(arguments).fold(body.to_owned(), |body, (name, argument)| {
-            body.replace(&format!("${name}("), &format!("{argument}("))
-                .replace(&format!("${name},"), &format!("{argument},"))
-        });
-        out += &filled;
+/// The files, in the order of the header, and what it says of each.
+const SECTIONS: [(&str, &str); 6] = [
+    ("status", "What became of a call."),
+    ("problem", "The problem: element, layout, sizes."),
+    ("state", "The statistics of a channel."),
+    ("operations", "The operations."),
+    ("running", "Running statistics and parameters."),
+    ("library", "Errors in words, threads, instruction sets, version."),
+];
+
+/// The declarations of a file.
+fn section(root: &Path, file: &str, config: &cbindgen::Config) -> String {
+    let source = root.join(format!("src/ffi/{file}.rs"));
+    // Types of other files are named, and declared in their sections.
+    let mut config = cbindgen::Config { header: None, ..config.clone() };
+    config.export.include = config.export.rename.keys().cloned().collect();
+    let bindings = cbindgen::Builder::new().with_src(source).with_config(config).generate().unwrap();
+    let mut declarations = Vec::new();
+    bindings.write(&mut declarations);
+    by_hand(&String::from_utf8(declarations).unwrap())
+}
+
+/// As one would write it by hand: comments of one line are one, constants stand together, types go by their names, and what
+/// Rust calls safety is said once, at the top.
+fn by_hand(declarations: &str) -> String {
+    let mut lines = Vec::<String>::new();
+    let mut safety = false;
+    for line in declarations.lines() {
+        if line.trim() == "* # Safety" {
+            // With the empty line before it.
+            lines.pop();
+            safety = true;
+        }
+        safety &= line.trim() != "*/";
+        if safety {
+            continue;
+        }
+        let is_type = line.starts_with("typedef");
+        lines.push(if is_type { line.to_owned() } else { line.replace("struct batchnorm_", "batchnorm_") });
+        if let [.., start, words, end] = &lines[..]
+            && start.trim() == "/**"
+            && end.trim() == "*/"
+        {
+            let comment = format!("{start} {} */", words.trim().trim_start_matches("* "));
+            lines.truncate(lines.len() - 3);
+            lines.push(comment);
+        }
     }
-    out
+    let is_constant = |line: Option<&String>| line.is_some_and(|line| line.starts_with("#define"));
+    let mut kept = Vec::new();
+    for (i, line) in lines.iter().enumerate() {
+        let between = i > 0 && is_constant(lines.get(i - 1)) && is_constant(lines.get(i + 2));
+        if !(line.is_empty() && between) {
+            kept.push(line.as_str());
+        }
+    }
+    kept.join("\n").trim().to_owned()
 }
 
 #[test]
 fn the_header_is_current() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let source = std::fs::read_to_string(root.join("src/ffi/mod.rs")).unwrap();
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ffi.rs");
-    std::fs::write(&file, expanded(&source)).unwrap();
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).unwrap();
-    let bindings = cbindgen::Builder::new().with_src(&file).with_config(config).generate().unwrap();
-    let mut header = Vec::new();
-    bindings.write(&mut header);
-    let header = String::from_utf8(header).unwrap();
+    let mut header = config.header.clone().unwrap();
+    header += "\n\n#ifndef BATCHNORM_H\n#define BATCHNORM_H\n\n#include <stddef.h>\n#include <stdint.h>\n";
+    header += "\n#ifdef __cplusplus\nextern \"C\" {\n#endif\n";
+    for (file, about) in SECTIONS {
+        write!(header, "\n/* {about} */\n\n{}\n", section(root, file, &config)).unwrap();
+    }
+    header += "\n#ifdef __cplusplus\n}\n#endif\n\n#endif /* BATCHNORM_H */\n";
     let path = root.join("include/batchnorm.h");
     if std::env::var_os("UPDATE_HEADER").is_some() {
         std::fs::write(&path, &header).unwrap();

@@ -9,19 +9,18 @@ int main(void) {
   const float x[8] = {1, 8, 3, 12, 1, 8, 3, 12};
   float y[8];
   batchnorm_state states[2];
-  const batchnorm_problem problem = {BATCHNORM_NHWC, 0, 4, 2, {1, 1, 1}};
+  const batchnorm_problem problem = {.size = sizeof problem, .layout = BATCHNORM_NHWC, .batch = 4, .channels = 2};
+  const batchnorm_training_args args = {.size = sizeof args, .x = x, .eps = 1e-5, .y = y, .states = states};
   size_t i;
 
-  batchnorm_status status = batchnorm_forward_training_f32(&problem, x, NULL, NULL, 1e-5, y, states);
-  if (status != BATCHNORM_STATUS_OK) {
+  if (batchnorm_training(&problem, &args) != BATCHNORM_STATUS_OK) {
     char message[200];
     batchnorm_last_message(message, sizeof message);
     fprintf(stderr, "%s\n", message);
     return 1;
   }
   for (i = 0; i < 2; i++) {
-    const batchnorm_state *s = &states[i];
-    printf("channel %zu: mean %.3f, variance %.3f\n", i, s->mean + s->mean_low, s->m2 / (double)s->count);
+    printf("channel %zu: mean %.3f, variance %.3f\n", i, batchnorm_mean(&states[i]), batchnorm_variance(&states[i]));
   }
   for (i = 0; i < 8; i++) printf("%7.4f%s", y[i], i % 2 ? "\n" : " ");
   return 0;

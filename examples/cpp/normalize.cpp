@@ -1,33 +1,22 @@
 // Trains on a small batch and normalizes by the running statistics, in C++.
 
 #include <iostream>
-#include <stdexcept>
 #include <vector>
 
-#include "batchnorm.h"
-
-// What a call returns, as an exception.
-static void check(batchnorm_status status) {
-  if (status == BATCHNORM_STATUS_OK) return;
-  std::vector<char> message(batchnorm_last_message(nullptr, 0));
-  batchnorm_last_message(message.data(), message.size());
-  throw std::runtime_error(message.data());
-}
+#include "batchnorm.hpp"
 
 int main() try {
   // 2 samples of 1 channel of 2x2, in NCHW.
+  const batchnorm::problem problem(batchnorm::nchw, 2, 1, {2, 2});
   const std::vector<float> x = {1, 3, 1, 3, 1, 3, 1, 3};
-  const batchnorm_problem problem = {BATCHNORM_NCHW, 0, 2, 1, {1, 2, 2}};
-  const batchnorm_update update = {BATCHNORM_CUMULATIVE, 0, 0.0};
-  std::vector<float> y(x.size());
-  batchnorm_state state;
-  float mean = 0, var = 1;
+  std::vector<float> y(x.size()), mean = {0}, var = {1};
+  std::vector<batchnorm::state> states(1);
 
-  check(batchnorm_forward_training_f32(&problem, x.data(), nullptr, nullptr, 1e-5, y.data(), &state));
-  check(batchnorm_update_running_f32(1, &update, 0, &state, &mean, &var));
-  check(batchnorm_forward_inference_f32(&problem, x.data(), &mean, &var, nullptr, nullptr, 1e-5, y.data()));
-  std::cout << "running mean " << mean << ", variance " << var << "; y[0] " << y[0] << '\n';
-} catch (const std::exception &error) {
+  batchnorm::training<float>(problem).x(x).y(y).states(states).run();
+  batchnorm::update_running<float>(problem).cumulative(0).unbiased(false).states(states).mean(mean).var(var).run();
+  batchnorm::inference<float>(problem).x(x).mean(mean).var(var).y(y).run();
+  std::cout << "running mean " << mean[0] << ", variance " << var[0] << "; y[0] " << y[0] << '\n';
+} catch (const batchnorm::error &error) {
   std::cerr << error.what() << '\n';
   return 1;
 }

@@ -7,22 +7,25 @@
 use std::ops::Range;
 
 use arbitrary::Arbitrary;
-use batchnorm::ffi::{self, State, Status, Update};
+use batchnorm::ffi::{self, State, Status};
 
 /// A call.
 #[derive(Debug, Clone, Arbitrary)]
 pub struct Call {
     double: bool,
     operation: Operation,
-    in_place: bool,
-    /// N, C, spatial axes.
+    in_place: Option<bool>,
+    /// N, C, spatial axes, of which 0 is none.
     sizes: [u8; 5],
     /// Up to two arguments that are somewhere else.
     faults: [Option<(u8, Place)>; 2],
     /// Whether states are of as many elements as there are.
     counts: bool,
+    element: Choice,
     layout: Choice,
-    serial: Choice,
+    threads: u8,
+    /// Bytes that the structs are said to be longer, or shorter: mostly none.
+    sizes_off: Option<(bool, i16)>,
     rule: Choice,
     unbiased: Choice,
     scalar: Scalar,
@@ -140,12 +143,14 @@ impl Operation {
         }
     }
 
-    /// The arguments that may be the same memory: x and y.
-    fn in_place(self) -> Option<(usize, usize)> {
+    /// The arguments that may be the same memory: one that is read and one that is written.
+    fn in_place(self) -> &'static [(usize, usize)] {
         match self {
-            Operation::Training => Some((0, 3)),
-            Operation::Inference => Some((0, 5)),
-            _ => None,
+            Operation::Training => &[(0, 3)],
+            Operation::Inference => &[(0, 5)],
+            Operation::Backward => &[(0, 4), (1, 4)],
+            Operation::Frozen => &[(0, 5), (1, 5)],
+            _ => &[],
         }
     }
 }
@@ -158,7 +163,7 @@ pub fn call(call: &Call) {
     let [n, c, spatial @ ..] = call.sizes.map(usize::from);
     let spatial = spatial.map(|size| size % 5);
     let (n, c) = (n % 5, c % 20);
-    let m = n * spatial.iter().product::<usize>();
+    let m = n * spatial.iter().map(|axis| axis.max(&1)).product::<usize>();
     let size = if call.double { 8 } else { 4 };
     let arguments = call.operation.arguments();
     let bytes = |kind| match kind {
@@ -173,8 +178,11 @@ pub fn call(call: &Call) {
     fill(&mut memory, call, m, room);
     let base = memory.as_mut_ptr().cast::<u8>();
     let mut at: Vec<Option<usize>> = (0..arguments.len()).map(|i| Some(room * i + MARGIN)).collect();
-    if let (true, Some((x, y))) = (call.in_place, call.operation.in_place()) {
-        at[y] = at[x];
+    let forms = call.operation.in_place();
+    if let Some((input, output)) =
+        call.in_place.and_then(|last| if last { forms.last() } else { forms.first() })
+    {
+        at[*output] = at[*input];
     }
     for (argument, place) in call.faults.into_iter().flatten() {
         let argument = usize::from(argument) % at.len();
@@ -194,18 +202,20 @@ pub fn call(call: &Call) {
     let before = memory.clone();
 
     let problem = ffi::Problem {
+        size: call.size_of::<ffi::Problem>(true),
+        element: call.element(),
         layout: call.layout.value(2),
-        serial: call.serial.value(2),
         batch: if call.is_huge() { usize::MAX / 2 } else { n },
         channels: if call.is_huge() { c.max(3) } else { c },
         spatial,
+        threads: call.threads.into(),
     };
+    // Longer than the struct, for sizes that are: what lies behind it is 0.
+    let problem = Longer(problem, [0; LONGEST]);
     let pointer = |at: &Option<usize>| at.map_or(std::ptr::null_mut(), |at| base.wrapping_add(at));
     let pointers: Vec<*mut u8> = at.iter().map(pointer).collect();
     // SAFETY: every pointer is null, or its argument lies within `memory`, shifted by less than `MARGIN`.
-    let status = unsafe {
-        if call.double { double(call, &problem, &pointers) } else { single(call, &problem, &pointers) }
-    };
+    let status = unsafe { operate(call, (&raw const problem).cast(), &pointers) };
 
     match wrong {
         Some(wrong) => assert_ne!(status, Status::Ok, "not refused, though {wrong}"),
@@ -239,10 +249,11 @@ fn fill(memory: &mut [u64], call: &Call, m: usize, room: usize) {
     }
     let states = call.operation.arguments().iter().enumerate().filter(|(_, (kind, ..))| *kind == States);
     for (argument, _) in states {
-        for state in memory[(room * argument + MARGIN) / 8..].chunks_exact_mut(4).take(20) {
-            let count = if call.counts { m as u64 } else { 3 };
-            state.copy_from_slice(&[count, 1f64.to_bits(), 0, 2f64.to_bits()]);
-        }
+        let count = if call.counts { m as u64 } else { 3 };
+        let state = State { count, mean: 1.0, m2: 2.0, ..State::default() };
+        let at = memory[(room * argument + MARGIN) / 8..].as_mut_ptr().cast::<State>();
+        // SAFETY: every argument has a margin of more than that behind its start.
+        (0..20).for_each(|i| unsafe { at.add(i).write(state) });
     }
 }
 
@@ -257,12 +268,15 @@ fn wrong(
     use Operation::{Backward, Frozen, Inference, Merge, Step, Training, Update};
     let arguments = call.operation.arguments();
     let scalar = call.scalar();
-    if !matches!(call.operation, Update | Step | Merge) {
+    if call.operation != Merge {
         if call.is_huge() {
             return Some("the sizes overflow".into());
         }
-        if call.layout.value(2) > 1 || call.serial.value(2) > 1 {
-            return Some("layout or serial is no such number".into());
+        if call.layout.value(2) > 1 || call.element() > 1 {
+            return Some("layout or element is no such number".into());
+        }
+        if call.sizes_are_wrong() {
+            return Some("a struct is shorter than any".into());
         }
     }
     let eps = matches!(call.operation, Training | Inference | Backward | Frozen);
@@ -286,7 +300,11 @@ fn wrong(
         }
         for (j, (_, other_written, _)) in arguments.iter().enumerate().take(i) {
             let overlap = spans[i].start < spans[j].end && spans[j].start < spans[i].end;
-            let in_place = call.operation.in_place() == Some((j, i)) && at[i] == at[j];
+            // Over one input, unless the other is the same memory.
+            let forms = call.operation.in_place();
+            let over = |input: &usize| at[i] == at[*input] && at[i].is_some();
+            let first = forms.iter().find(|(input, output)| *output == i && over(input));
+            let in_place = first.is_some_and(|(input, _)| *input == j);
             if overlap
                 && !spans[i].is_empty()
                 && !spans[j].is_empty()
@@ -318,79 +336,147 @@ fn wrong(
 
 /// The counts of the states that lie there.
 fn counts<'a>(memory: &'a [u64], states: &Range<usize>) -> impl Iterator<Item = u64> + use<'a> {
-    memory[states.start / 8..states.end / 8].iter().step_by(4).copied()
+    memory[states.start / 8..states.end / 8].iter().step_by(size_of::<State>() / 8).copied()
 }
 
-/// The functions of an element.
-macro_rules! functions {
-    ($name:ident, $element:ty, $statistics:ident, $training:ident, $inference:ident, $backward:ident, $frozen:ident,
-     $update:ident, $step:ident) => {
-        /// # Safety
-        /// As of the functions.
-        unsafe fn $name(call: &Call, problem: &ffi::Problem, pointers: &[*mut u8]) -> Status {
-            let p = |i: usize| pointers[i].cast::<$element>();
-            let state = |i: usize| pointers[i].cast::<State>();
-            let (c, scalar) = (problem.channels, call.scalar());
-            let update =
-                Update { rule: call.rule.value(3), unbiased: call.unbiased.value(2), factor: scalar };
-            let channels = if call.is_huge() { usize::from(call.sizes[1]) % 20 } else { c };
-            // SAFETY: says the caller.
-            unsafe {
-                match call.operation {
-                    Operation::Statistics => ffi::$statistics(problem, p(0), state(1)),
-                    Operation::Training => ffi::$training(problem, p(0), p(1), p(2), scalar, p(3), state(4)),
-                    Operation::Inference => {
-                        ffi::$inference(problem, p(0), p(1), p(2), p(3), p(4), scalar, p(5))
-                    }
-                    Operation::Backward => {
-                        let states = state(2);
-                        ffi::$backward(
-                            problem,
-                            p(0),
-                            p(1),
-                            states,
-                            p(3),
-                            scalar,
-                            p(4),
-                            p(5),
-                            p(6),
-                            p(7),
-                            p(8),
-                        )
-                    }
-                    Operation::Frozen => {
-                        let (mean, var) = (p(2), p(3));
-                        let (x, dy, gamma, dx) = (p(0), p(1), p(4), p(5));
-                        ffi::$frozen(problem, x, dy, mean, var, gamma, scalar, dx, p(6), p(7), p(8), p(9))
-                    }
-                    Operation::Update => ffi::$update(channels, &update, 3, state(0), p(1), p(2)),
-                    Operation::Step => ffi::$step(channels, scalar, p(0), p(1)),
-                    Operation::Merge => ffi::batchnorm_merge(channels, state(0), state(1)),
-                }
-            }
+/// How many bytes more than a struct has are in memory.
+const LONGEST: usize = 64;
+
+/// A struct with zeros behind it.
+#[repr(C)]
+struct Longer<A>(A, [u8; LONGEST]);
+
+impl Call {
+    fn element(&self) -> u32 {
+        match self.element {
+            Choice::Of(_) => u32::from(self.double),
+            // Of one size or the other, or of no element.
+            Choice::Any(value) if value < 2 => u32::from(self.double),
+            Choice::Any(value) => value,
         }
-    };
+    }
+
+    /// What a struct says of its size, the problem or the arguments.
+    fn size_of<A>(&self, problem: bool) -> usize {
+        match self.sizes_off {
+            Some((of_problem, by)) if of_problem == problem => {
+                size_of::<A>().wrapping_add_signed(isize::from(by.clamp(i16::MIN, LONGEST as i16)))
+            }
+            _ => size_of::<A>(),
+        }
+    }
+
+    /// Whether a struct is said to be shorter than the first version's; the problem's threads are not part of that.
+    fn sizes_are_wrong(&self) -> bool {
+        let spare = |of_problem| if of_problem { -(size_of::<usize>() as i16) } else { 0 };
+        self.sizes_off.is_some_and(|(of_problem, by)| by < spare(of_problem))
+    }
 }
 
-functions!(
-    single,
-    f32,
-    batchnorm_statistics_f32,
-    batchnorm_forward_training_f32,
-    batchnorm_forward_inference_f32,
-    batchnorm_backward_f32,
-    batchnorm_backward_frozen_f32,
-    batchnorm_update_running_f32,
-    batchnorm_step_f32
-);
-functions!(
-    double,
-    f64,
-    batchnorm_statistics_f64,
-    batchnorm_forward_training_f64,
-    batchnorm_forward_inference_f64,
-    batchnorm_backward_f64,
-    batchnorm_backward_frozen_f64,
-    batchnorm_update_running_f64,
-    batchnorm_step_f64
-);
+/// The arguments' struct, with its size, these fields, and all else 0; and zeros behind it.
+macro_rules! args {
+    ($call:ident, $name:ident { $($field:ident: $value:expr),* $(,)? }) => {{
+        // Numbers and pointers, of which zeros are a value.
+        let mut args: Longer<ffi::$name> = std::mem::zeroed();
+        args.0.size = $call.size_of::<ffi::$name>(false);
+        $(args.0.$field = $value;)*
+        args
+    }};
+}
+
+/// # Safety
+/// As of the functions.
+unsafe fn operate(call: &Call, problem: *const ffi::Problem, pointers: &[*mut u8]) -> Status {
+    let p = |i: usize| pointers[i].cast();
+    let state = |i: usize| pointers[i].cast::<State>();
+    let eps = call.scalar();
+    // SAFETY: says the caller.
+    unsafe {
+        match call.operation {
+            Operation::Statistics => {
+                let args = args!(call, StatisticsArgs { x: p(0), states: state(1) });
+                ffi::batchnorm_statistics(problem, (&raw const args).cast())
+            }
+            Operation::Training => {
+                let args = args!(
+                    call,
+                    TrainingArgs { x: p(0), gamma: p(1), beta: p(2), eps: eps, y: p(3), states: state(4) }
+                );
+                ffi::batchnorm_training(problem, (&raw const args).cast())
+            }
+            Operation::Inference => {
+                let args = args!(
+                    call,
+                    InferenceArgs {
+                        x: p(0),
+                        mean: p(1),
+                        var: p(2),
+                        gamma: p(3),
+                        beta: p(4),
+                        eps: eps,
+                        y: p(5)
+                    }
+                );
+                ffi::batchnorm_inference(problem, (&raw const args).cast())
+            }
+            Operation::Backward => {
+                let args = args!(
+                    call,
+                    BackwardArgs {
+                        x: p(0),
+                        dy: p(1),
+                        states: state(2),
+                        gamma: p(3),
+                        eps: eps,
+                        dx: p(4),
+                        dgamma: p(5),
+                        dbeta: p(6),
+                        dmean: p(7),
+                        dvar: p(8)
+                    }
+                );
+                ffi::batchnorm_backward(problem, (&raw const args).cast())
+            }
+            Operation::Frozen => {
+                let args = args!(
+                    call,
+                    BackwardArgs {
+                        x: p(0),
+                        dy: p(1),
+                        mean: p(2),
+                        var: p(3),
+                        gamma: p(4),
+                        eps: eps,
+                        dx: p(5),
+                        dgamma: p(6),
+                        dbeta: p(7),
+                        dmean: p(8),
+                        dvar: p(9)
+                    }
+                );
+                ffi::batchnorm_backward(problem, (&raw const args).cast())
+            }
+            Operation::Update => {
+                let (rule, unbiased) = (call.rule.value(3), call.unbiased.value(2));
+                let args = args!(
+                    call,
+                    UpdateRunningArgs {
+                        rule: rule,
+                        unbiased: unbiased,
+                        factor: eps,
+                        batches: 3,
+                        states: state(0),
+                        mean: p(1),
+                        var: p(2)
+                    }
+                );
+                ffi::batchnorm_update_running(problem, (&raw const args).cast())
+            }
+            Operation::Step => {
+                let args = args!(call, StepArgs { lr: eps, gradient: p(0), parameter: p(1) });
+                ffi::batchnorm_step(problem, (&raw const args).cast())
+            }
+            Operation::Merge => ffi::batchnorm_merge(usize::from(call.sizes[1]) % 20, state(0), state(1)),
+        }
+    }
+}

@@ -4,8 +4,8 @@
 use std::fmt::{self, Display};
 
 use batchnorm::{
-    Gradients, Params, Shape, StreamingStatistics, Welford, backward, backward_frozen, forward_inference,
-    forward_inference_in_place, forward_training, forward_training_in_place, statistics,
+    Backward, Gradients, Inference, Params, Shape, StreamingStatistics, Training, Welford, backward,
+    backward_frozen, forward_inference, forward_training, statistics,
 };
 
 use crate::bounds::Contract;
@@ -109,7 +109,7 @@ impl<'a, T: Contract> Call<'a, T> {
         self.go(|| {
             forward_training(&shape, x.get(), &params, y.get_mut(), states.get_mut()).unwrap();
             let states = states_in_place.get_mut();
-            forward_training_in_place(&shape, in_place.get_mut(), &params, states).unwrap();
+            Training::new(&shape, params).x_in_place(in_place.get_mut()).states(states).run().unwrap();
         });
         let (y, states) = (self.back(y, "y"), states.take("states"));
         assert_same("states in place", &states_in_place.take("states in place"), &states);
@@ -129,7 +129,7 @@ impl<'a, T: Contract> Call<'a, T> {
         self.go(|| {
             let (mean, var) = (mean.get(), var.get());
             forward_inference(&shape, x.get(), mean, var, &params, y.get_mut()).unwrap();
-            forward_inference_in_place(&shape, in_place.get_mut(), mean, var, &params).unwrap();
+            Inference::new(&shape, params).x_in_place(in_place.get_mut()).frozen(mean, var).run().unwrap();
         });
         let y = self.back(y, "y");
         assert_same("y in place", &self.back(in_place, "y in place"), &y);
@@ -158,10 +158,36 @@ impl<'a, T: Contract> Call<'a, T> {
             None => backward_frozen(&shape, x.get(), dy.get(), mean.get(), var.get(), &params, gradients),
         })
         .unwrap();
+        if let Some(dx) = &outputs[0] {
+            for over_x in [true, false] {
+                assert_same("dx in place", &self.dx_over(states, over_x, &params), dx.get());
+            }
+        }
         let [dx, vectors @ ..] = outputs;
         let [dgamma, dbeta, dmean, dvar] =
             vectors.map(|vector| vector.map(|vector| vector.take("a gradient")));
         [dx.map(|dx| self.back(dx, "dx")), dgamma, dbeta, dmean, dvar]
+    }
+
+    /// dx as it lies in memory, written over x or over dy.
+    fn dx_over(&self, states: Option<&[Welford]>, over_x: bool, params: &Params<'_, T>) -> Vec<T> {
+        let (shape, problem, layout) = (self.shape(), self.problem, self.run.layout());
+        let (x, dy) = (self.input(&problem.x), self.input(&problem.dy));
+        let (mean, var) = (self.vector(&problem.mean), self.vector(&problem.var));
+        let over = problem.lay_out(layout, if over_x { &problem.x } else { &problem.dy });
+        let mut dx = Guarded::holding(&over, self.run.placement().outputs);
+        let call = Backward::new(&shape, *params);
+        let call = match states {
+            Some(states) => call.states(states),
+            None => call.frozen(mean.get(), var.get()),
+        };
+        let call = if over_x {
+            call.x_to_dx(dx.get_mut()).dy(dy.get())
+        } else {
+            call.x(x.get()).dy_to_dx(dx.get_mut())
+        };
+        self.go(|| call.run()).unwrap();
+        dx.take("dx in place")
     }
 
     fn affine(&self) -> (Option<Guarded<T>>, Option<Guarded<T>>) {

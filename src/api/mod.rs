@@ -1,6 +1,7 @@
 //! What users see: the layer, the operations on slices, shapes, parameters, running statistics.
 
 pub mod batch_norm;
+pub mod builders;
 #[cfg(feature = "ndarray")]
 pub mod ndarray;
 pub mod ops;

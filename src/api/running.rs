@@ -96,7 +96,9 @@ pub fn update_running<T: Element>(
     check_len("running mean", mean.len(), states.len())?;
     check_len("running variance", var.len(), states.len())?;
     update.check(0)?;
-    states.iter().try_for_each(|state| update.check(state.count()))?;
+    if states.iter().any(|state| state.count() == 1) {
+        update.check(1)?;
+    }
     let (old, new) = (update.old_weight(batches), update.new_weight(batches));
     for ((state, mean), var) in states.iter().zip(mean).zip(var) {
         if state.count() == 0 {

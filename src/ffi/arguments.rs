@@ -1,12 +1,22 @@
 //! From what C says to what Rust takes: every argument is checked before a slice is made of it.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
 
-use super::*;
+use super::status::Status;
+use crate::ground::error::Error;
 
 /// What is wrong with a call, and in words.
 pub struct Failure(pub Status, pub String);
+
+impl Failure {
+    /// Of a number that stands for nothing.
+    pub fn unknown(name: &str, value: u32, must: &str) -> Self {
+        Failure(Status::UnknownValue, format!("{name} is {value}, must be {must}"))
+    }
+}
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
@@ -44,6 +54,20 @@ pub fn call(body: impl FnOnce() -> Result<(), Failure>) -> Status {
     let _ = MESSAGE.try_with(|message| *message.borrow_mut() = failure.1);
     failure.0
 }
+
+/// A struct of C's that begins with its own size, a `size_t`, so that fields can be added behind the last.
+///
+/// # Safety
+/// Its first field is that size; it has no padding that could become a field; bytes that are all 0 are a value of it.
+pub unsafe trait Versioned: Copy {
+    /// What C calls it.
+    const NAME: &'static str;
+    /// Bytes of the fields that every version has had.
+    const FIRST: usize;
+}
+
+/// More than any version of a struct will have: what is larger is no size.
+const LARGEST: usize = 4096;
 
 /// The arguments of a call: checked one by one, and that no written one overlaps another.
 #[derive(Default)]
@@ -86,6 +110,43 @@ impl Arguments {
         }
         self.spans.push((name, start, end, written));
         Ok(())
+    }
+
+    /// A struct, whose caller may know fewer fields (the others are 0) or more (which have to be 0).
+    ///
+    /// # Safety
+    /// `at` is null, or as many bytes as its first field says can be read there.
+    pub unsafe fn sized<S: Versioned>(&mut self, name: &'static str, at: *const S) -> Result<S, Failure> {
+        let known = size_of::<S>();
+        if at.is_null() {
+            return Err(Failure(Status::NullPointer, format!("{name} is null, must be a {}", S::NAME)));
+        }
+        if !at.is_aligned() {
+            let message = format!("{name} is {at:p}, must be aligned to {} bytes", align_of::<S>());
+            return Err(Failure(Status::Misaligned, message));
+        }
+        // SAFETY: not null, aligned, and the size comes first.
+        let size = unsafe { at.cast::<usize>().read() };
+        if size < S::FIRST || size > LARGEST {
+            let must = format!("must be set to sizeof({}), which is {known} in this version", S::NAME);
+            return Err(Failure(Status::Size, format!("{name}->size is {size}, {must}")));
+        }
+        let bytes = at.cast::<u8>();
+        // SAFETY: `size` bytes can be read, says the caller.
+        if let Some(byte) = (known..size).find(|byte| unsafe { bytes.add(*byte).read() } != 0) {
+            let message = format!(
+                "{name}->size is {size}, and byte {byte} is set: this version's {} has {known} bytes",
+                S::NAME
+            );
+            return Err(Failure(Status::Size, message));
+        }
+        self.check(name, bytes, size, false)?;
+        let mut value = MaybeUninit::<S>::zeroed();
+        // SAFETY: both have that many bytes; zeros behind them make a value.
+        Ok(unsafe {
+            ptr::copy_nonoverlapping(bytes, value.as_mut_ptr().cast(), size.min(known));
+            value.assume_init()
+        })
     }
 
     /// # Safety
@@ -149,75 +210,6 @@ impl Arguments {
     }
 }
 
-/// A checked problem.
-pub struct Checked {
-    pub shape: Shape,
-    serial: bool,
-}
-
-impl Checked {
-    /// # Safety
-    /// Unless it is refused, `problem` points to one.
-    pub unsafe fn new(arguments: &mut Arguments, problem: *const Problem) -> Result<Self, Failure> {
-        // SAFETY: says the caller.
-        let problem = unsafe { arguments.read("problem", problem, 1)? }[0];
-        let layout = match problem.layout {
-            BATCHNORM_NCHW => Layout::Nchw,
-            BATCHNORM_NHWC => Layout::Nhwc,
-            layout => return Err(unknown("layout", layout, "0 (NCHW) or 1 (NHWC)")),
-        };
-        let serial = match problem.serial {
-            0 => false,
-            1 => true,
-            serial => return Err(unknown("serial", serial, "0 or 1")),
-        };
-        let shape = Shape::new(layout, problem.batch, problem.channels, &problem.spatial)?;
-        Ok(Self { shape, serial })
-    }
-
-    pub fn run(self, body: impl FnOnce(&Shape) -> Result<(), Error>) -> Result<(), Failure> {
-        let result = if self.serial { pool::serially(|| body(&self.shape)) } else { body(&self.shape) };
-        Ok(result?)
-    }
-}
-
-fn unknown(name: &str, value: u32, must: &str) -> Failure {
-    Failure(Status::UnknownValue, format!("{name} is {value}, must be {must}"))
-}
-
-impl Update {
-    pub(super) fn checked(self) -> Result<RunningUpdate, Failure> {
-        let rule = match self.rule {
-            BATCHNORM_DECAY => UpdateRule::Decay(self.factor),
-            BATCHNORM_MOMENTUM => UpdateRule::Momentum(self.factor),
-            BATCHNORM_CUMULATIVE => UpdateRule::Cumulative,
-            rule => return Err(unknown("rule", rule, "0 (decay), 1 (momentum) or 2 (cumulative)")),
-        };
-        let variance = match self.unbiased {
-            0 => RunningVariance::Biased,
-            1 => RunningVariance::Unbiased,
-            unbiased => return Err(unknown("unbiased", unbiased, "0 or 1")),
-        };
-        Ok(RunningUpdate { rule, variance })
-    }
-}
-
-pub fn params<'a, T: Element>(gamma: Option<&'a [T]>, beta: Option<&'a [T]>, eps: f64) -> Params<'a, T> {
-    let mut params = Params::new(eps);
-    (params.gamma, params.beta) = (gamma, beta);
-    params
-}
-
-pub fn level(level: u32) -> Result<Option<Level>, Failure> {
-    Ok(Some(match level {
-        0 => return Ok(None),
-        BATCHNORM_PORTABLE => Level::Portable,
-        BATCHNORM_AVX2 => Level::Avx2,
-        BATCHNORM_AVX512 => Level::Avx512,
-        level => return Err(unknown("level", level, "0 (the best), 1 (portable), 2 (AVX2) or 3 (AVX-512)")),
-    }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,5 +219,44 @@ mod tests {
         let thrown = || -> Result<(), Failure> { std::panic::resume_unwind(Box::new(())) };
         assert_eq!(call(thrown), Status::Internal);
         assert!(last_message().contains("bug in the library"));
+    }
+
+    /// A struct whose third field came later.
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    #[repr(C)]
+    struct Grown {
+        size: usize,
+        first: u64,
+        later: u64,
+    }
+    // SAFETY: numbers without padding, the size first.
+    unsafe impl Versioned for Grown {
+        const NAME: &'static str = "grown";
+        const FIRST: usize = 16;
+    }
+
+    #[test]
+    fn structs_of_older_and_newer_callers_are_read() {
+        let read = |words: &[u64]| {
+            // SAFETY: as many bytes as the first word says, or refused.
+            unsafe { Arguments::default().sized::<Grown>("grown", words.as_ptr().cast()) }
+                .map(|Grown { first, later, .. }| (first, later))
+                .map_err(|Failure(status, message)| (status, message))
+        };
+        assert_eq!(read(&[24, 1, 2]), Ok((1, 2)));
+        assert_eq!(read(&[16, 1, 2]), Ok((1, 0)));
+        assert_eq!(read(&[32, 1, 2, 0]), Ok((1, 2)));
+        for (words, message) in [
+            (
+                &[32, 1, 2, 1 << 40][..],
+                "grown->size is 32, and byte 29 is set: this version's grown has 24 bytes",
+            ),
+            (&[0, 1, 2], "grown->size is 0, must be set to sizeof(grown), which is 24 in this version"),
+            (&[8, 1, 2], "grown->size is 8, must be set to sizeof(grown), which is 24 in this version"),
+            (&[15, 1, 2], "grown->size is 15, must be set to sizeof(grown), which is 24 in this version"),
+            (&[5000, 1, 2], "grown->size is 5000, must be set to sizeof(grown), which is 24 in this version"),
+        ] {
+            assert_eq!(read(words), Err((Status::Size, message.to_owned())));
+        }
     }
 }

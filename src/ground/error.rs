@@ -27,6 +27,16 @@ pub enum Error {
         /// The length it must have.
         expected: usize,
     },
+    /// An operand that the operation needs has not been given to its builder.
+    Missing {
+        /// The operand's name.
+        argument: &'static str,
+    },
+    /// A result that a builder has been given more than one place for.
+    Twice {
+        /// The result's name.
+        argument: &'static str,
+    },
     /// `eps` is negative, NaN or infinite.
     Epsilon {
         /// The value given.
@@ -93,6 +103,13 @@ impl fmt::Display for Error {
             }
             Error::Length { argument, got, expected } => {
                 write!(f, "{argument} has length {got}, must have length {expected}")
+            }
+            Error::Missing { argument: "states" } => {
+                write!(f, "states is missing, must be given (or, of frozen statistics, mean and var)")
+            }
+            Error::Missing { argument } => write!(f, "{argument} is missing, must be given"),
+            Error::Twice { argument } => {
+                write!(f, "{argument} has more than one place to go to, must have one: its own or an input's")
             }
             Error::Epsilon { eps } => {
                 write!(f, "eps is {eps}, must be finite and not negative")

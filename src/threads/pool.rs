@@ -32,6 +32,10 @@ pub fn serially<R>(f: impl FnOnce() -> R) -> R {
 /// Makes the pool that calls from outside of any run in.
 #[cfg(feature = "capi")]
 pub fn set_threads(threads: usize) -> Result<(), String> {
+    #[cfg(all(unix, feature = "rayon"))]
+    if super::fork::is_child() {
+        return Err("a child of fork() has no pool".to_owned());
+    }
     #[cfg(feature = "rayon")]
     return rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
@@ -45,6 +49,10 @@ pub fn set_threads(threads: usize) -> Result<(), String> {
 pub fn workers() -> usize {
     #[cfg(feature = "capi")]
     if SERIAL.get() {
+        return 1;
+    }
+    #[cfg(all(unix, feature = "rayon"))]
+    if super::fork::is_child() {
         return 1;
     }
     #[cfg(all(feature = "capi", feature = "rayon"))]

@@ -9,10 +9,9 @@
 
 #define N 3
 #define C 37
-#define D 1
 #define H 9
 #define W 11
-#define LEN (N * C * D * H * W)
+#define LEN (N * C * H * W)
 
 #define CHECK(condition)                                                             \
   do {                                                                               \
@@ -23,6 +22,13 @@
       exit(1);                                                                       \
     }                                                                                \
   } while (0)
+#define OK(call) CHECK((call) == BATCHNORM_STATUS_OK)
+
+/* The arguments of an operation, all 0 but the size. */
+#define ARGS(name)                \
+  batchnorm_##name##_args name;   \
+  memset(&name, 0, sizeof name);  \
+  name.size = sizeof name
 
 #ifdef __cplusplus
 #define ASSERT static_assert
@@ -30,12 +36,26 @@
 #define ASSERT _Static_assert
 #endif
 
-/* What programs that are compiled already rely on. */
-ASSERT(sizeof(batchnorm_state) == 32 && offsetof(batchnorm_state, mean_low) == 16, "batchnorm_state");
-ASSERT(sizeof(batchnorm_problem) == 8 + 5 * sizeof(size_t) && offsetof(batchnorm_problem, spatial) == 8 + 2 * sizeof(size_t),
-       "batchnorm_problem");
-ASSERT(sizeof(batchnorm_update) == 16 && offsetof(batchnorm_update, factor) == 8, "batchnorm_update");
-ASSERT(BATCHNORM_STATUS_OK == 0 && BATCHNORM_STATUS_INTERNAL == 12, "batchnorm_status");
+/* What programs that are compiled already rely on: where fields are, and that structs only grow. */
+#define FOLLOWS(type, field, before) \
+  ASSERT(offsetof(type, field) == offsetof(type, before) + sizeof(((type *)0)->before), #type "." #field)
+FOLLOWS(batchnorm_problem, element, size);
+FOLLOWS(batchnorm_problem, layout, element);
+FOLLOWS(batchnorm_problem, batch, layout);
+FOLLOWS(batchnorm_problem, channels, batch);
+FOLLOWS(batchnorm_problem, spatial, channels);
+FOLLOWS(batchnorm_problem, threads, spatial);
+ASSERT(sizeof(batchnorm_problem) >= offsetof(batchnorm_problem, threads) + sizeof(size_t), "batchnorm_problem");
+FOLLOWS(batchnorm_training_args, x, size);
+FOLLOWS(batchnorm_training_args, eps, beta);
+FOLLOWS(batchnorm_training_args, states, y);
+FOLLOWS(batchnorm_inference_args, y, eps);
+FOLLOWS(batchnorm_backward_args, states, dy);
+FOLLOWS(batchnorm_backward_args, dvar, dmean);
+FOLLOWS(batchnorm_update_running_args, factor, unbiased);
+FOLLOWS(batchnorm_step_args, parameter, gradient);
+ASSERT(offsetof(batchnorm_state, mean_low) == 16 && offsetof(batchnorm_state, m2) == 24, "batchnorm_state");
+ASSERT(BATCHNORM_STATUS_OK == 0 && BATCHNORM_STATUS_SIZE == 12, "batchnorm_status");
 
 static uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t len) {
   const unsigned char *at = (const unsigned char *)bytes;
@@ -44,30 +64,57 @@ static uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t len) {
   return hash;
 }
 
+static batchnorm_problem problem_of(uint32_t element, uint32_t layout, size_t threads, size_t n, size_t c, size_t h,
+                                    size_t w) {
+  batchnorm_problem problem;
+  memset(&problem, 0, sizeof problem);
+  problem.size = sizeof problem;
+  problem.element = element;
+  problem.layout = layout;
+  problem.batch = n;
+  problem.channels = c;
+  problem.spatial[0] = h;
+  problem.spatial[1] = w;
+  problem.threads = threads;
+  return problem;
+}
+
 #define T float
-#define NAME(name) batchnorm_##name##_f32
+#define ELEMENT BATCHNORM_F32
 #define FUNCTION(name) name##_f32
 #include "element.h"
 #undef T
-#undef NAME
+#undef ELEMENT
 #undef FUNCTION
 
 #define T double
-#define NAME(name) batchnorm_##name##_f64
+#define ELEMENT BATCHNORM_F64
 #define FUNCTION(name) name##_f64
 #include "element.h"
 
 /* Large enough for the pool. */
-static uint64_t large(uint32_t serial, uint64_t hash) {
+static uint64_t large(size_t threads, uint64_t hash) {
   enum { CHANNELS = 16, ELEMENTS = 8 * CHANNELS * 48 * 48 };
-  const batchnorm_problem problem = {BATCHNORM_NCHW, serial, 8, CHANNELS, {1, 48, 48}};
+  const batchnorm_problem problem = problem_of(BATCHNORM_F32, BATCHNORM_NCHW, threads, 8, CHANNELS, 48, 48);
   static float x[ELEMENTS], dy[ELEMENTS], y[ELEMENTS], dx[ELEMENTS];
   float dgamma[CHANNELS];
   batchnorm_state states[CHANNELS];
+  ARGS(training);
+  ARGS(backward);
   fill_f32(x, ELEMENTS, 5);
   fill_f32(dy, ELEMENTS, 77);
-  CHECK(batchnorm_forward_training_f32(&problem, x, NULL, NULL, 1e-5, y, states) == BATCHNORM_STATUS_OK);
-  CHECK(batchnorm_backward_f32(&problem, x, dy, states, NULL, 1e-5, dx, dgamma, NULL, NULL, NULL) == BATCHNORM_STATUS_OK);
+  training.x = x;
+  training.eps = 1e-5;
+  training.y = y;
+  training.states = states;
+  OK(batchnorm_training(&problem, &training));
+  backward.x = x;
+  backward.dy = dy;
+  backward.states = states;
+  backward.eps = 1e-5;
+  backward.dx = dx;
+  backward.dgamma = dgamma;
+  OK(batchnorm_backward(&problem, &backward));
   hash = hash_bytes(hash_bytes(hash, y, sizeof y), states, sizeof states);
   return hash_bytes(hash_bytes(hash, dx, sizeof dx), dgamma, sizeof dgamma);
 }
@@ -84,41 +131,60 @@ static int threads_are(int expected) {
 }
 
 int main(void) {
-  uint64_t hash = 0xcbf29ce484222325u, serially;
-  uint32_t layout, serial;
+  uint64_t hash = 0xcbf29ce484222325u, alone;
+  uint32_t layout;
+  size_t threads;
   float two[2] = {0.0f, 0.0f};
   batchnorm_state state;
-  batchnorm_problem problem = {BATCHNORM_NCHW, 0, 1, 1, {1, 1, 2}};
+  batchnorm_problem problem = problem_of(BATCHNORM_F32, BATCHNORM_NCHW, 0, 1, 1, 0, 2);
   char message[200];
+  ARGS(statistics);
+  ARGS(training);
 
   CHECK(strlen(batchnorm_version()) >= 5);
   CHECK(batchnorm_active_level() >= BATCHNORM_PORTABLE);
-  serially = large(1, hash);
+  alone = large(1, hash);
   CHECK(threads_are(1));
-  CHECK(batchnorm_set_threads(3) == BATCHNORM_STATUS_OK);
+  OK(batchnorm_set_threads(3));
   CHECK(threads_are(4));
   CHECK(batchnorm_set_threads(3) == BATCHNORM_STATUS_THREADS);
+  CHECK(large(2, hash) == alone);
   hash = large(0, hash);
-  CHECK(hash == serially);
+  CHECK(hash == alone);
   for (layout = BATCHNORM_NCHW; layout <= BATCHNORM_NHWC; layout++) {
-    for (serial = 0; serial <= 1; serial++) {
-      hash = all_f32(layout, serial, hash);
-      hash = all_f64(layout, serial, hash);
+    for (threads = 0; threads <= 1; threads++) {
+      hash = all_f32(layout, threads, hash);
+      hash = all_f64(layout, threads, hash);
     }
   }
-  CHECK(batchnorm_force_level(BATCHNORM_PORTABLE) == BATCHNORM_STATUS_OK);
+  OK(batchnorm_force_level(BATCHNORM_PORTABLE));
   CHECK(batchnorm_active_level() == BATCHNORM_PORTABLE);
-  CHECK(batchnorm_force_level(0) == BATCHNORM_STATUS_OK);
+  OK(batchnorm_force_level(0));
   CHECK(batchnorm_force_level(77) == BATCHNORM_STATUS_UNKNOWN_VALUE);
 
-  CHECK(batchnorm_statistics_f32(&problem, NULL, &state) == BATCHNORM_STATUS_NULL_POINTER);
+  /* An axis of 0 is one that is not there: a mean of two elements. */
+  two[1] = 3.0f;
+  statistics.x = two;
+  statistics.states = &state;
+  OK(batchnorm_statistics(&problem, &statistics));
+  CHECK(state.count == 2 && batchnorm_mean(&state) == 1.5);
+  statistics.x = NULL;
+  CHECK(batchnorm_statistics(&problem, &statistics) == BATCHNORM_STATUS_NULL_POINTER);
   CHECK(batchnorm_last_message(message, sizeof message) == strlen(message) + 1);
   CHECK(strstr(message, "x is null") != NULL);
   CHECK(strcmp(batchnorm_status_message(BATCHNORM_STATUS_NULL_POINTER), "a pointer is null") == 0);
   problem.channels = 0;
-  CHECK(batchnorm_statistics_f32(&problem, NULL, NULL) == BATCHNORM_STATUS_OK);
+  statistics.states = NULL;
+  OK(batchnorm_statistics(&problem, &statistics));
   problem.channels = 1;
-  CHECK(batchnorm_forward_training_f32(&problem, two, NULL, NULL, -1.0, two, &state) == BATCHNORM_STATUS_EPSILON);
+  training.x = training.y = two;
+  training.states = &state;
+  training.eps = -1.0;
+  CHECK(batchnorm_training(&problem, &training) == BATCHNORM_STATUS_EPSILON);
+  training.size = 0;
+  CHECK(batchnorm_training(&problem, &training) == BATCHNORM_STATUS_SIZE);
+  problem.size = 0;
+  CHECK(batchnorm_training(&problem, &training) == BATCHNORM_STATUS_SIZE);
 
   printf("%016llx\n", (unsigned long long)hash);
   return 0;

@@ -1,4 +1,4 @@
-/* Everything the interface has for one element: T, its functions NAME(...). Included once for each element. */
+/* Everything the interface has for one element: T, ELEMENT. Included once for each element. */
 
 static T FUNCTION(value)(size_t i) { return (T)((double)((i * 2654435761u) >> 8 & 0xffffu) / 256.0 - 100.0); }
 
@@ -7,14 +7,20 @@ static void FUNCTION(fill)(T *values, size_t len, size_t start) {
   for (i = 0; i < len; i++) values[i] = FUNCTION(value)(start + i);
 }
 
-static uint64_t FUNCTION(all)(uint32_t layout, uint32_t serial, uint64_t hash) {
-  const batchnorm_problem problem = {layout, serial, N, C, {D, H, W}};
+static uint64_t FUNCTION(all)(uint32_t layout, size_t threads, uint64_t hash) {
+  const batchnorm_problem problem = problem_of(ELEMENT, layout, threads, N, C, H, W);
   const double factors[3] = {0.9, 0.1, 0.0}; /* of decay, momentum, cumulative */
-  static T x[LEN], dy[LEN], y[LEN], dx[LEN];
+  static T x[LEN], dy[LEN], y[LEN], dx[LEN], over[LEN];
   T gamma[C], beta[C], mean[C], var[C], dgamma[C], dbeta[C], dmean[C], dvar[C];
   batchnorm_state states[C], merged[C];
   size_t c;
   uint32_t rule, unbiased;
+  ARGS(statistics);
+  ARGS(training);
+  ARGS(inference);
+  ARGS(backward);
+  ARGS(update_running);
+  ARGS(step);
   FUNCTION(fill)(x, LEN, 0);
   FUNCTION(fill)(dy, LEN, 1000003);
   FUNCTION(fill)(gamma, C, 11);
@@ -22,41 +28,97 @@ static uint64_t FUNCTION(all)(uint32_t layout, uint32_t serial, uint64_t hash) {
   FUNCTION(fill)(mean, C, 3333);
   for (c = 0; c < C; c++) var[c] = (T)(c + 1);
 
-  CHECK(NAME(statistics)(&problem, x, states) == BATCHNORM_STATUS_OK);
+  statistics.x = x;
+  statistics.states = states;
+  OK(batchnorm_statistics(&problem, &statistics));
   memcpy(merged, states, sizeof states);
-  CHECK(batchnorm_merge(C, merged, states) == BATCHNORM_STATUS_OK);
+  OK(batchnorm_merge(C, merged, states));
   CHECK(merged[0].count == 2 * states[0].count);
+  CHECK(batchnorm_mean(merged) == batchnorm_mean(states) && batchnorm_variance(merged) == batchnorm_variance(states));
+  CHECK(batchnorm_variance_unbiased(states) > batchnorm_variance(states));
   hash = hash_bytes(hash, merged, sizeof merged);
 
-  CHECK(NAME(forward_training)(&problem, x, gamma, beta, 1e-5, y, states) == BATCHNORM_STATUS_OK);
+  training.x = x;
+  training.gamma = gamma;
+  training.beta = beta;
+  training.eps = 1e-5;
+  training.y = y;
+  training.states = states;
+  OK(batchnorm_training(&problem, &training));
   hash = hash_bytes(hash_bytes(hash, y, sizeof y), states, sizeof states);
-  CHECK(NAME(backward)(&problem, x, dy, states, gamma, 1e-5, dx, dgamma, dbeta, dmean, dvar) == BATCHNORM_STATUS_OK);
+
+  backward.x = x;
+  backward.dy = dy;
+  backward.states = states;
+  backward.gamma = gamma;
+  backward.eps = 1e-5;
+  backward.dx = dx;
+  backward.dgamma = dgamma;
+  backward.dbeta = dbeta;
+  backward.dmean = dmean;
+  backward.dvar = dvar;
+  OK(batchnorm_backward(&problem, &backward));
   hash = hash_bytes(hash_bytes(hash, dx, sizeof dx), dgamma, sizeof dgamma);
   hash = hash_bytes(hash_bytes(hash, dbeta, sizeof dbeta), dmean, sizeof dmean);
   hash = hash_bytes(hash, dvar, sizeof dvar);
-  CHECK(NAME(backward_frozen)(&problem, x, dy, mean, var, gamma, 1e-5, NULL, NULL, dbeta, dmean, dvar) ==
-        BATCHNORM_STATUS_OK);
+  /* dx over dy, then over x. */
+  memcpy(over, dy, sizeof dy);
+  backward.dy = backward.dx = over;
+  OK(batchnorm_backward(&problem, &backward));
+  CHECK(memcmp(over, dx, sizeof dx) == 0);
+  memcpy(over, x, sizeof x);
+  backward.dy = dy;
+  backward.x = over;
+  OK(batchnorm_backward(&problem, &backward));
+  CHECK(memcmp(over, dx, sizeof dx) == 0);
+
+  /* Through inference, whose statistics are given. */
+  backward.x = x;
+  backward.states = NULL;
+  backward.mean = mean;
+  backward.var = var;
+  backward.dx = backward.dgamma = NULL;
+  OK(batchnorm_backward(&problem, &backward));
   hash = hash_bytes(hash_bytes(hash, dbeta, sizeof dbeta), dmean, sizeof dmean);
   hash = hash_bytes(hash, dvar, sizeof dvar);
-  CHECK(NAME(backward_frozen)(&problem, x, dy, mean, var, NULL, 1e-5, dx, dgamma, NULL, NULL, NULL) ==
-        BATCHNORM_STATUS_OK);
+  backward.gamma = backward.dbeta = backward.dmean = backward.dvar = NULL;
+  backward.dx = dx;
+  backward.dgamma = dgamma;
+  OK(batchnorm_backward(&problem, &backward));
   hash = hash_bytes(hash_bytes(hash, dx, sizeof dx), dgamma, sizeof dgamma);
+
+  update_running.states = states;
+  update_running.batches = 3;
+  update_running.mean = mean;
+  update_running.var = var;
   for (rule = BATCHNORM_DECAY; rule <= BATCHNORM_CUMULATIVE; rule++) {
     for (unbiased = 0; unbiased <= 1; unbiased++) {
-      const batchnorm_update update = {rule, unbiased, factors[rule]};
-      CHECK(NAME(update_running)(C, &update, 3, states, mean, var) == BATCHNORM_STATUS_OK);
+      update_running.rule = rule;
+      update_running.unbiased = unbiased;
+      update_running.factor = factors[rule];
+      OK(batchnorm_update_running(&problem, &update_running));
       hash = hash_bytes(hash_bytes(hash, mean, sizeof mean), var, sizeof var);
     }
   }
-  CHECK(NAME(step)(C, 0.5, dgamma, gamma) == BATCHNORM_STATUS_OK);
+  step.lr = 0.5;
+  step.gradient = dgamma;
+  step.parameter = gamma;
+  OK(batchnorm_step(&problem, &step));
   hash = hash_bytes(hash, gamma, sizeof gamma);
 
-  /* In place. */
-  CHECK(NAME(forward_inference)(&problem, x, mean, var, NULL, beta, 0.0, y) == BATCHNORM_STATUS_OK);
-  memcpy(dx, x, sizeof x);
-  CHECK(NAME(forward_inference)(&problem, dx, mean, var, NULL, beta, 0.0, dx) == BATCHNORM_STATUS_OK);
-  CHECK(memcmp(dx, y, sizeof y) == 0);
+  inference.x = x;
+  inference.mean = mean;
+  inference.var = var;
+  inference.beta = beta;
+  inference.y = y;
+  OK(batchnorm_inference(&problem, &inference));
+  memcpy(over, x, sizeof x);
+  inference.x = inference.y = over;
+  OK(batchnorm_inference(&problem, &inference));
+  CHECK(memcmp(over, y, sizeof y) == 0);
   hash = hash_bytes(hash, y, sizeof y);
-  CHECK(NAME(forward_training)(&problem, x, NULL, NULL, 1e-5, x, states) == BATCHNORM_STATUS_OK);
+  training.gamma = training.beta = NULL;
+  training.y = x;
+  OK(batchnorm_training(&problem, &training));
   return hash_bytes(hash, x, sizeof x);
 }

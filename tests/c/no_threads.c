@@ -13,21 +13,20 @@
 static float x[LEN], y[LEN], expected[LEN];
 
 int main(void) {
-  batchnorm_problem problem = {BATCHNORM_NCHW, 1, 8, CHANNELS, {1, 48, 48}};
   batchnorm_state states[CHANNELS];
+  batchnorm_problem problem = {.size = sizeof problem, .batch = 8, .channels = CHANNELS, .spatial = {48, 48}, .threads = 1};
+  batchnorm_training_args args = {.size = sizeof args, .x = x, .eps = 1e-5, .y = expected, .states = states};
   struct rlimit limit = {(rlim_t)1 << 30, (rlim_t)1 << 30}; /* their stacks do not fit */
-  batchnorm_status status;
   size_t i;
   int call;
   for (i = 0; i < LEN; i++) x[i] = (float)(i * 2654435761u % 1000);
   if (setrlimit(RLIMIT_AS, &limit) != 0) return 1;
-  status = batchnorm_forward_training_f32(&problem, x, NULL, NULL, 1e-5, expected, states);
-  if (status != BATCHNORM_STATUS_OK) return 2;
-  problem.serial = 0;
+  if (batchnorm_training(&problem, &args) != BATCHNORM_STATUS_OK) return 2;
+  problem.threads = 0;
+  args.y = y;
   for (call = 0; call < 2; call++) {
     memset(y, 0, sizeof y);
-    status = batchnorm_forward_training_f32(&problem, x, NULL, NULL, 1e-5, y, states);
-    if (status != BATCHNORM_STATUS_OK || memcmp(y, expected, sizeof y) != 0) return 3;
+    if (batchnorm_training(&problem, &args) != BATCHNORM_STATUS_OK || memcmp(y, expected, sizeof y) != 0) return 3;
   }
   if (batchnorm_set_threads(2) != BATCHNORM_STATUS_THREADS) return 4;
   puts("on the calling thread");

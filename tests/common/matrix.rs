@@ -2,9 +2,9 @@
 //! each other and within bounds with the scalar reference.
 
 use batchnorm::{
-    Element, Gradients, Layout, Level, Params, RunningUpdate, RunningVariance, Shape, UpdateRule, Welford,
-    backward, backward_frozen, forward_inference, forward_inference_in_place, forward_training,
-    forward_training_in_place, reference, reference::MeanVar, statistics, step, update_running,
+    Backward, Element, Gradients, Inference, Layout, Level, Params, RunningUpdate, RunningVariance, Shape,
+    Training, UpdateRule, Welford, backward, backward_frozen, forward_inference, forward_training, reference,
+    reference::MeanVar, statistics, step, update_running,
 };
 use rand::Rng;
 
@@ -565,6 +565,24 @@ impl<'a, T: Bits> Inputs<'a, T> {
         })
     }
 
+    /// All gradients, with dx written over x or over dy.
+    fn gradients_over(&self, states: Option<&[Welford]>, over_x: bool) -> [Vec<T>; 5] {
+        let (x, dy) = (self.x.get(), self.dy.get());
+        let mut dx = Guarded::holding(if over_x { x } else { dy }, self.at.outputs);
+        let mut outputs = [self.vector(), self.vector(), self.vector(), self.vector()];
+        let [dgamma, dbeta, dmean, dvar] = outputs.each_mut().map(Guarded::get_mut);
+        let gradients = Gradients::new().dgamma(dgamma).dbeta(dbeta).dmean(dmean).dvar(dvar);
+        let call = Backward::new(&self.shape, self.params()).gradients(gradients);
+        let call = match states {
+            Some(states) => call.states(states),
+            None => call.frozen(self.mean.get(), self.var.get()),
+        };
+        let call = if over_x { call.x_to_dx(dx.get_mut()).dy(dy) } else { call.x(x).dy_to_dx(dx.get_mut()) };
+        call.run().unwrap();
+        let [dgamma, dbeta, dmean, dvar] = outputs.map(|output| output.take("a gradient beside dx in place"));
+        [self.back(dx, "dx in place"), dgamma, dbeta, dmean, dvar]
+    }
+
     /// Asserts that the inputs are what they were.
     fn assert_unchanged(&self) {
         let Problem { x, dy, gamma, beta, mean, var, .. } = self.problem;
@@ -606,20 +624,32 @@ pub fn run<T: Bits>(
 
     let mut in_place = Guarded::holding(x, at.outputs);
     let mut forward_states = inputs.states();
-    forward_training_in_place(shape, in_place.get_mut(), &affine, forward_states.get_mut()).unwrap();
-    assert_same("states of forward_training_in_place", &forward_states.take("states"), &states);
-    assert_same("y of forward_training_in_place", &inputs.back(in_place, "y in place"), &y);
+    let training = Training::new(shape, affine).x_in_place(in_place.get_mut());
+    training.states(forward_states.get_mut()).run().unwrap();
+    assert_same("states of training in place", &forward_states.take("states"), &states);
+    assert_same("y of training in place", &inputs.back(in_place, "y in place"), &y);
 
     let (mean, var) = (inputs.mean.get(), inputs.var.get());
     let mut inferred = inputs.tensor();
     forward_inference(shape, x, mean, var, &affine, inferred.get_mut()).unwrap();
     let inferred = inputs.back(inferred, "y of inference");
     let mut in_place = Guarded::holding(x, at.outputs);
-    forward_inference_in_place(shape, in_place.get_mut(), mean, var, &affine).unwrap();
-    assert_same("y of forward_inference_in_place", &inputs.back(in_place, "y in place"), &inferred);
+    Inference::new(shape, affine).x_in_place(in_place.get_mut()).frozen(mean, var).run().unwrap();
+    assert_same("y of inference in place", &inputs.back(in_place, "y in place"), &inferred);
 
     let gradients = inputs.gradients(Some(&states), Subset::ALL);
     let frozen = inputs.gradients(None, Subset::ALL);
+    for (states, all) in [(Some(&states[..]), &gradients), (None, &frozen)] {
+        for over_x in [true, false] {
+            for ((over, all), name) in
+                inputs.gradients_over(states, over_x).iter().zip(all).zip(Subset::NAMES)
+            {
+                let over_what = if over_x { "x" } else { "dy" };
+                let what = format_args!("{name}, with dx over {over_what}, frozen {}", states.is_none());
+                assert_same(what, over, all);
+            }
+        }
+    }
     for subset in subsets {
         for (states, all) in [(Some(&states[..]), &gradients), (None, &frozen)] {
             let some = inputs.gradients(states, subset);

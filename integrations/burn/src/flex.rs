@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use batchnorm::{Gradients, Layout, Params, Shape, Welford};
+use batchnorm::{Gradients, Inference, Layout, Params, Shape, Training, Welford};
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -175,7 +175,7 @@ fn training<T: Float>(x: FlexTensor, gamma: &FlexTensor, beta: &FlexTensor, epsi
     let params = Params::new(epsilon).gamma(elements::<T>(&gamma)).beta(elements(&beta));
     let mut states = vec![Welford::new(); shape.channels()];
     let output = if let Some(x) = x.elements_mut::<T>() {
-        done(batchnorm::forward_training_in_place(&shape, x, &params, &mut states));
+        done(Training::new(&shape, params).x_in_place(x).states(&mut states).run());
         None
     } else {
         let mut y = unwritten(shape.len());
@@ -183,7 +183,7 @@ fn training<T: Float>(x: FlexTensor, gamma: &FlexTensor, beta: &FlexTensor, epsi
         Some(x.like(y))
     };
     let of_states = |of: fn(&Welford) -> f64| {
-        vector(states.iter().map(|state| <T as batchnorm::Element>::from_f64(of(state))).collect())
+        vector(states.iter().map(|state| <T as batchnorm::Scalar>::from_f64(of(state))).collect())
     };
     Trained {
         output: output.unwrap_or_else(|| x.into_tensor()),
@@ -204,7 +204,7 @@ fn inference<T: Float>(
     let params = Params::new(epsilon).gamma(elements::<T>(&gamma)).beta(elements(&beta));
     let (mean, variance) = (elements(&mean), elements(&variance));
     let output = if let Some(x) = x.elements_mut::<T>() {
-        done(batchnorm::forward_inference_in_place(&shape, x, mean, variance, &params));
+        done(Inference::new(&shape, params).x_in_place(x).frozen(mean, variance).run());
         None
     } else {
         let mut y = unwritten(shape.len());

@@ -1,0 +1,309 @@
+// batchnorm for C++17: batchnorm.h with its types back. Elements are template parameters, tensors and vectors are anything
+// contiguous (or pointer and size), whose lengths are checked; what is wrong with a call is thrown as batchnorm::error.
+//
+//   std::vector<float> x = {1, 8, 3, 12, 1, 8, 3, 12}, y(8);
+//   std::vector<batchnorm::state> states(2);
+//   batchnorm::problem problem(batchnorm::nhwc, 4, 2);
+//   batchnorm::training<float>(problem).x(x).y(y).states(states).run();
+//
+// An operation is an object that takes its arguments one by one, and run() calls it. What the arguments mean, which may be
+// left out and which may be written over others is said in batchnorm.h.
+
+#ifndef BATCHNORM_HPP
+#define BATCHNORM_HPP
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "batchnorm.h"
+
+namespace batchnorm {
+
+// What was wrong with a call, which then has written nothing.
+class error : public std::runtime_error {
+ public:
+  error(batchnorm_status status, const std::string &message) : std::runtime_error(message), status_(status) {}
+  batchnorm_status status() const noexcept { return status_; }
+
+ private:
+  batchnorm_status status_;
+};
+
+// Throws what is wrong, if anything is, with the last call of the C interface.
+inline void check(batchnorm_status status) {
+  if (status == BATCHNORM_STATUS_OK) return;
+  std::string message(batchnorm_last_message(nullptr, 0), '\0');
+  batchnorm_last_message(&message[0], message.size());
+  message.pop_back();  // the terminating 0
+  throw error(status, message);
+}
+
+// Elements that somebody else owns: anything contiguous, a pointer and a size, or nothing at all (null).
+template <typename T>
+class span {
+ public:
+  constexpr span() noexcept = default;
+  constexpr span(std::nullptr_t) noexcept {}
+  constexpr span(T *data, std::size_t size) noexcept : data_(data), size_(size) {}
+  template <std::size_t N>
+  constexpr span(T (&array)[N]) noexcept : data_(array), size_(N) {}
+  template <typename Range, typename Pointer = decltype(std::declval<Range &>().data()),
+            typename = std::enable_if_t<std::is_convertible_v<std::remove_pointer_t<Pointer> (*)[], T (*)[]>>,
+            typename = decltype(std::declval<Range &>().size())>
+  constexpr span(Range &&range) : data_(range.data()), size_(range.size()) {}
+
+  constexpr T *data() const noexcept { return data_; }
+  constexpr std::size_t size() const noexcept { return size_; }
+
+ private:
+  T *data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+enum layout : std::uint32_t { nchw = BATCHNORM_NCHW, nhwc = BATCHNORM_NHWC };
+
+// What an element type is called in a problem; others are no elements.
+template <typename T>
+struct element;
+template <>
+struct element<float> : std::integral_constant<std::uint32_t, BATCHNORM_F32> {};
+template <>
+struct element<double> : std::integral_constant<std::uint32_t, BATCHNORM_F64> {};
+
+// The sizes of a call's tensors, and how many threads may work on them. Its element is that of the operation.
+class problem {
+ public:
+  problem(batchnorm::layout layout, std::size_t batch, std::size_t channels,
+          std::initializer_list<std::size_t> spatial = {}) {
+    problem_.size = sizeof problem_;
+    problem_.layout = layout;
+    problem_.batch = batch;
+    problem_.channels = channels;
+    std::size_t axis = 0;
+    for (std::size_t size : spatial) {
+      if (axis == 3) throw error(BATCHNORM_STATUS_SIZE, "spatial has more than 3 axes");
+      // In C, 0 is an axis that is not there. An axis of no elements makes a tensor without any, as a batch of none does.
+      if (size == 0) problem_.batch = 0;
+      problem_.spatial[axis++] = size;
+    }
+  }
+
+  // At most this many threads; 0 for as many as the pool has, 1 for the calling thread alone.
+  problem &threads(std::size_t threads) {
+    problem_.threads = threads;
+    return *this;
+  }
+
+  std::size_t channels() const noexcept { return problem_.channels; }
+
+  // The elements of a tensor.
+  std::size_t size() const {
+    std::size_t size = 1;
+    for (std::size_t axis : {problem_.batch, problem_.channels}) size = times(size, axis);
+    for (std::size_t axis : problem_.spatial) size = times(size, axis == 0 ? 1 : axis);
+    return size;
+  }
+
+  template <typename T>
+  batchnorm_problem of() const {
+    batchnorm_problem problem = problem_;
+    problem.element = element<T>::value;
+    return problem;
+  }
+
+ private:
+  static std::size_t times(std::size_t a, std::size_t b) {
+    if (b != 0 && a > static_cast<std::size_t>(-1) / b) {
+      throw error(BATCHNORM_STATUS_OVERFLOW, "the problem has more elements than size_t can count");
+    }
+    return a * b;
+  }
+
+  batchnorm_problem problem_ = {};
+};
+
+// The statistics of a channel.
+struct state : batchnorm_state {
+  state() : batchnorm_state() {}
+  double mean() const { return batchnorm_mean(this); }
+  double variance() const { return batchnorm_variance(this); }
+  double variance_unbiased() const { return batchnorm_variance_unbiased(this); }
+};
+static_assert(sizeof(state) == sizeof(batchnorm_state), "an array of the one is an array of the other");
+
+namespace detail {
+
+// A problem with the arguments of an operation on elements of type T.
+template <typename T, typename Args>
+class operation {
+ protected:
+  explicit operation(const problem &problem)
+      : problem_(problem.of<T>()), len_(problem.size()), channels_(problem.channels()) {
+    args_.size = sizeof args_;
+  }
+
+  template <typename Value>
+  static Value *of_length(const char *name, span<Value> values, std::size_t len) {
+    if (values.data() != nullptr && values.size() != len) {
+      throw error(BATCHNORM_STATUS_SIZE, std::string(name) + " has length " + std::to_string(values.size()) +
+                                             ", must have length " + std::to_string(len));
+    }
+    return values.data();
+  }
+  template <typename Value>
+  Value *tensor(const char *name, span<Value> values) const {
+    return of_length(name, values, len_);
+  }
+  template <typename Value>
+  Value *vector(const char *name, span<Value> values) const {
+    return of_length(name, values, channels_);
+  }
+
+  batchnorm_problem problem_;
+  std::size_t len_;
+  std::size_t channels_;
+  Args args_ = {};
+};
+
+}  // namespace detail
+
+// An argument that is a tensor (or has one value per channel): a method of its name.
+#define BATCHNORM_ARGUMENT(kind, Self, type, name)   \
+  Self &name(span<type> name) {                      \
+    this->args_.name = this->kind(#name, name);      \
+    return *this;                                    \
+  }
+
+// The statistics of each channel of x.
+template <typename T>
+class statistics : detail::operation<T, batchnorm_statistics_args> {
+ public:
+  explicit statistics(const problem &problem) : detail::operation<T, batchnorm_statistics_args>(problem) {}
+  BATCHNORM_ARGUMENT(tensor, statistics, const T, x)
+  BATCHNORM_ARGUMENT(vector, statistics, state, states)
+  void run() const { check(batchnorm_statistics(&this->problem_, &this->args_)); }
+};
+
+// Normalization of x by its own statistics.
+template <typename T>
+class training : detail::operation<T, batchnorm_training_args> {
+ public:
+  explicit training(const problem &problem) : detail::operation<T, batchnorm_training_args>(problem) { eps(1e-5); }
+  BATCHNORM_ARGUMENT(tensor, training, const T, x)
+  BATCHNORM_ARGUMENT(vector, training, const T, gamma)
+  BATCHNORM_ARGUMENT(vector, training, const T, beta)
+  BATCHNORM_ARGUMENT(tensor, training, T, y)
+  BATCHNORM_ARGUMENT(vector, training, state, states)
+  training &eps(double eps) {
+    this->args_.eps = eps;
+    return *this;
+  }
+  void run() const { check(batchnorm_training(&this->problem_, &this->args_)); }
+};
+
+// Normalization of x by a given mean and variance.
+template <typename T>
+class inference : detail::operation<T, batchnorm_inference_args> {
+ public:
+  explicit inference(const problem &problem) : detail::operation<T, batchnorm_inference_args>(problem) { eps(1e-5); }
+  BATCHNORM_ARGUMENT(tensor, inference, const T, x)
+  BATCHNORM_ARGUMENT(vector, inference, const T, mean)
+  BATCHNORM_ARGUMENT(vector, inference, const T, var)
+  BATCHNORM_ARGUMENT(vector, inference, const T, gamma)
+  BATCHNORM_ARGUMENT(vector, inference, const T, beta)
+  BATCHNORM_ARGUMENT(tensor, inference, T, y)
+  inference &eps(double eps) {
+    this->args_.eps = eps;
+    return *this;
+  }
+  void run() const { check(batchnorm_inference(&this->problem_, &this->args_)); }
+};
+
+// The gradients of training (with its states) or of inference (with its mean and var).
+template <typename T>
+class backward : detail::operation<T, batchnorm_backward_args> {
+ public:
+  explicit backward(const problem &problem) : detail::operation<T, batchnorm_backward_args>(problem) { eps(1e-5); }
+  BATCHNORM_ARGUMENT(tensor, backward, const T, x)
+  BATCHNORM_ARGUMENT(tensor, backward, const T, dy)
+  BATCHNORM_ARGUMENT(vector, backward, const state, states)
+  BATCHNORM_ARGUMENT(vector, backward, const T, mean)
+  BATCHNORM_ARGUMENT(vector, backward, const T, var)
+  BATCHNORM_ARGUMENT(vector, backward, const T, gamma)
+  BATCHNORM_ARGUMENT(tensor, backward, T, dx)
+  BATCHNORM_ARGUMENT(vector, backward, T, dgamma)
+  BATCHNORM_ARGUMENT(vector, backward, T, dbeta)
+  BATCHNORM_ARGUMENT(vector, backward, T, dmean)
+  BATCHNORM_ARGUMENT(vector, backward, T, dvar)
+  backward &eps(double eps) {
+    this->args_.eps = eps;
+    return *this;
+  }
+  void run() const { check(batchnorm_backward(&this->problem_, &this->args_)); }
+};
+
+// Takes the states of a batch into a running mean and variance: by momentum 0.1 unless told otherwise, unbiased.
+template <typename T>
+class update_running : detail::operation<T, batchnorm_update_running_args> {
+ public:
+  explicit update_running(const problem &problem) : detail::operation<T, batchnorm_update_running_args>(problem) {
+    momentum(0.1).unbiased(true);
+  }
+  BATCHNORM_ARGUMENT(vector, update_running, const state, states)
+  BATCHNORM_ARGUMENT(vector, update_running, T, mean)
+  BATCHNORM_ARGUMENT(vector, update_running, T, var)
+  update_running &decay(double factor) { return rule(BATCHNORM_DECAY, factor, 0); }
+  update_running &momentum(double factor) { return rule(BATCHNORM_MOMENTUM, factor, 0); }
+  // The mean over all batches, of which this many came before.
+  update_running &cumulative(std::uint64_t batches) { return rule(BATCHNORM_CUMULATIVE, 0.0, batches); }
+  update_running &unbiased(bool unbiased) {
+    this->args_.unbiased = unbiased ? 1 : 0;
+    return *this;
+  }
+  void run() const { check(batchnorm_update_running(&this->problem_, &this->args_)); }
+
+ private:
+  update_running &rule(std::uint32_t rule, double factor, std::uint64_t batches) {
+    this->args_.rule = rule;
+    this->args_.factor = factor;
+    this->args_.batches = batches;
+    return *this;
+  }
+};
+
+// One step of gradient descent on gamma or beta.
+template <typename T>
+class step : detail::operation<T, batchnorm_step_args> {
+ public:
+  explicit step(const problem &problem) : detail::operation<T, batchnorm_step_args>(problem) {}
+  BATCHNORM_ARGUMENT(vector, step, const T, gradient)
+  BATCHNORM_ARGUMENT(vector, step, T, parameter)
+  step &lr(double lr) {
+    this->args_.lr = lr;
+    return *this;
+  }
+  void run() const { check(batchnorm_step(&this->problem_, &this->args_)); }
+};
+
+#undef BATCHNORM_ARGUMENT
+
+// Takes what `from` has seen into `into`, channel by channel.
+inline void merge(span<state> into, span<const state> from) {
+  if (into.size() != from.size()) {
+    throw error(BATCHNORM_STATUS_SIZE, "from has length " + std::to_string(from.size()) + ", must have length " +
+                                           std::to_string(into.size()));
+  }
+  check(batchnorm_merge(into.size(), into.data(), from.data()));
+}
+
+// Starts the pool, once: batchnorm_set_threads.
+inline void set_threads(std::size_t threads) { check(batchnorm_set_threads(threads)); }
+
+}  // namespace batchnorm
+
+#endif  // BATCHNORM_HPP

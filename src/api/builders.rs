@@ -1,0 +1,407 @@
+//! The operations on slices that the caller owns, each a builder: operands, then checks, then the engine.
+//!
+//! Options belong to these builders, so that an operation has one function however many options it takes. Nothing is
+//! written before everything has been checked. An empty problem (no channels, or no elements per channel) is no error.
+
+#![forbid(unsafe_code)]
+
+use crate::api::params::{Gradients, Params};
+use crate::api::shape::Shape;
+use crate::ground::error::{Error, check_eps, check_len, check_optional};
+use crate::ground::slices::{Input, Output};
+use crate::ground::welford::Welford;
+use crate::operations::{self, Affine, Element, Forward, Given, Job};
+use crate::simd::Level;
+
+/// Runs a job, unless there is nothing to do.
+fn run<T: Element>(shape: &Shape, job: Job<'_, T>) {
+    if let Some(geometry) = shape.geometry() {
+        T::run(Level::active(), &geometry, &job);
+    }
+}
+
+impl<'a, T: Element> Params<'a, T> {
+    fn checked(&self, channels: usize) -> Result<Affine<'a, T>, Error> {
+        check_eps(self.eps)?;
+        check_optional("gamma", self.gamma, channels)?;
+        check_optional("beta", self.beta, channels)?;
+        Ok(Affine { gamma: self.gamma, beta: self.beta, eps: self.eps })
+    }
+}
+
+fn given<V>(argument: &'static str, value: Option<V>) -> Result<V, Error> {
+    value.ok_or(Error::Missing { argument })
+}
+
+/// A tensor that is read, and that the result may be written over.
+#[derive(Debug)]
+enum Operand<'a, T> {
+    Read(&'a [T]),
+    Overwritten(&'a mut [T]),
+}
+
+impl<'a, T> Operand<'a, T> {
+    fn len(&self) -> usize {
+        match self {
+            Operand::Read(values) => values.len(),
+            Operand::Overwritten(values) => values.len(),
+        }
+    }
+
+    /// The tensor to read, and to write if it is overwritten.
+    fn split(self) -> (Input<'a, T>, Option<Output<'a, T>>) {
+        match self {
+            Operand::Read(values) => (Input::new(values), None),
+            Operand::Overwritten(values) => {
+                let output = Output::new(values);
+                (output.as_input(), Some(output))
+            }
+        }
+    }
+}
+
+/// x and y of a forward pass, checked.
+fn x_and_y<'a, T>(
+    shape: &Shape,
+    x: Option<Operand<'a, T>>,
+    y: Option<&'a mut [T]>,
+) -> Result<(Input<'a, T>, Output<'a, T>), Error> {
+    let x = given("x", x)?;
+    check_len("x", x.len(), shape.len())?;
+    check_optional("y", y.as_deref(), shape.len())?;
+    let (x, over_x) = x.split();
+    match (over_x, y.map(Output::new)) {
+        (Some(_), Some(_)) => Err(Error::Twice { argument: "y" }),
+        (over_x, y) => Ok((x, given("y", y.or(over_x))?)),
+    }
+}
+
+/// One state per channel, checked; those of no elements where there are none.
+fn states_of<'a>(shape: &Shape, states: Option<&'a mut [Welford]>) -> Result<Output<'a, Welford>, Error> {
+    let states = given("states", states)?;
+    check_len("states", states.len(), shape.channels())?;
+    if shape.per_channel() == 0 {
+        states.fill(Welford::new());
+    }
+    Ok(Output::new(states))
+}
+
+/// The statistics of each channel over batch and spatial axes; [`statistics`](crate::statistics) is the short form.
+///
+/// A channel with a NaN or an infinity gets NaN for mean and variance, the others are not touched by it.
+///
+/// ```
+/// use batchnorm::{Shape, Statistics, Welford};
+/// let mut states = [Welford::new(); 2];
+/// Statistics::new(&Shape::nhwc(&[2, 2])?).x(&[1.0f32, 10.0, 3.0, 10.0]).states(&mut states).run()?;
+/// assert_eq!((states[0].mean(), states[0].variance()), (2.0, 1.0));
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "nothing is computed before `run`"]
+pub struct Statistics<'a, T> {
+    shape: Shape,
+    x: Option<&'a [T]>,
+    states: Option<&'a mut [Welford]>,
+}
+
+impl<'a, T: Element> Statistics<'a, T> {
+    /// Of a tensor of this shape.
+    pub fn new(shape: &Shape) -> Self {
+        Self { shape: *shape, x: None, states: None }
+    }
+
+    /// The tensor, of the shape's length.
+    pub fn x(self, x: &'a [T]) -> Self {
+        Self { x: Some(x), ..self }
+    }
+
+    /// Where the statistics go, one state per channel.
+    pub fn states(self, states: &'a mut [Welford]) -> Self {
+        Self { states: Some(states), ..self }
+    }
+
+    /// Computes.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] for x or states, [`Error::Length`]. Nothing has been written then.
+    pub fn run(self) -> Result<(), Error> {
+        let Self { shape, x, states } = self;
+        let x = given("x", x)?;
+        check_len("x", x.len(), shape.len())?;
+        let affine = Params::default().checked(shape.channels())?;
+        let states = states_of(&shape, states)?;
+        run(&shape, Job::Forward(Forward { x: Input::new(x), y: None, affine, states }));
+        Ok(())
+    }
+}
+
+/// Normalization of a batch by its own statistics: y = gamma * (x - mean) / sqrt(var + eps) + beta with the biased
+/// variance. [`forward_training`](crate::forward_training) is the short form of x and y apart.
+///
+/// A channel of equal elements gives exactly beta. A channel with a NaN or an infinity gives NaN.
+///
+/// S. Ioffe and C. Szegedy, "Batch Normalization" (2015), algorithm 1.
+///
+/// ```
+/// use batchnorm::{Params, Shape, Training, Welford};
+/// let (mut x, mut states) = ([1.0f32, 3.0, 1.0, 3.0], [Welford::new(); 1]);
+/// let shape = Shape::nchw(&[2, 1, 2])?;
+/// Training::new(&shape, Params::new(0.0)).x_in_place(&mut x).states(&mut states).run()?;
+/// assert_eq!(x, [-1.0, 1.0, -1.0, 1.0]);
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "nothing is computed before `run`"]
+pub struct Training<'a, T> {
+    shape: Shape,
+    params: Params<'a, T>,
+    x: Option<Operand<'a, T>>,
+    y: Option<&'a mut [T]>,
+    states: Option<&'a mut [Welford]>,
+}
+
+impl<'a, T: Element> Training<'a, T> {
+    /// Of tensors of this shape, with this scale, shift and eps.
+    pub fn new(shape: &Shape, params: Params<'a, T>) -> Self {
+        Self { shape: *shape, params, x: None, y: None, states: None }
+    }
+
+    /// The batch, of the shape's length.
+    pub fn x(self, x: &'a [T]) -> Self {
+        Self { x: Some(Operand::Read(x)), ..self }
+    }
+
+    /// The batch, of the shape's length, which y is written over.
+    pub fn x_in_place(self, x: &'a mut [T]) -> Self {
+        Self { x: Some(Operand::Overwritten(x)), ..self }
+    }
+
+    /// Where the normalized batch goes, of the shape's length.
+    pub fn y(self, y: &'a mut [T]) -> Self {
+        Self { y: Some(y), ..self }
+    }
+
+    /// Where the batch's statistics go, one state per channel: [`Backward`] takes them, and
+    /// [`update_running`](crate::update_running) too.
+    pub fn states(self, states: &'a mut [Welford]) -> Self {
+        Self { states: Some(states), ..self }
+    }
+
+    /// Computes.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] for x, y or states, [`Error::Twice`] for y beside x in place, [`Error::Length`],
+    /// [`Error::Epsilon`]. Nothing has been written then.
+    pub fn run(self) -> Result<(), Error> {
+        let Self { shape, params, x, y, states } = self;
+        let (x, y) = x_and_y(&shape, x, y)?;
+        let affine = params.checked(shape.channels())?;
+        let states = states_of(&shape, states)?;
+        run(&shape, Job::Forward(Forward { x, y: Some(y), affine, states }));
+        Ok(())
+    }
+}
+
+/// Normalization by a given mean and variance: y = gamma * (x - mean) / sqrt(var + eps) + beta.
+/// [`forward_inference`](crate::forward_inference) is the short form of x and y apart.
+///
+/// A negative or NaN variance gives NaN in its channel and no other.
+///
+/// ```
+/// use batchnorm::{Inference, Params, Shape};
+/// let (gamma, mut x) = ([2.0f32], [3.0f32, 5.0]);
+/// let params = Params::new(0.0).gamma(&gamma);
+/// Inference::new(&Shape::nchw(&[2, 1])?, params).x_in_place(&mut x).frozen(&[1.0], &[4.0]).run()?;
+/// assert_eq!(x, [2.0, 4.0]);
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "nothing is computed before `run`"]
+pub struct Inference<'a, T> {
+    shape: Shape,
+    params: Params<'a, T>,
+    x: Option<Operand<'a, T>>,
+    y: Option<&'a mut [T]>,
+    frozen: Option<(&'a [T], &'a [T])>,
+}
+
+impl<'a, T: Element> Inference<'a, T> {
+    /// Of tensors of this shape, with this scale, shift and eps.
+    pub fn new(shape: &Shape, params: Params<'a, T>) -> Self {
+        Self { shape: *shape, params, x: None, y: None, frozen: None }
+    }
+
+    /// The tensor, of the shape's length.
+    pub fn x(self, x: &'a [T]) -> Self {
+        Self { x: Some(Operand::Read(x)), ..self }
+    }
+
+    /// The tensor, of the shape's length, which y is written over.
+    pub fn x_in_place(self, x: &'a mut [T]) -> Self {
+        Self { x: Some(Operand::Overwritten(x)), ..self }
+    }
+
+    /// Where the normalized tensor goes, of the shape's length.
+    pub fn y(self, y: &'a mut [T]) -> Self {
+        Self { y: Some(y), ..self }
+    }
+
+    /// The mean and the variance to normalize by, one of each per channel.
+    pub fn frozen(self, mean: &'a [T], var: &'a [T]) -> Self {
+        Self { frozen: Some((mean, var)), ..self }
+    }
+
+    /// Computes.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] for x, y or mean (with var), [`Error::Twice`] for y beside x in place, [`Error::Length`],
+    /// [`Error::Epsilon`]. Nothing has been written then.
+    pub fn run(self) -> Result<(), Error> {
+        let Self { shape, params, x, y, frozen } = self;
+        let (x, y) = x_and_y(&shape, x, y)?;
+        let given = frozen_of(&shape, given("mean", frozen)?)?;
+        let affine = params.checked(shape.channels())?;
+        run(&shape, Job::Inference(operations::Inference { x, y, affine, given }));
+        Ok(())
+    }
+}
+
+/// A given mean and variance, checked.
+fn frozen_of<'a, T>(shape: &Shape, (mean, var): (&'a [T], &'a [T])) -> Result<Given<'a, T>, Error> {
+    check_len("mean", mean.len(), shape.channels())?;
+    check_len("var", var.len(), shape.channels())?;
+    Ok(Given::Frozen { mean, var })
+}
+
+/// The batch's own statistics, checked.
+fn batch_of<'a, T>(shape: &Shape, states: &'a [Welford]) -> Result<Given<'a, T>, Error> {
+    check_len("states", states.len(), shape.channels())?;
+    let expected = shape.per_channel() as u64;
+    if let Some(channel) = states.iter().position(|state| state.count() != expected) {
+        return Err(Error::Count { channel, got: states[channel].count(), expected });
+    }
+    Ok(Given::Batch(states))
+}
+
+/// Gradients of [`Training`], from its input, the gradient of its output and the states that it returned:
+/// dbeta = sum(dy), dgamma = sum(dy * xhat), dx = gamma * invstd * (dy - dbeta / m - xhat * dgamma / m); or of
+/// [`Inference`], whose statistics do not depend on x: dx = gamma * invstd * dy.
+///
+/// [`backward`](crate::backward) and [`backward_frozen`](crate::backward_frozen) are the short forms of dx apart.
+/// `params` are the forward pass's; beta is not looked at. dmean and dvar are dL/dmean and dL/dvar of the 2015 paper,
+/// which dx of training already contains; with frozen statistics, those with respect to the mean and the variance given.
+///
+/// ```
+/// use batchnorm::{Backward, Gradients, Params, Shape, Welford};
+/// let (x, mut dy) = ([1.0f32, 3.0, 1.0, 3.0], [1.0f32, 0.0, 0.0, 0.0]);
+/// let states = [x.iter().map(|&x| f64::from(x)).collect::<Welford>()];
+/// let mut dbeta = [0.0];
+/// Backward::new(&Shape::nchw(&[4, 1])?, Params::new(0.0))
+///     .x(&x)
+///     .dy_to_dx(&mut dy) // dx is written over dy
+///     .states(&states)
+///     .gradients(Gradients::new().dbeta(&mut dbeta))
+///     .run()?;
+/// assert_eq!((dy, dbeta), ([0.5, 0.0, -0.5, 0.0], [1.0]));
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "nothing is computed before `run`"]
+pub struct Backward<'a, T> {
+    shape: Shape,
+    params: Params<'a, T>,
+    x: Option<Operand<'a, T>>,
+    dy: Option<Operand<'a, T>>,
+    statistics: Option<Normalizer<'a, T>>,
+    gradients: Gradients<'a, T>,
+}
+
+/// What the forward pass normalized by.
+#[derive(Debug)]
+enum Normalizer<'a, T> {
+    Batch(&'a [Welford]),
+    Frozen(&'a [T], &'a [T]),
+}
+
+impl<'a, T: Element> Backward<'a, T> {
+    /// Of tensors of this shape, through a forward pass with this scale and eps.
+    pub fn new(shape: &Shape, params: Params<'a, T>) -> Self {
+        Self { shape: *shape, params, x: None, dy: None, statistics: None, gradients: Gradients::new() }
+    }
+
+    /// The forward pass's input, of the shape's length.
+    pub fn x(self, x: &'a [T]) -> Self {
+        Self { x: Some(Operand::Read(x)), ..self }
+    }
+
+    /// The forward pass's input, of the shape's length, which dx is written over.
+    pub fn x_to_dx(self, x: &'a mut [T]) -> Self {
+        Self { x: Some(Operand::Overwritten(x)), ..self }
+    }
+
+    /// The gradient of the forward pass's output, of the shape's length.
+    pub fn dy(self, dy: &'a [T]) -> Self {
+        Self { dy: Some(Operand::Read(dy)), ..self }
+    }
+
+    /// The gradient of the forward pass's output, of the shape's length, which dx is written over.
+    pub fn dy_to_dx(self, dy: &'a mut [T]) -> Self {
+        Self { dy: Some(Operand::Overwritten(dy)), ..self }
+    }
+
+    /// Through training: the states that it returned, one per channel. Takes the place of [`frozen`](Self::frozen).
+    pub fn states(self, states: &'a [Welford]) -> Self {
+        Self { statistics: Some(Normalizer::Batch(states)), ..self }
+    }
+
+    /// Through inference: the mean and the variance that it took, one of each per channel. Takes the place of
+    /// [`states`](Self::states).
+    pub fn frozen(self, mean: &'a [T], var: &'a [T]) -> Self {
+        Self { statistics: Some(Normalizer::Frozen(mean, var)), ..self }
+    }
+
+    /// The gradients wanted; dx among them if it goes neither over x nor over dy.
+    pub fn gradients(self, gradients: Gradients<'a, T>) -> Self {
+        Self { gradients, ..self }
+    }
+
+    /// Computes.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] for x, dy or states (or mean and var), [`Error::Twice`] for dx in two places,
+    /// [`Error::Length`], [`Error::Epsilon`], [`Error::Count`] if a state is not of m elements. Nothing has been written
+    /// then.
+    pub fn run(self) -> Result<(), Error> {
+        let Self { shape, params, x, dy, statistics, gradients } = self;
+        let (len, channels) = (shape.len(), shape.channels());
+        let (x, dy) = (given("x", x)?, given("dy", dy)?);
+        let given = match given("states", statistics)? {
+            Normalizer::Batch(states) => batch_of(&shape, states)?,
+            Normalizer::Frozen(mean, var) => frozen_of(&shape, (mean, var))?,
+        };
+        check_len("x", x.len(), len)?;
+        check_len("dy", dy.len(), len)?;
+        let Gradients { dx, dgamma, dbeta, dmean, dvar } = gradients;
+        check_optional("dx", dx.as_deref(), len)?;
+        let ((x, over_x), (dy, over_dy)) = (x.split(), dy.split());
+        let mut places = [dx.map(Output::new), over_x, over_dy].into_iter().flatten();
+        let dx = places.next();
+        if places.next().is_some() {
+            return Err(Error::Twice { argument: "dx" });
+        }
+        let Affine { gamma, eps, .. } = params.checked(channels)?;
+        let mut per_channel = [("dgamma", dgamma), ("dbeta", dbeta), ("dmean", dmean), ("dvar", dvar)];
+        for (name, output) in &per_channel {
+            check_optional(name, output.as_deref(), channels)?;
+        }
+        if shape.per_channel() == 0 {
+            let outputs = per_channel.iter_mut().filter_map(|(_, output)| output.as_mut());
+            outputs.for_each(|output| output.fill(T::default()));
+        }
+        let [dgamma, dbeta, dmean, dvar] = per_channel.map(|(_, output)| output.map(Output::new));
+        let job = operations::Backward { x, dy, given, gamma, eps, dx, dgamma, dbeta, dmean, dvar };
+        run(&shape, Job::Backward(job));
+        Ok(())
+    }
+}

@@ -1,0 +1,37 @@
+//! What became of a call.
+
+/// What became of a call. Unless it is OK, nothing has been written (after BATCHNORM_STATUS_INTERNAL, perhaps a part).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub enum Status {
+    /// Done.
+    Ok = 0,
+    /// A pointer is null, and its length is not 0.
+    NullPointer = 1,
+    /// A pointer is not aligned to its element. (It need not be aligned to more.)
+    Misaligned = 2,
+    /// What is written overlaps another argument, and is not one that may be written over.
+    Overlap = 3,
+    /// The number of elements, or of their bytes, overflows; or a count that a merge would make.
+    Overflow = 4,
+    /// A number stands for no element, layout, level, rule or variance.
+    UnknownValue = 5,
+    /// eps is negative, NaN or infinite.
+    Epsilon = 6,
+    /// A factor (momentum, decay, learning rate) is NaN or infinite.
+    NotFinite = 7,
+    /// The unbiased variance of one element per channel does not exist.
+    SingleElement = 8,
+    /// A state's count is not the number of elements per channel.
+    Count = 9,
+    /// The CPU does not have the level.
+    Level = 10,
+    /// The number of threads cannot be set: the pool is running already, or cannot be started.
+    Threads = 11,
+    /// The size in a struct is not the struct's, or the struct has a field that this version of the library does not know.
+    Size = 12,
+    /// Two arguments are given of which one has to be null.
+    Exclusive = 13,
+    /// A bug in the library.
+    Internal = 14,
+}

@@ -1,0 +1,96 @@
+// batchnorm.hpp: the types of the elements, lengths, exceptions, and results that are those of plain formulas.
+
+#include "batchnorm.hpp"
+
+#include <array>
+#include <cmath>
+#include <cstdlib>
+#include <iostream>
+#include <string>
+#include <vector>
+
+[[noreturn]] static void line_failed(int line, const char *what) {
+  std::cerr << "line " << line << ": " << what << '\n';
+  std::exit(1);
+}
+#define CHECK(condition)                                \
+  do {                                                  \
+    if (!(condition)) line_failed(__LINE__, #condition); \
+  } while (0)
+
+// Asserts that a call throws this status, with these words.
+template <typename Call>
+static void throws(int line, batchnorm_status status, const char *words, Call call) {
+  try {
+    call();
+  } catch (const batchnorm::error &error) {
+    if (error.status() == status && std::string(error.what()).find(words) != std::string::npos) return;
+    line_failed(line, error.what());
+  }
+  line_failed(line, "no exception");
+}
+#define THROWS(status, words, ...) throws(__LINE__, BATCHNORM_STATUS_##status, words, [&] { __VA_ARGS__; })
+
+template <typename T>
+static void everything(const char *name) {
+  const batchnorm::problem problem = batchnorm::problem(batchnorm::nchw, 2, 3, {2, 2}).threads(1);
+  CHECK(problem.size() == 24 && problem.channels() == 3);
+  std::vector<T> x(24), y(24), dx(24);
+  for (std::size_t i = 0; i < 24; i++) x[i] = static_cast<T>(i * 7 % 11);
+  const std::array<T, 3> gamma = {1, 2, 3};
+  const T beta[3] = {0, 1, 0};
+  std::vector<batchnorm::state> states(3), others(3);
+
+  batchnorm::statistics<T>(problem).x(x).states(others).run();
+  batchnorm::training<T>(problem).x(x).gamma(gamma).beta(beta).y(y).states(states).run();
+  CHECK(states[1].count == 8 && states[1].mean() == others[1].mean());
+  CHECK(std::abs(states[1].variance_unbiased() * 7 - states[1].variance() * 8) < 1e-9);
+  double sum = 0;  // of channel 1: beta's
+  for (std::size_t i = 0; i < 24; i++) sum += i / 4 % 3 == 1 ? y[i] : 0;
+  CHECK(std::abs(sum - 8) < 1e-5);
+
+  std::array<T, 3> dgamma, dbeta;
+  batchnorm::backward<T>(problem).x(x).dy(y).states(states).gamma(gamma).dx(dx).dgamma(dgamma).dbeta(dbeta).run();
+  CHECK(std::abs(dbeta[1] - 8) < 1e-5 && dgamma[1] > 0);
+  std::vector<T> over = y;
+  batchnorm::backward<T>(problem).x(x).dy(over).states(states).gamma(gamma).dx(over).run();
+  CHECK(over == dx);
+
+  std::vector<T> mean(3, 0), var(3, 1);
+  batchnorm::update_running<T>(problem).cumulative(0).unbiased(false).states(states).mean(mean).var(var).run();
+  CHECK(mean[2] == static_cast<T>(states[2].mean()) && var[2] == static_cast<T>(states[2].variance()));
+  over = x;
+  batchnorm::inference<T>(problem).x(x).mean(mean).var(var).y(y).run();
+  batchnorm::inference<T>(problem).x(over).mean(mean).var(var).y(over).run();
+  CHECK(over == y);
+  batchnorm::backward<T>(problem).x(x).dy(y).mean(mean).var(var).dx({dx.data(), 24}).run();
+  std::vector<T> parameter(gamma.begin(), gamma.end());
+  batchnorm::step<T>(problem).lr(0.5).gradient(dbeta).parameter(parameter).run();
+  CHECK(std::abs(parameter[1] - (2 - 0.5 * dbeta[1])) < 1e-5);
+  batchnorm::merge(states, others);
+  CHECK(states[0].count == 16 && states[0].mean() == others[0].mean());
+
+  THROWS(SIZE, "x has length 3, must have length 24", batchnorm::training<T>(problem).x(gamma));
+  THROWS(SIZE, "gamma has length 24, must have length 3", batchnorm::training<T>(problem).gamma(x));
+  THROWS(SIZE, "from has length 3, must have length 1", batchnorm::merge({states.data(), 1}, others));
+  THROWS(NULL_POINTER, "y is null", batchnorm::training<T>(problem).x(x).states(states).run());
+  THROWS(EXCLUSIVE, "mean is given",
+         batchnorm::backward<T>(problem).x(x).dy(x).states(others).mean(mean).var(var).run());
+  THROWS(EPSILON, "eps is -1", batchnorm::training<T>(problem).x(x).y(y).states(states).eps(-1).run());
+  THROWS(OVERLAP, "overlaps", batchnorm::inference<T>(problem).x(x).mean(mean).var(mean).gamma(mean).y(y).run();
+         batchnorm::update_running<T>(problem).states(states).mean(mean).var(mean).run());
+  std::cout << name << '\n';
+}
+
+int main() {
+  everything<float>("float");
+  everything<double>("double");
+  THROWS(SIZE, "spatial has more than 3 axes", batchnorm::problem(batchnorm::nhwc, 1, 1, {1, 2, 3, 4}));
+  THROWS(OVERFLOW, "more elements", batchnorm::training<float>(batchnorm::problem(batchnorm::nhwc, SIZE_MAX, 2)));
+  // No elements: nothing to compute, and no pointers needed.
+  std::vector<float> none;
+  std::vector<batchnorm::state> states(2);
+  states[0].count = 5;
+  batchnorm::training<float>(batchnorm::problem(batchnorm::nhwc, 3, 2, {0})).x(none).y(none).states(states).run();
+  CHECK(states[0].count == 0);
+}
