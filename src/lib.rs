@@ -76,7 +76,8 @@ mod schedule;
 mod simd;
 mod threads;
 
-pub use api::batch_norm::BatchNorm;
+pub use api::batch_norm::parts::Parts;
+pub use api::batch_norm::{BatchNorm, Mode};
 #[cfg(feature = "ndarray")]
 pub use api::ndarray;
 pub use api::ops::{

@@ -67,7 +67,7 @@ fn forward<'a, T: Element>(
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
 pub fn statistics<T: Element>(shape: &Shape, x: &[T], states: &mut [Welford]) -> Result<(), Error> {
-    check_len("x", x.len(), shape.len())?;
+    shape.check_tensor("x", x.len())?;
     forward(shape, Input::new(x), None, Params::default().checked(shape.channels())?, states)
 }
 
@@ -98,8 +98,8 @@ pub fn forward_training<T: Element>(
     y: &mut [T],
     states: &mut [Welford],
 ) -> Result<(), Error> {
-    check_len("x", x.len(), shape.len())?;
-    check_len("y", y.len(), shape.len())?;
+    shape.check_tensor("x", x.len())?;
+    shape.check_tensor("y", y.len())?;
     let affine = params.checked(shape.channels())?;
     forward(shape, Input::new(x), Some(Output::new(y)), affine, states)
 }
@@ -114,7 +114,7 @@ pub fn forward_training_in_place<T: Element>(
     params: &Params<'_, T>,
     states: &mut [Welford],
 ) -> Result<(), Error> {
-    check_len("x", x.len(), shape.len())?;
+    shape.check_tensor("x", x.len())?;
     let affine = params.checked(shape.channels())?;
     let y = Output::new(x);
     forward(shape, y.as_input(), Some(y), affine, states)
@@ -143,8 +143,8 @@ pub fn forward_inference<T: Element>(
     params: &Params<'_, T>,
     y: &mut [T],
 ) -> Result<(), Error> {
-    check_len("x", x.len(), shape.len())?;
-    check_len("y", y.len(), shape.len())?;
+    shape.check_tensor("x", x.len())?;
+    shape.check_tensor("y", y.len())?;
     check_given(shape, mean, var)?;
     let affine = params.checked(shape.channels())?;
     let given = Given::Frozen { mean, var };
@@ -163,7 +163,7 @@ pub fn forward_inference_in_place<T: Element>(
     var: &[T],
     params: &Params<'_, T>,
 ) -> Result<(), Error> {
-    check_len("x", x.len(), shape.len())?;
+    shape.check_tensor("x", x.len())?;
     check_given(shape, mean, var)?;
     let affine = params.checked(shape.channels())?;
     let y = Output::new(x);
@@ -245,10 +245,10 @@ fn gradients_of<T: Element>(
     params: &Params<'_, T>,
     gradients: Gradients<'_, T>,
 ) -> Result<(), Error> {
-    check_len("x", x.len(), shape.len())?;
-    check_len("dy", dy.len(), shape.len())?;
+    shape.check_tensor("x", x.len())?;
+    shape.check_tensor("dy", dy.len())?;
     let Gradients { dx, dgamma, dbeta, dmean, dvar } = gradients;
-    check_optional("dx", dx.as_deref(), shape.len())?;
+    dx.as_deref().map_or(Ok(()), |dx| shape.check_tensor("dx", dx.len()))?;
     let affine = params.checked(shape.channels())?;
     let mut per_channel = [("dgamma", dgamma), ("dbeta", dbeta), ("dmean", dmean), ("dvar", dvar)];
     for (name, output) in &per_channel {
