@@ -14,7 +14,8 @@
 //! # Ok::<(), batchnorm::Error>(())
 //! ```
 //!
-//! [`BatchNorm`] is the layer: parameters, running statistics, forward, backward, step. Under it are the operations on
+//! [`BatchNorm`] is the layer: parameters, running statistics, forward in some [`Mode`], backward, step, and the [`Parts`]
+//! that a checkpoint holds (which the feature `serde` reads and writes). Under it are the operations on
 //! slices ([`forward_training`], [`backward`], ...), for authors of frameworks; they hold no state. [`Welford`] states
 //! are what training returns and backward takes; they merge, so statistics of parts give statistics of the whole.
 //!

@@ -63,8 +63,8 @@ pub struct BatchNorm<T> {
     dgamma: Vec<T>,
     dbeta: Vec<T>,
     states: Vec<Welford>,
-    /// The forward pass that backward belongs to.
-    forward: Option<Record<T>>,
+    /// The forward pass that backward belongs to; boxed, so that a layer is small among an enum's others.
+    forward: Option<Box<Record<T>>>,
 }
 
 impl<T: PartialEq> PartialEq for BatchNorm<T> {

@@ -33,15 +33,16 @@ pub struct Record<T> {
 
 impl<T: Element> Record<T> {
     /// The pass over `x` of a layer that has `parts`. What was in `place` is reused.
-    pub fn write(place: &mut Option<Self>, statistics: Statistics, shape: &Shape, x: &[T], parts: &Parts<T>) {
-        let record = place.get_or_insert_with(|| Self {
-            statistics,
-            gamma: None,
-            mean: Vec::new(),
-            var: Vec::new(),
-            eps: 0.0,
-            shape: *shape,
-            samples: Vec::new(),
+    pub fn write(
+        place: &mut Option<Box<Self>>,
+        statistics: Statistics,
+        shape: &Shape,
+        x: &[T],
+        parts: &Parts<T>,
+    ) {
+        let record = place.get_or_insert_with(|| {
+            let (mean, var, samples) = (Vec::new(), Vec::new(), Vec::new());
+            Box::new(Self { statistics, gamma: None, mean, var, eps: 0.0, shape: *shape, samples })
         });
         (record.statistics, record.shape, record.eps) = (statistics, *shape, parts.eps);
         record.gamma.clone_from(&parts.gamma);
@@ -94,7 +95,7 @@ mod tests {
             let part = len / SAMPLES;
             for (i, &index) in indices.iter().enumerate() {
                 assert!(index < len, "{index} of {len}");
-                assert_eq!(if part == 0 { index } else { index / part }, i, "of {len}");
+                assert_eq!(index.checked_div(part).unwrap_or(index), i, "of {len}");
             }
         }
     }

@@ -1,7 +1,10 @@
 //! Sequences of calls of [`BatchNorm`], compared with a model: the operations on slices, and running statistics worked
 //! out from the exact oracle's. A call that returns an error has changed nothing.
 
-use arbitrary::Arbitrary;
+mod sequence;
+
+pub use sequence::Sequence;
+
 use batchnorm::{
     BatchNorm, Error, Gradients, Layout, Mode, Params, RunningUpdate, RunningVariance, Shape, UpdateRule,
     Welford, backward, backward_frozen, forward_inference, forward_training,
@@ -10,144 +13,8 @@ use batchnorm::{
 use crate::bounds::{Bound, Contract, assert_value};
 use crate::common::exact::{Statistics, Value, channel};
 use crate::common::matrix::{Guarded, assert_same, params};
-use crate::data::{Elements, Parameter};
-use crate::problem::ElementType;
-
-/// A layer, and what is called on it.
-#[derive(Debug, Clone, Arbitrary)]
-pub struct Sequence {
-    /// The element type.
-    pub element: ElementType,
-    channels: u8,
-    nhwc: bool,
-    eps: Scalar,
-    rule: Rule,
-    unbiased: bool,
-    gamma: Parameter,
-    beta: Parameter,
-    calls: [Option<Call>; 6],
-}
-
-/// A number that is mostly a sensible one.
-#[derive(Debug, Clone, Copy, Arbitrary)]
-enum Scalar {
-    Share(u8),
-    Small(u8),
-    One,
-    Any(f64),
-}
-
-impl Scalar {
-    fn value(self) -> f64 {
-        match self {
-            Scalar::Share(share) => f64::from(share) / 256.0,
-            Scalar::Small(share) => f64::from(share) * 1e-6,
-            Scalar::One => 1.0,
-            Scalar::Any(value) => value,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, Arbitrary)]
-enum Rule {
-    Decay(Scalar),
-    Momentum(Scalar),
-    Cumulative,
-}
-
-impl Rule {
-    fn update(self, unbiased: bool) -> RunningUpdate {
-        let rule = match self {
-            Rule::Decay(decay) => UpdateRule::Decay(decay.value()),
-            Rule::Momentum(momentum) => UpdateRule::Momentum(momentum.value()),
-            Rule::Cumulative => UpdateRule::Cumulative,
-        };
-        let variance = if unbiased { RunningVariance::Unbiased } else { RunningVariance::Biased };
-        RunningUpdate { rule, variance }
-    }
-}
-
-/// How a forward pass is called.
-#[derive(Debug, Clone, Copy, Arbitrary)]
-enum Pass {
-    Training,
-    TrainingKeepRunning,
-    Frozen,
-    Inference,
-    ShortTraining,
-    ShortInference,
-}
-
-impl Pass {
-    fn mode(self) -> Mode {
-        match self {
-            Pass::Training | Pass::ShortTraining => Mode::Training,
-            Pass::TrainingKeepRunning => Mode::TrainingKeepRunning,
-            Pass::Frozen => Mode::Frozen,
-            Pass::Inference | Pass::ShortInference => Mode::Inference,
-        }
-    }
-}
-
-/// What backward is given for x.
-#[derive(Debug, Clone, Copy, Arbitrary)]
-enum Given {
-    /// That of the last forward pass.
-    Same,
-    /// With one element changed.
-    Changed(u16),
-    /// With its positions as one axis.
-    Folded,
-    /// Zeros of another size.
-    Zeros(Size),
-}
-
-#[derive(Debug, Clone, Arbitrary)]
-enum Call {
-    Forward {
-        pass: Pass,
-        size: Size,
-        x: Elements,
-        off: Off,
-    },
-    Backward {
-        x: Given,
-        dy: Elements,
-        off: Off,
-    },
-    Step {
-        lr: Scalar,
-    },
-    SetRunning {
-        mean: Elements,
-        var: Elements,
-    },
-    SetParameters {
-        gamma: Elements,
-        beta: Elements,
-    },
-    SetBatches(u64),
-    SetUpdate {
-        rule: Rule,
-        unbiased: bool,
-    },
-    SetEps(Scalar),
-    /// Taken apart and made of its parts again.
-    Restore,
-}
-
-/// Samples and positions.
-#[derive(Debug, Clone, Copy, Arbitrary)]
-struct Size(u8, u8);
-
-/// By what channels and lengths are wrong; mostly by nothing.
-#[derive(Debug, Clone, Copy, Arbitrary)]
-struct Off {
-    channels: u8,
-    x: u8,
-    dy: u8,
-    output: u8,
-}
+use crate::data::Elements;
+use sequence::{Call, Given, Off, Pass, Size};
 
 fn off(len: usize, by: u8) -> usize {
     match by {
@@ -491,7 +358,8 @@ impl<T: Contract> Model<T> {
         *layer = restored?;
         let channels = self.states.len();
         self.states = vec![Welford::new(); channels];
-        [&mut self.dgamma, &mut self.dbeta].map(|gradient| gradient.fill(T::default()));
+        self.dgamma.fill(T::default());
+        self.dbeta.fill(T::default());
         self.forward = None;
         Ok(())
     }
