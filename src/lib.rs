@@ -14,7 +14,8 @@
 //! # Ok::<(), batchnorm::Error>(())
 //! ```
 //!
-//! [`BatchNorm`] is the layer: parameters, running statistics, forward, backward, step. Under it are the operations on
+//! [`BatchNorm`] is the layer: parameters, running statistics, forward in some [`Mode`], backward, step, and the [`Parts`]
+//! that a checkpoint holds (which the feature `serde` reads and writes). Under it are the operations on
 //! slices ([`forward_training`], [`backward`], ...), for authors of frameworks; they hold no state. With options, results
 //! written over inputs for one, they are the builders [`Statistics`], [`Training`], [`Inference`] and [`Backward`].
 //! [`Welford`] states are what training returns and backward takes; they merge, so statistics of parts give statistics of
@@ -78,7 +79,8 @@ mod schedule;
 mod simd;
 mod threads;
 
-pub use api::batch_norm::BatchNorm;
+pub use api::batch_norm::parts::Parts;
+pub use api::batch_norm::{BatchNorm, Mode};
 pub use api::builders::{Backward, Inference, Statistics, Training};
 #[cfg(feature = "ndarray")]
 pub use api::ndarray;

@@ -5,7 +5,7 @@ mod common;
 use std::process::Command;
 
 use batchnorm::{
-    BatchNorm, Error, Gradients, Layout, Level, Params, RunningUpdate, RunningVariance, Shape,
+    BatchNorm, Error, Gradients, Layout, Level, Mode, Params, Parts, RunningUpdate, RunningVariance, Shape,
     StreamingStatistics, Tensor, UpdateRule, Welford, backward, backward_frozen, forward_inference,
     forward_training, reference, statistics, step, update_running,
 };
@@ -14,6 +14,9 @@ use quickcheck::{Gen, QuickCheck};
 
 const NOT_EPS: [f64; 6] = [-1e-5, -5e-324, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0];
 const NOT_FINITE: [f64; 3] = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+const NOT_WEIGHTS: [f64; 8] =
+    [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 5.0, -1.0, -5e-324, 1.0 + f64::EPSILON, f64::MAX];
+const MODES: [Mode; 4] = [Mode::Training, Mode::TrainingKeepRunning, Mode::Frozen, Mode::Inference];
 
 /// The operations on tensors.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -161,11 +164,14 @@ fn every_slice_of_a_wrong_length_is_named() {
             for got in [0, 1, expected - 1, expected + 1, 2 * expected, 1000 * expected] {
                 let len = |other, len| if other == name { got } else { len };
                 let error = operation.call::<T>(shape, 1e-5, count, len).unwrap_err();
-                assert_eq!(error, Error::Length { argument: name, got, expected }, "{operation:?}");
+                let of = TENSORS.contains(&name).then(|| shape.to_string());
+                let must = of.as_ref().map_or(String::new(), |shape| format!(", that of {shape}"));
                 assert_eq!(
                     error.to_string(),
-                    format!("{name} has length {got}, must have length {expected}")
+                    format!("{name} has length {got}, must have length {expected}{must}")
                 );
+                let length = Error::Length { argument: name, got, expected, shape: of };
+                assert_eq!(error, length, "{operation:?}");
             }
         }
     }
@@ -270,14 +276,17 @@ fn lengths_of_running_statistics_and_of_a_step() {
 fn lengths_of_a_tensor_and_of_streaming_statistics() {
     let shape = Shape::nchw(&[2, 3]).unwrap();
     let error = Tensor::from_slice(shape, &[1.0f32; 5]).unwrap_err();
-    assert_eq!(error.to_string(), "values has length 5, must have length 6");
+    assert_eq!(error.to_string(), "values has length 5, must have length 6, that of NC 2x3");
     let mut streaming = StreamingStatistics::new(3);
     streaming.update(&shape, &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
     let before = streaming.clone();
-    assert_eq!(message(streaming.update(&shape, &[1.0f32; 7])), "x has length 7, must have length 6");
     assert_eq!(
-        streaming.update(&Shape::nchw(&[2, 4]).unwrap(), &[1.0f32; 8]),
-        Err(Error::Length { argument: "states", got: 3, expected: 4 })
+        message(streaming.update(&shape, &[1.0f32; 7])),
+        "x has length 7, must have length 6, that of NC 2x3"
+    );
+    assert_eq!(
+        message(streaming.update(&Shape::nchw(&[2, 4]).unwrap(), &[1.0f32; 8])),
+        "NC 2x4 has 4 channels, must have the 3 of the statistics"
     );
     assert_eq!(
         message(streaming.merge(&StreamingStatistics::new(2))),
@@ -292,14 +301,62 @@ fn a_layer_takes_tensors_of_its_channels_only() {
     let shape = Shape::nchw(&[2, 4, 5]).unwrap();
     let x = vec![1.0; shape.len()];
     let mut y = Guarded::new(shape.len(), 0);
-    for text in [
-        message(layer.forward_training(&shape, &x, y.get_mut())),
-        message(layer.forward_inference(&shape, &x, y.get_mut())),
-    ] {
-        assert_eq!(text, "layer has length 3, must have length 4");
+    let expected = Error::Channels { shape: shape.to_string(), got: 4, with: "layer", expected: 3 };
+    assert_eq!(expected.to_string(), "NCL 2x4x5 has 4 channels, must have the 3 of the layer");
+    for mode in MODES {
+        assert_eq!(layer.forward(mode, &shape, &x, y.get_mut()), Err(expected.clone()), "{mode:?}");
     }
+    assert_eq!(layer.forward_training(&shape, &x, y.get_mut()), Err(expected.clone()));
+    assert_eq!(layer.forward_inference(&shape, &x, y.get_mut()), Err(expected));
     y.assert_untouched("y");
-    assert_eq!(layer, BatchNorm::new(3));
+    assert_unchanged(&layer, &BatchNorm::new(3));
+}
+
+/// That a layer is another in all that it holds: equality is of what a checkpoint holds only.
+#[track_caller]
+fn assert_unchanged<T: Bits>(layer: &BatchNorm<T>, before: &BatchNorm<T>) {
+    assert_eq!(format!("{layer:?}"), format!("{before:?}"));
+}
+
+/// Parts that do not go together make no layer, and settings that are none are not taken.
+#[test]
+fn wrong_parts_and_settings_of_a_layer() {
+    type Wrong = fn(&mut Parts<f32>);
+    let rows: [(Wrong, &str); 11] = [
+        (|parts| parts.gamma = Some(vec![1.0; 2]), "gamma has length 2, must have length 3"),
+        (|parts| parts.gamma = Some(vec![]), "gamma has length 0, must have length 3"),
+        (|parts| parts.beta = Some(vec![0.0; 4]), "beta has length 4, must have length 3"),
+        (|parts| parts.running_var = vec![], "running variance has length 0, must have length 3"),
+        (|parts| parts.running_var = vec![1.0; 4], "running variance has length 4, must have length 3"),
+        (|parts| parts.running_mean = vec![0.0; 2], "running variance has length 3, must have length 2"),
+        (|parts| parts.eps = -1e-5, "eps is -0.00001, must be finite and not negative"),
+        (|parts| parts.eps = f64::NAN, "eps is NaN, must be finite and not negative"),
+        (|parts| parts.update.rule = UpdateRule::Momentum(5.0), "momentum is 5, must be between 0 and 1"),
+        (|parts| parts.update.rule = UpdateRule::Decay(-1.0), "decay is -1, must be between 0 and 1"),
+        (|parts| parts.update.rule = UpdateRule::Decay(f64::NAN), "decay is NaN, must be between 0 and 1"),
+    ];
+    for (wrong, expected) in rows {
+        let mut parts = Parts::<f32>::new(3);
+        wrong(&mut parts);
+        assert_eq!(BatchNorm::from_parts(parts).unwrap_err().to_string(), expected);
+    }
+    // A diverged model's values are not settings.
+    let nan = Parts { running_mean: vec![f32::NAN; 3], running_var: vec![-1.0; 3], ..Parts::new(3) };
+    assert!(BatchNorm::from_parts(nan).is_ok());
+
+    let mut layer = BatchNorm::<f32>::new(3);
+    for eps in NOT_EPS {
+        assert_eq!(message(layer.set_eps(eps)), format!("eps is {eps}, must be finite and not negative"));
+    }
+    for weight in NOT_WEIGHTS {
+        let update = |rule| RunningUpdate { rule, variance: RunningVariance::Biased };
+        for (rule, name) in [(UpdateRule::Momentum(weight), "momentum"), (UpdateRule::Decay(weight), "decay")]
+        {
+            let expected = format!("{name} is {weight}, must be between 0 and 1");
+            assert_eq!(message(layer.set_update(update(rule))), expected);
+        }
+    }
+    assert_unchanged(&layer, &BatchNorm::new(3));
 }
 
 #[test]
@@ -336,15 +393,18 @@ fn a_shape_whose_product_overflows_is_an_error() {
     ] {
         for result in [Shape::nchw(dims), Shape::nhwc(dims)] {
             let error = result.unwrap_err();
-            assert!(matches!(&error, Error::Overflow { dims: got } if got.len() == dims.len()), "{error:?}");
-            let text = error.to_string();
-            assert!(text.starts_with("shape ["), "{text}");
-            assert!(text.ends_with("] has more elements than usize can count"), "{text}");
-            assert!(dims.iter().all(|dim| text.contains(&dim.to_string())), "{text}");
+            assert_eq!(error, Error::Overflow { dims: dims.to_vec(), most: usize::MAX / 16 });
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "shape {dims:?} has too many elements for a slice, must have at most {}",
+                    usize::MAX / 16
+                )
+            );
         }
     }
     let error = Shape::new(Layout::Nchw, 1 << 40, 1 << 40, &[3]).unwrap_err();
-    assert_eq!(error, Error::Overflow { dims: vec![1 << 40, 1 << 40, 3] });
+    assert!(matches!(error, Error::Overflow { dims, .. } if dims == [1 << 40, 1 << 40, 3]));
     // The largest there is.
     assert_eq!(Shape::nchw(&[1, usize::MAX / 16]).unwrap().len(), usize::MAX / 16);
     assert_eq!(Shape::nchw(&[0, usize::MAX / 16, 1]).unwrap().len(), 0);
@@ -390,32 +450,25 @@ fn eps_must_be_finite_and_not_negative() {
     for eps in NOT_EPS {
         let (before, mut y) = (BatchNorm::<f32>::new(3).with_eps(eps), Guarded::new(30, 0));
         let mut layer = before.clone();
-        assert!(matches!(
-            layer.forward_training(&shape, &[1.0; 30], y.get_mut()),
-            Err(Error::Epsilon { .. })
-        ));
-        assert!(matches!(
-            layer.forward_inference(&shape, &[1.0; 30], y.get_mut()),
-            Err(Error::Epsilon { .. })
-        ));
+        for mode in MODES {
+            let result = layer.forward(mode, &shape, &[1.0; 30], y.get_mut());
+            assert!(matches!(result, Err(Error::Epsilon { .. })), "{mode:?}");
+        }
         y.assert_untouched("y");
-        assert_eq!(
-            (layer.batches(), layer.running_mean(), layer.states()),
-            (0, &[0.0; 3][..], before.states())
-        );
+        assert_unchanged(&layer, &before);
     }
 }
 
 #[test]
-fn momentum_decay_and_learning_rate_must_be_finite() {
+fn momentum_and_decay_must_be_between_0_and_1() {
     let states = [[1.0, 3.0].into_iter().collect::<Welford>(); 2];
     let shape = Shape::nchw(&[2, 2, 3]).unwrap();
     let x: Vec<f32> = (0..12).map(|i| i as f32).collect();
-    for value in NOT_FINITE {
+    for value in NOT_WEIGHTS {
         for (rule, name) in [(UpdateRule::Momentum(value), "momentum"), (UpdateRule::Decay(value), "decay")] {
             for variance in [RunningVariance::Biased, RunningVariance::Unbiased] {
                 let update = RunningUpdate { rule, variance };
-                let expected = format!("{name} is {value}, must be finite");
+                let expected = format!("{name} is {value}, must be between 0 and 1");
                 let (mut mean, mut var) = (Guarded::<f32>::new(2, 0), Guarded::<f32>::new(2, 0));
                 let result = update_running(update, 5, &states, mean.get_mut(), var.get_mut());
                 assert_eq!(message(result), expected);
@@ -424,21 +477,39 @@ fn momentum_decay_and_learning_rate_must_be_finite() {
                 mean.assert_untouched("running mean");
                 var.assert_untouched("running variance");
 
-                let mut layer = BatchNorm::<f32>::new(2).with_update(update);
-                let mut y = Guarded::new(shape.len(), 0);
+                let before = BatchNorm::<f32>::new(2).with_update(update);
+                let (mut layer, mut y) = (before.clone(), Guarded::new(shape.len(), 0));
                 assert_eq!(message(layer.forward_training(&shape, &x, y.get_mut())), expected);
                 y.assert_untouched("y");
-                assert_eq!((layer.running_mean(), layer.running_var()), (&[0.0; 2][..], &[1.0; 2][..]));
-                assert_eq!((layer.batches(), layer.states()), (0, &[Welford::new(); 2][..]));
+                assert_unchanged(&layer, &before);
+                // Who leaves the running statistics alone has no use for a rule.
+                for mode in [Mode::TrainingKeepRunning, Mode::Frozen, Mode::Inference] {
+                    layer.forward(mode, &shape, &x, y.get_mut()).unwrap();
+                }
             }
         }
+    }
+    for value in [0.0, -0.0, 5e-324, 0.5, 1.0] {
+        for rule in [UpdateRule::Momentum(value), UpdateRule::Decay(value)] {
+            let update = RunningUpdate { rule, variance: RunningVariance::Biased };
+            update_running(update, 5, &states, &mut [0.0f32; 2], &mut [1.0; 2]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_learning_rate_must_be_finite() {
+    for value in NOT_FINITE {
         let mut parameter = Guarded::<f64>::new(2, 0);
         let result = step(value, &[1.0; 2], parameter.get_mut());
         assert_eq!(message(result), format!("lr is {value}, must be finite"));
         parameter.assert_untouched("the parameter");
-        let mut layer = BatchNorm::<f32>::new(2);
-        assert_eq!(message(layer.step(value)), format!("lr is {value}, must be finite"));
-        assert_eq!(layer, BatchNorm::new(2));
+        // With nothing to step, too.
+        for before in [BatchNorm::<f32>::new(2), BatchNorm::new(2).without_gamma().without_beta()] {
+            let mut layer = before.clone();
+            assert_eq!(message(layer.step(value)), format!("lr is {value}, must be finite"));
+            assert_unchanged(&layer, &before);
+        }
     }
 }
 
@@ -584,7 +655,10 @@ fn the_unbiased_variance_of_one_element_is_an_error_before_any_write() {
         assert_eq!(result, Err(Error::SingleElement));
         assert_eq!(message(result), TEXT);
         y.assert_untouched("y");
-        assert_eq!(layer, before);
+        assert_unchanged(&layer, &before);
+        // It is the update that needs two.
+        layer.forward(Mode::TrainingKeepRunning, &shape, &[3.0, 4.0], y.get_mut()).unwrap();
+        assert_eq!((y.get(), layer == before), (&[0.0, 0.0][..], true));
 
         // One channel of many is enough, the last too.
         let [one, two]: [Welford; 2] = [[5.0].into_iter().collect(), [5.0, 7.0].into_iter().collect()];
@@ -795,7 +869,7 @@ fn running_statistics_are_written_last() {
         let result = layer.forward_training(&shape, &vec![1.0; x_len], y.get_mut());
         assert!(matches!(result, Err(Error::Length { .. })));
         y.assert_untouched("y");
-        assert_eq!(layer, before);
+        assert_unchanged(&layer, &before);
     }
     // y is of the batch's statistics, not of running ones that were blended first.
     let mut expected = vec![0.0; 30];
@@ -821,7 +895,8 @@ fn levels_have_names_and_say_what_is_wrong_with_others() {
     }
     let available = levels().iter().map(Level::to_string).collect::<Vec<_>>().join(", ");
     for level in [Level::Portable, Level::Avx2, Level::Avx512] {
-        let error = Error::Level { level };
+        let names = levels().iter().map(Level::to_string).collect();
+        let error = Error::Level { level: level.to_string(), available: names };
         let expected = format!("level is {level}, must be one of those this CPU and build have: {available}");
         assert_eq!(error.to_string(), expected);
         if !levels().contains(&level) {
@@ -952,7 +1027,8 @@ fn no_dimensions_panic() {
 /// Running statistics and steps of any lengths and factors.
 #[test]
 fn no_update_panics() {
-    fn property(lens: (u8, u8, u8), counts: Vec<u8>, factor: f64, kind: u8, batches: u64) -> bool {
+    fn property(lens: (u8, u8, u8), counts: Vec<u8>, any: f64, kind: u8, batches: u64) -> bool {
+        let factor = if kind & 32 == 0 { any } else { any.abs().fract() };
         let update = RunningUpdate {
             rule: match kind % 3 {
                 0 => UpdateRule::Momentum(factor),
@@ -969,7 +1045,7 @@ fn no_update_panics() {
         let single = kind & 64 != 0 && states.iter().any(|state| state.count() == 1);
         let right = len(lens.0) == states.len()
             && len(lens.1) == states.len()
-            && (kind % 3 == 2 || factor.is_finite())
+            && (kind % 3 == 2 || (0.0..=1.0).contains(&factor))
             && !single;
         if result.is_err() {
             mean.assert_untouched("running mean");

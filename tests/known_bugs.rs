@@ -3,8 +3,9 @@
 mod common;
 
 use batchnorm::{
-    BatchNorm, Error, Gradients, Level, Params, RunningUpdate, RunningVariance, Shape, UpdateRule, Welford,
-    backward, backward_frozen, forward_inference, forward_training, reference, statistics, update_running,
+    BatchNorm, Error, Gradients, Level, Mode, Params, RunningUpdate, RunningVariance, Shape, UpdateRule,
+    Welford, backward, backward_frozen, forward_inference, forward_training, reference, statistics,
+    update_running,
 };
 use common::matrix::{LAYOUTS, Problem, variate};
 
@@ -295,6 +296,89 @@ fn backward_of_inference_is_frozen() {
     for (i, (dx, dy)) in dx.iter().zip(&dy).enumerate() {
         assert_eq!(*dx, dy * [1.0, 6.0][i / 3 % 2]);
     }
+}
+
+/// pytorch 5766: a cumulative average needs the number of batches before it, which checkpoints did not hold.
+#[test]
+fn a_restored_cumulative_average_goes_on() {
+    let shape = Shape::nchw(&[2, 1]).unwrap();
+    let update = RunningUpdate { rule: UpdateRule::Cumulative, variance: RunningVariance::Biased };
+    let batch = |layer: &mut BatchNorm<f64>, mean: f64| {
+        layer.forward_training(&shape, &[mean - 1.0, mean + 1.0], &mut [0.0; 2]).unwrap();
+    };
+    let mut layer = BatchNorm::new(1).with_update(update);
+    [1.0, 2.0, 3.0].iter().for_each(|mean| batch(&mut layer, *mean));
+    let mut by_parts = BatchNorm::from_parts(layer.clone().into_parts()).unwrap();
+    let mut by_hand = BatchNorm::new(1).with_update(update);
+    by_hand.running_mean_mut().copy_from_slice(layer.running_mean());
+    by_hand.running_var_mut().copy_from_slice(layer.running_var());
+    by_hand.set_batches(layer.batches());
+    for layer in [&mut layer, &mut by_parts, &mut by_hand] {
+        batch(layer, 6.0);
+        assert_eq!((layer.running_mean(), layer.running_var(), layer.batches()), (&[3.0][..], &[1.0][..], 4));
+    }
+    // And a reset begins anew, whatever the running statistics hold.
+    layer.set_batches(0);
+    batch(&mut layer, 10.0);
+    assert_eq!((layer.running_mean(), layer.batches()), (&[10.0][..], 1));
+}
+
+/// keras 6570: a frozen layer's running statistics moved on. pytorch 586, too: its backward took a batch's statistics.
+#[test]
+fn a_frozen_layer_stays_as_it_is() {
+    let shape = Shape::nchw(&[4, 2, 3]).unwrap();
+    let (first, second, dy) = (about(0.0, 1.0, 24), about(50.0, 10.0, 24), about(0.3, 1.0, 24));
+    let mut layer = BatchNorm::<f32>::new(2).with_eps(0.0);
+    let mut y = vec![0.0; 24];
+    layer.forward_training(&shape, &first, &mut y).unwrap();
+    layer.running_mean_mut().copy_from_slice(&[1.0, 2.0]);
+    layer.running_var_mut().copy_from_slice(&[4.0, 0.25]);
+    layer.gamma_mut().unwrap().copy_from_slice(&[2.0, 3.0]);
+    let before = layer.clone();
+    layer.forward(Mode::Frozen, &shape, &second, &mut y).unwrap();
+    let mut dx = [0.0f32; 24];
+    layer.backward(&shape, &second, &dy, &mut dx).unwrap();
+    for (i, (dx, dy)) in dx.iter().zip(&dy).enumerate() {
+        assert_eq!(*dx, dy * [1.0, 6.0][i / 3 % 2]);
+    }
+    assert_eq!(layer, before);
+}
+
+/// pytorch 586 once more: evaluation of another batch before backward.
+#[test]
+fn backward_does_not_mix_two_batches() {
+    let shape = Shape::nchw(&[4, 2, 3]).unwrap();
+    let (first, second) =
+        (about(0.0, 1.0, 24), about(50.0, 10.0, 24).iter().map(|x| x + 1.0).collect::<Vec<_>>());
+    let mut layer = BatchNorm::<f32>::new(2);
+    let (mut y, mut dx) = ([0.0; 24], [7.0; 24]);
+    layer.forward_training(&shape, &first, &mut y).unwrap();
+    layer.forward_inference(&shape, &second, &mut y).unwrap();
+    let result = layer.backward(&shape, &second, &first, &mut dx);
+    assert!(matches!(result, Err(Error::ForwardInput { index: 0, .. })), "{result:?}");
+    assert_eq!(dx, [7.0; 24]);
+}
+
+/// pytorch 62471, 96136: checkpointing runs forward twice, and the running statistics took the batch in twice.
+#[test]
+fn a_recomputed_forward_counts_once() {
+    let shape = Shape::nchw(&[4, 2, 3]).unwrap();
+    let (x, dy) = (about(3.0, 2.0, 24), about(0.0, 1.0, 24));
+    let mut plain = BatchNorm::<f32>::new(2);
+    let mut checkpointed = plain.clone();
+    let [mut y, mut again, mut expected_dx, mut dx] = [[0.0; 24]; 4];
+    for _ in 0..3 {
+        plain.forward_training(&shape, &x, &mut y).unwrap();
+        plain.backward(&shape, &x, &dy, &mut expected_dx).unwrap();
+        plain.step(0.1).unwrap();
+        checkpointed.forward_training(&shape, &x, &mut again).unwrap();
+        checkpointed.forward(Mode::TrainingKeepRunning, &shape, &x, &mut again).unwrap();
+        checkpointed.backward(&shape, &x, &dy, &mut dx).unwrap();
+        checkpointed.step(0.1).unwrap();
+        assert_eq!((again, dx), (y, expected_dx));
+        assert_eq!(checkpointed, plain);
+    }
+    assert_eq!(plain.batches(), 3);
 }
 
 /// A level that was asked for and is not there must not silently be another one (oneDNN's ONEDNN_MAX_CPU_ISA is a hint).

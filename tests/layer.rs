@@ -383,54 +383,13 @@ fn inference_changes_nothing_and_uses_the_running_statistics() {
     let mut y = [0.0; 8];
     layer.forward_inference(&shape, &[1.0, 3.0, -1.0, 0.0, -3.0, 5.0, 1.0, -2.0], &mut y).unwrap();
     assert_eq!(y, [0.5, 3.5, -2.0, 0.0, -5.5, 6.5, 2.0, -4.0]);
-    assert_eq!(layer, before);
+    assert_eq!(format!("{layer:?}"), format!("{before:?}"));
     // A single element per channel is no trouble here, though the update is unbiased.
     let one = Shape::nchw(&[1, 2]).unwrap();
     layer.forward_inference(&one, &[3.0, 0.0], &mut y[..2]).unwrap();
     assert_eq!(y[..2], [3.5, 0.0]);
     // Nor does it give backward anything to go back through.
     assert_eq!(layer.clone().backward(&one, &[3.0, 0.0], &[1.0; 2], &mut [0.0; 2]), Err(Error::NoForward));
-}
-
-#[test]
-fn backward_needs_a_forward_pass_of_the_same_shape() {
-    let shape = Shape::nchw(&[2, 3, 4]).unwrap();
-    let x: Vec<f32> = (0..24).map(|i| (i * i % 17) as f32).collect();
-    let mut layer = BatchNorm::<f32>::new(3);
-    let fresh = layer.clone();
-    let refused = |layer: &mut BatchNorm<f32>, shape: &Shape| {
-        let mut dx = Guarded::new(shape.len(), 0);
-        let len = shape.len();
-        let error = layer.backward(shape, &vec![1.0; len], &vec![1.0; len], dx.get_mut()).unwrap_err();
-        assert_eq!(error, Error::NoForward);
-        assert_eq!(error.to_string(), "backward needs a forward_training of the same shape before it");
-        dx.assert_untouched("dx");
-    };
-    refused(&mut layer, &shape);
-    assert_eq!(layer, fresh);
-
-    // A forward pass that failed is none.
-    assert!(layer.forward_training(&shape, &x, &mut [0.0; 23]).is_err());
-    refused(&mut layer, &shape);
-    assert_eq!(layer, fresh);
-
-    layer.forward_training(&shape, &x, &mut [0.0; 24]).unwrap();
-    let trained = layer.clone();
-    for other in [
-        Shape::nhwc(&[2, 4, 3]).unwrap(),
-        Shape::nchw(&[4, 3, 2]).unwrap(),
-        Shape::nchw(&[2, 3, 5]).unwrap(),
-        Shape::nchw(&[2, 4, 3]).unwrap(),
-    ] {
-        refused(&mut layer, &other);
-    }
-    assert_eq!(layer, trained);
-    // Once there has been one, a failed one does not take it away, and backward may be called again.
-    assert!(layer.forward_training(&shape, &x[1..], &mut [0.0; 24]).is_err());
-    let mut dx = [[0.0; 24]; 2];
-    layer.backward(&shape, &x, &x, &mut dx[0]).unwrap();
-    layer.backward(&shape, &x, &x, &mut dx[1]).unwrap();
-    assert_same("dx", &dx[0], &dx[1]);
 }
 
 #[test]
@@ -441,10 +400,12 @@ fn the_state_after_an_error_is_the_state_before() {
     layer.forward_training(&shape, &x, &mut [0.0; 24]).unwrap();
     layer.backward(&shape, &x, &x, &mut [0.0; 24]).unwrap();
     layer.step(0.1).unwrap();
-    let before = layer.clone();
+    // All that it holds, not only what a checkpoint does.
+    let before = format!("{layer:?}");
     let one = Shape::nchw(&[1, 3, 1]).unwrap();
     type Wrong<'a> = Box<dyn Fn(&mut BatchNorm<f32>) -> Result<(), Error> + 'a>;
     let (long, short) = ([1.0; 25], [1.0; 23]);
+    let other = [&[0.0, 2.0], &x[2..]].concat();
     let wrongs: Vec<(&str, Wrong<'_>)> = vec![
         ("x has length 23", Box::new(|layer| layer.forward_training(&shape, &short, &mut [0.0; 24]))),
         ("y has length 25", Box::new(|layer| layer.forward_training(&shape, &x, &mut long.clone()))),
@@ -457,14 +418,15 @@ fn the_state_after_an_error_is_the_state_before() {
         ("x has length 23", Box::new(|layer| layer.backward(&shape, &short, &x, &mut [0.0; 24]))),
         ("dy has length 25", Box::new(|layer| layer.backward(&shape, &x, &long, &mut [0.0; 24]))),
         ("dx has length 23", Box::new(|layer| layer.backward(&shape, &x, &x, &mut short.clone()))),
-        ("forward_training of the same shape", Box::new(|layer| layer.backward(&one, &x, &x, &mut [0.0; 3]))),
+        ("x[1] is 2, must be 1:", Box::new(|layer| layer.backward(&shape, &other, &x, &mut [0.0; 24]))),
+        ("backward is of NCL 1x3x1,", Box::new(|layer| layer.backward(&one, &x, &x, &mut [0.0; 3]))),
         ("lr is NaN", Box::new(|layer| layer.step(f64::NAN))),
         ("lr is inf", Box::new(|layer| layer.step(f64::INFINITY))),
     ];
     for (text, wrong) in wrongs {
         let error = wrong(&mut layer).unwrap_err().to_string();
         assert!(error.contains(text), "{error}, expected {text}");
-        assert_eq!(layer, before, "{text}");
+        assert_eq!(format!("{layer:?}"), before, "{text}");
     }
 }
 

@@ -324,7 +324,7 @@ fn wrong(
             if rule > 2 || unbiased > 1 {
                 return Some("rule or unbiased is no such number".into());
             }
-            if rule < 2 && !scalar.is_finite() {
+            if rule < 2 && !(0.0..=1.0).contains(&scalar) {
                 return Some(format!("the factor is {scalar}"));
             }
             let one = unbiased == 1 && counts(memory, &spans[0]).any(|count| count == 1);

@@ -67,8 +67,8 @@ fn x_and_y<'a, T>(
     y: Option<&'a mut [T]>,
 ) -> Result<(Input<'a, T>, Output<'a, T>), Error> {
     let x = given("x", x)?;
-    check_len("x", x.len(), shape.len())?;
-    check_optional("y", y.as_deref(), shape.len())?;
+    shape.check_tensor("x", x.len())?;
+    y.as_deref().map_or(Ok(()), |y| shape.check_tensor("y", y.len()))?;
     let (x, over_x) = x.split();
     match (over_x, y.map(Output::new)) {
         (Some(_), Some(_)) => Err(Error::Twice { argument: "y" }),
@@ -128,7 +128,7 @@ impl<'a, T: Element> Statistics<'a, T> {
     pub fn run(self) -> Result<(), Error> {
         let Self { shape, x, states } = self;
         let x = given("x", x)?;
-        check_len("x", x.len(), shape.len())?;
+        shape.check_tensor("x", x.len())?;
         let affine = Params::default().checked(shape.channels())?;
         let states = states_of(&shape, states)?;
         run(&shape, Job::Forward(Forward { x: Input::new(x), y: None, affine, states }));
@@ -374,16 +374,16 @@ impl<'a, T: Element> Backward<'a, T> {
     /// then.
     pub fn run(self) -> Result<(), Error> {
         let Self { shape, params, x, dy, statistics, gradients } = self;
-        let (len, channels) = (shape.len(), shape.channels());
+        let channels = shape.channels();
         let (x, dy) = (given("x", x)?, given("dy", dy)?);
         let given = match given("states", statistics)? {
             Normalizer::Batch(states) => batch_of(&shape, states)?,
             Normalizer::Frozen(mean, var) => frozen_of(&shape, (mean, var))?,
         };
-        check_len("x", x.len(), len)?;
-        check_len("dy", dy.len(), len)?;
+        shape.check_tensor("x", x.len())?;
+        shape.check_tensor("dy", dy.len())?;
         let Gradients { dx, dgamma, dbeta, dmean, dvar } = gradients;
-        check_optional("dx", dx.as_deref(), len)?;
+        dx.as_deref().map_or(Ok(()), |dx| shape.check_tensor("dx", dx.len()))?;
         let ((x, over_x), (dy, over_dy)) = (x.split(), dy.split());
         let mut places = [dx.map(Output::new), over_x, over_dy].into_iter().flatten();
         let dx = places.next();

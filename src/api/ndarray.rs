@@ -108,11 +108,12 @@ fn shape(dims: &[usize], strides: &[isize], channels: Axis, like: Option<&Shape>
                 Shape::new(Layout::Nchw, sizes(outer).iter().product(), dims[axis], &sizes(inner))?
             }
         };
-        if like.is_none_or(|like| *like == shape) {
+        if like.is_none_or(|like| like.lies_like(&shape)) {
             return Ok(shape);
         }
     }
-    Err(Error::View { dims: dims.to_vec(), strides: strides.to_vec(), axis, like: like.copied() })
+    let like = like.map(Shape::to_string);
+    Err(Error::View { dims: dims.to_vec(), strides: strides.to_vec(), axis, like })
 }
 
 /// Whether the elements follow each other without gaps when the axes are nested in this order. What is dense in any order

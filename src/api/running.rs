@@ -2,12 +2,16 @@
 
 #![forbid(unsafe_code)]
 
-use crate::ground::error::{Error, check_finite, check_len};
+use crate::ground::error::{Error, check_finite, check_len, check_weight};
 use crate::ground::welford::Welford;
 use crate::operations::Element;
 
 /// How running statistics take in a batch. The field has two opposite conventions, so the choice is explicit.
+///
+/// A factor outside of 0 to 1 is refused ([`Error::Weight`]), also where PyTorch takes it: running statistics would grow
+/// without bound or change their sign. It is mostly the other convention's, or a percentage.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum UpdateRule {
     /// running = b * running + (1 - b) * batch: Keras, ONNX, TensorFlow (0.99, 0.9).
     Decay(f64),
@@ -19,6 +23,7 @@ pub enum UpdateRule {
 
 /// Which variance of a batch of m elements per channel goes into the running variance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum RunningVariance {
     /// M2 / (m - 1): PyTorch, cuDNN, TensorFlow's fused operation. Needs at least two elements per channel.
     Unbiased,
@@ -28,6 +33,7 @@ pub enum RunningVariance {
 
 /// A rule with its choice of variance.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct RunningUpdate {
     /// The weights of old and new.
     pub rule: UpdateRule,
@@ -56,13 +62,19 @@ impl RunningUpdate {
 
     /// What can be wrong before a batch of `count` elements per channel is seen.
     pub(crate) fn check(self, count: u64) -> Result<(), Error> {
-        match self.rule {
-            UpdateRule::Decay(decay) => check_finite("decay", decay)?,
-            UpdateRule::Momentum(momentum) => check_finite("momentum", momentum)?,
-            UpdateRule::Cumulative => (),
-        }
+        self.check_rule()?;
         if self.variance == RunningVariance::Unbiased && count == 1 {
             return Err(Error::SingleElement);
+        }
+        Ok(())
+    }
+
+    /// What can be wrong with the rule itself.
+    pub(crate) fn check_rule(self) -> Result<(), Error> {
+        match self.rule {
+            UpdateRule::Decay(decay) => check_weight("decay", decay)?,
+            UpdateRule::Momentum(momentum) => check_weight("momentum", momentum)?,
+            UpdateRule::Cumulative => (),
         }
         Ok(())
     }
@@ -74,7 +86,7 @@ impl RunningUpdate {
 /// of no elements (an empty batch) are left as they are.
 ///
 /// # Errors
-/// [`Error::Length`], [`Error::NotFinite`] for the rule's factor, [`Error::SingleElement`] for the unbiased variance of
+/// [`Error::Length`], [`Error::Weight`] for the rule's factor, [`Error::SingleElement`] for the unbiased variance of
 /// one element. Nothing has been written then.
 ///
 /// ```
@@ -95,7 +107,7 @@ pub fn update_running<T: Element>(
 ) -> Result<(), Error> {
     check_len("running mean", mean.len(), states.len())?;
     check_len("running variance", var.len(), states.len())?;
-    update.check(0)?;
+    update.check_rule()?;
     if states.iter().any(|state| state.count() == 1) {
         update.check(1)?;
     }

@@ -33,9 +33,10 @@ impl StreamingStatistics {
     /// Takes in one batch.
     ///
     /// # Errors
-    /// [`Error::Length`] if `x` has not the shape's length, or the shape another number of channels; then nothing has
-    /// been taken in.
+    /// [`Error::Length`] if `x` has not the shape's length, [`Error::Channels`] if the shape has another number of
+    /// channels; then nothing has been taken in.
     pub fn update<T: Element>(&mut self, shape: &Shape, x: &[T]) -> Result<(), Error> {
+        shape.check_channels("statistics", self.states.len())?;
         statistics(shape, x, &mut self.batch)?;
         self.states.iter_mut().zip(&self.batch).for_each(|(state, batch)| state.merge(batch));
         Ok(())

@@ -46,9 +46,7 @@ impl<T: Element> Tensor<T> {
     /// # Errors
     /// [`Error::Length`] if there are more or fewer than the shape has elements.
     pub fn from_slice(shape: Shape, values: &[T]) -> Result<Self, Error> {
-        if values.len() != shape.len() {
-            return Err(Error::Length { argument: "values", got: values.len(), expected: shape.len() });
-        }
+        shape.check_tensor("values", values.len())?;
         Ok(Self { shape, data: AVec::from_slice(64, values) })
     }
 

@@ -23,7 +23,7 @@ impl From<Error> for Failure {
         let status = match error {
             Error::Rank { .. } | Error::Overflow { .. } => Status::Overflow,
             Error::Epsilon { .. } => Status::Epsilon,
-            Error::NotFinite { .. } => Status::NotFinite,
+            Error::NotFinite { .. } | Error::Weight { .. } => Status::NotFinite,
             Error::SingleElement => Status::SingleElement,
             Error::Count { .. } => Status::Count,
             Error::Level { .. } | Error::UnknownLevel { .. } => Status::Level,

@@ -5,6 +5,16 @@
 use std::fmt;
 
 /// Why a call was refused. Nothing has been written when one of these is returned.
+///
+/// The text says what was given and what must be:
+///
+/// ```
+/// use batchnorm::{BatchNorm, Shape};
+/// let shape = Shape::nchw(&[2, 3, 4, 4])?;
+/// let error = BatchNorm::new(8).forward_training(&shape, &[0.0f32; 96], &mut [0.0; 96]).unwrap_err();
+/// assert_eq!(error.to_string(), "NCHW 2x3x4x4 has 3 channels, must have the 8 of the layer");
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Error {
@@ -13,10 +23,12 @@ pub enum Error {
         /// The number of dimensions given.
         rank: usize,
     },
-    /// The product of a shape's dimensions does not fit in `usize`.
+    /// A shape has more elements than a slice can.
     Overflow {
-        /// The dimensions given.
+        /// The dimensions given, in their order.
         dims: Vec<usize>,
+        /// The most elements there can be: a slice has no more than `isize::MAX` bytes.
+        most: usize,
     },
     /// A slice has another length than the shape or the number of channels asks for.
     Length {
@@ -25,6 +37,19 @@ pub enum Error {
         /// Its length.
         got: usize,
         /// The length it must have.
+        expected: usize,
+        /// The shape that asks for it, if the slice is a tensor.
+        shape: Option<String>,
+    },
+    /// A shape has another number of channels than the layer, or the statistics, that it goes with.
+    Channels {
+        /// The shape.
+        shape: String,
+        /// Its number of channels.
+        got: usize,
+        /// What it goes with: "layer" or "statistics".
+        with: &'static str,
+        /// The number of channels of that.
         expected: usize,
     },
     /// An operand that the operation needs has not been given to its builder.
@@ -42,8 +67,15 @@ pub enum Error {
         /// The value given.
         eps: f64,
     },
-    /// A scalar (momentum, decay, learning rate) is NaN or infinite.
+    /// A scalar (the learning rate) is NaN or infinite.
     NotFinite {
+        /// The argument's name.
+        argument: &'static str,
+        /// The value given.
+        value: f64,
+    },
+    /// A weight (momentum, decay) is not in the range from 0 to 1: it would let running statistics grow without bound.
+    Weight {
         /// The argument's name.
         argument: &'static str,
         /// The value given.
@@ -60,12 +92,30 @@ pub enum Error {
         /// The elements per channel of the shape.
         expected: u64,
     },
-    /// `backward` on a layer that has no forward training pass of the same shape to go back through.
+    /// `backward` on a layer that has had no forward pass to go back through, but for inference.
     NoForward,
+    /// `backward` of another shape than that of the layer's last forward pass.
+    ForwardShape {
+        /// The shape given.
+        got: String,
+        /// The shape of the forward pass.
+        expected: String,
+    },
+    /// `backward` of another `x` than that of the layer's last forward pass.
+    ForwardInput {
+        /// An element that differs.
+        index: usize,
+        /// Its value.
+        got: f64,
+        /// Its value in the forward pass.
+        expected: f64,
+    },
     /// The instruction set is not one that this CPU (and this build) has.
     Level {
-        /// The level asked for.
-        level: crate::Level,
+        /// The name of the level asked for.
+        level: String,
+        /// The names of those there are.
+        available: Vec<String>,
     },
     /// An axis that a view does not have.
     Axis {
@@ -83,7 +133,7 @@ pub enum Error {
         /// The channel axis given.
         axis: usize,
         /// The shape of the tensor that the view goes with, if it goes with one.
-        like: Option<crate::Shape>,
+        like: Option<String>,
     },
     /// A name that is none of an instruction set's.
     UnknownLevel {
@@ -98,11 +148,15 @@ impl fmt::Display for Error {
             Error::Rank { rank } => {
                 write!(f, "shape has {rank} dimension(s), must have at least 2 (batch and channels)")
             }
-            Error::Overflow { dims } => {
-                write!(f, "shape {dims:?} has more elements than usize can count")
+            Error::Overflow { dims, most } => {
+                write!(f, "shape {dims:?} has too many elements for a slice, must have at most {most}")
             }
-            Error::Length { argument, got, expected } => {
-                write!(f, "{argument} has length {got}, must have length {expected}")
+            Error::Length { argument, got, expected, shape } => {
+                write!(f, "{argument} has length {got}, must have length {expected}")?;
+                shape.iter().try_for_each(|shape| write!(f, ", that of {shape}"))
+            }
+            Error::Channels { shape, got, with, expected } => {
+                write!(f, "{shape} has {got} channels, must have the {expected} of the {with}")
             }
             Error::Missing { argument: "states" } => {
                 write!(f, "states is missing, must be given (or, of frozen statistics, mean and var)")
@@ -117,6 +171,9 @@ impl fmt::Display for Error {
             Error::NotFinite { argument, value } => {
                 write!(f, "{argument} is {value}, must be finite")
             }
+            Error::Weight { argument, value } => {
+                write!(f, "{argument} is {value}, must be between 0 and 1")
+            }
             Error::SingleElement => write!(
                 f,
                 "running variance is unbiased (m / (m - 1)), so m = N * S must be at least 2, but is 1"
@@ -126,14 +183,21 @@ impl fmt::Display for Error {
                 "states[{channel}] counts {got} elements, must count the {expected} elements per channel of the shape"
             ),
             Error::NoForward => {
-                write!(f, "backward needs a forward_training of the same shape before it")
+                write!(
+                    f,
+                    "backward has no forward pass to go back through, must follow one in training or frozen mode"
+                )
             }
-            Error::Level { level } => {
-                write!(f, "level is {level}, must be one of those this CPU and build have: ")?;
-                for (i, available) in crate::Level::available().iter().enumerate() {
-                    write!(f, "{}{available}", if i == 0 { "" } else { ", " })?;
-                }
-                Ok(())
+            Error::ForwardShape { got, expected } => {
+                write!(f, "backward is of {got}, must be of {expected}, like the layer's last forward pass")
+            }
+            Error::ForwardInput { index, got, expected } => write!(
+                f,
+                "x[{index}] is {got}, must be {expected}: backward takes the x of the layer's last forward pass"
+            ),
+            Error::Level { level, available } => {
+                let available = available.join(", ");
+                write!(f, "level is {level}, must be one of those this CPU and build have: {available}")
             }
             Error::Axis { axis, rank } => {
                 write!(f, "channel axis is {axis}, must be below {rank}, the number of axes")
@@ -147,7 +211,7 @@ impl fmt::Display for Error {
                     ),
                     Some(like) => write!(
                         f,
-                        "must lie in memory like the tensor it goes with, which is {like:?}: as_standard_layout() \
+                        "must lie in memory like the tensor it goes with, which is {like}: as_standard_layout() \
                          copies either"
                     ),
                 }
@@ -162,7 +226,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 pub fn check_len(argument: &'static str, got: usize, expected: usize) -> Result<(), Error> {
-    if got == expected { Ok(()) } else { Err(Error::Length { argument, got, expected }) }
+    if got == expected { Ok(()) } else { Err(Error::Length { argument, got, expected, shape: None }) }
 }
 
 pub fn check_optional<T>(argument: &'static str, slice: Option<&[T]>, expected: usize) -> Result<(), Error> {
@@ -171,6 +235,11 @@ pub fn check_optional<T>(argument: &'static str, slice: Option<&[T]>, expected: 
 
 pub fn check_finite(argument: &'static str, value: f64) -> Result<(), Error> {
     if value.is_finite() { Ok(()) } else { Err(Error::NotFinite { argument, value }) }
+}
+
+/// The weight of one of two things whose weights add up to 1.
+pub fn check_weight(argument: &'static str, value: f64) -> Result<(), Error> {
+    if (0.0..=1.0).contains(&value) { Ok(()) } else { Err(Error::Weight { argument, value }) }
 }
 
 pub fn check_eps(eps: f64) -> Result<(), Error> {

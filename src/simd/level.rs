@@ -92,7 +92,11 @@ impl Level {
     }
 
     fn checked(self) -> Result<Level, Error> {
-        if Self::available().contains(&self) { Ok(self) } else { Err(Error::Level { level: self }) }
+        if Self::available().contains(&self) {
+            return Ok(self);
+        }
+        let available = Self::available().iter().map(Level::to_string).collect();
+        Err(Error::Level { level: self.to_string(), available })
     }
 
     /// Forces a level for all threads of the program, `None` to end that.

@@ -1,0 +1,440 @@
+//! The layer: parameters, running statistics, and what a training step needs to remember.
+
+#![forbid(unsafe_code)]
+
+pub mod parts;
+mod record;
+
+use crate::api::batch_norm::parts::Parts;
+use crate::api::batch_norm::record::{Record, Statistics};
+use crate::api::ops::{backward, backward_frozen, forward_inference, forward_training};
+use crate::api::params::{Gradients, Params};
+use crate::api::running::{RunningUpdate, RunningVariance, UpdateRule, step, update_running};
+use crate::api::shape::Shape;
+use crate::ground::error::{Error, check_eps, check_finite};
+use crate::ground::welford::Welford;
+use crate::operations::Element;
+
+/// By which statistics a forward pass of the layer normalizes, and what it leaves behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// By the batch's statistics, which the running statistics take in. Backward goes through the statistics, too.
+    Training,
+    /// The same, but the running statistics and the count of batches are left alone: the second forward pass of activation
+    /// checkpointing, a batch that is only looked at.
+    TrainingKeepRunning,
+    /// By the running statistics, which stay as they are, while gamma and beta are trained: fine-tuning, small batches.
+    /// Backward takes the statistics for constants: dx = gamma * invstd * dy.
+    Frozen,
+    /// By the running statistics, and nothing is kept for backward: evaluation.
+    Inference,
+}
+
+/// A batch normalization layer over `channels` channels.
+///
+/// [`new`](Self::new) follows PyTorch's defaults, [`keras`](Self::keras) and [`onnx`](Self::onnx) those conventions;
+/// the `with_` methods change them. [`Mode`] says what kinds of forward pass there are.
+///
+/// ```
+/// use batchnorm::{BatchNorm, Mode, Shape, Tensor};
+/// let shape = Shape::nchw(&[8, 3, 16, 16])?;
+/// let x = Tensor::from_fn(shape, |i| (i % 101) as f32);
+/// let (mut y, mut dx) = (Tensor::zeros(shape), Tensor::zeros(shape));
+/// let mut layer = BatchNorm::new(3);
+/// layer.forward_training(&shape, &x, &mut y)?;
+/// let dy = Tensor::from_fn(shape, |i| (i % 7) as f32 - 3.0);
+/// layer.backward(&shape, &x, &dy, &mut dx)?;
+/// layer.step(0.1)?;
+/// layer.forward_inference(&shape, &x, &mut y)?;
+///
+/// // Fine-tuning: gamma and beta learn on, the statistics stay.
+/// layer.forward(Mode::Frozen, &shape, &x, &mut y)?;
+/// layer.backward(&shape, &x, &dy, &mut dx)?;
+/// layer.step(0.01)?;
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
+///
+/// Layers are equal if their [parts](Parts) are, which is what a checkpoint holds; gradients and what is kept of the last
+/// forward pass have no part in it. With the feature `serde` a layer is written and read as its parts, and checked on
+/// reading; to the bit if the format is (serde_json needs its feature `float_roundtrip` for that).
+#[derive(Debug, Clone)]
+pub struct BatchNorm<T> {
+    parts: Parts<T>,
+    dgamma: Vec<T>,
+    dbeta: Vec<T>,
+    states: Vec<Welford>,
+    /// The forward pass that backward belongs to; boxed, so that a layer is small among an enum's others.
+    forward: Option<Box<Record<T>>>,
+}
+
+impl<T: PartialEq> PartialEq for BatchNorm<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.parts == other.parts
+    }
+}
+
+impl<T: Element> BatchNorm<T> {
+    /// PyTorch's defaults: gamma 1, beta 0, running mean 0 and variance 1, eps 1e-5, momentum 0.1, unbiased running
+    /// variance.
+    pub fn new(channels: usize) -> Self {
+        Self::of(Parts::new(channels))
+    }
+
+    /// Keras's defaults: eps 1e-3, decay 0.99, biased running variance.
+    pub fn keras(channels: usize) -> Self {
+        let update = RunningUpdate { rule: UpdateRule::Decay(0.99), variance: RunningVariance::Biased };
+        Self::new(channels).with_eps(1e-3).with_update(update)
+    }
+
+    /// ONNX's defaults: eps 1e-5, decay 0.9, biased running variance.
+    pub fn onnx(channels: usize) -> Self {
+        let update = RunningUpdate { rule: UpdateRule::Decay(0.9), variance: RunningVariance::Biased };
+        Self::new(channels).with_update(update)
+    }
+
+    /// The layer that was taken apart, or that another framework's checkpoint holds.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if a vector has not the running mean's length, [`Error::Epsilon`], [`Error::Weight`] for the
+    /// update rule's factor.
+    ///
+    /// ```
+    /// use batchnorm::{BatchNorm, Parts};
+    /// // What a state_dict of PyTorch's holds.
+    /// let (weight, bias) = (vec![1.0f32, 2.0], vec![0.0, 0.5]);
+    /// let (running_mean, running_var, num_batches_tracked) = (vec![3.0, 4.0], vec![1.5, 2.5], 100);
+    /// let layer = BatchNorm::from_parts(Parts {
+    ///     gamma: Some(weight),
+    ///     beta: Some(bias),
+    ///     running_mean,
+    ///     running_var,
+    ///     batches: num_batches_tracked,
+    ///     ..Parts::new(0)
+    /// })?;
+    /// assert_eq!((layer.channels(), layer.eps()), (2, 1e-5));
+    /// assert_eq!(BatchNorm::from_parts(layer.clone().into_parts())?, layer);
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    pub fn from_parts(parts: Parts<T>) -> Result<Self, Error> {
+        parts.check()?;
+        Ok(Self::of(parts))
+    }
+
+    /// Checked parts.
+    fn of(parts: Parts<T>) -> Self {
+        let channels = parts.channels();
+        let zeros = vec![T::default(); channels];
+        Self {
+            parts,
+            dgamma: zeros.clone(),
+            dbeta: zeros,
+            states: vec![Welford::new(); channels],
+            forward: None,
+        }
+    }
+
+    /// What the layer consists of.
+    pub fn parts(&self) -> &Parts<T> {
+        &self.parts
+    }
+
+    /// What the layer consisted of; gradients and the last forward pass are dropped.
+    pub fn into_parts(self) -> Parts<T> {
+        self.parts
+    }
+
+    /// With another eps; calls that use it return an error if it is negative or not finite.
+    pub fn with_eps(mut self, eps: f64) -> Self {
+        self.parts.eps = eps;
+        self
+    }
+
+    /// With another rule for the running statistics; training returns an error if its factor is not between 0 and 1.
+    pub fn with_update(mut self, update: RunningUpdate) -> Self {
+        self.parts.update = update;
+        self
+    }
+
+    /// Without gamma (1 throughout, and not trained).
+    pub fn without_gamma(mut self) -> Self {
+        self.parts.gamma = None;
+        self
+    }
+
+    /// Without beta (0 throughout, and not trained).
+    pub fn without_beta(mut self) -> Self {
+        self.parts.beta = None;
+        self
+    }
+
+    /// A forward pass in some mode: y of x.
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::Channels`], [`Error::Epsilon`]; in [`Mode::Training`] also [`Error::Weight`] for the
+    /// update rule's factor, [`Error::SingleElement`] for the unbiased variance of one element per channel. Nothing has
+    /// been written then, and the last forward pass is still the one before.
+    pub fn forward(&mut self, mode: Mode, shape: &Shape, x: &[T], y: &mut [T]) -> Result<(), Error> {
+        let statistics = match mode {
+            Mode::Training => {
+                self.normalize_by_batch(Some(self.parts.update), shape, x, y)?;
+                Statistics::Batch
+            }
+            Mode::TrainingKeepRunning => {
+                self.normalize_by_batch(None, shape, x, y)?;
+                Statistics::Batch
+            }
+            Mode::Frozen => {
+                self.forward_inference(shape, x, y)?;
+                Statistics::Running
+            }
+            Mode::Inference => return self.forward_inference(shape, x, y),
+        };
+        Record::write(&mut self.forward, statistics, shape, x, &self.parts);
+        Ok(())
+    }
+
+    /// Normalizes a batch by its own statistics, which the running statistics take in: [`Mode::Training`].
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_training(&mut self, shape: &Shape, x: &[T], y: &mut [T]) -> Result<(), Error> {
+        self.forward(Mode::Training, shape, x, y)
+    }
+
+    /// Normalizes by the running statistics and keeps nothing: [`Mode::Inference`], for a layer that is shared.
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::Channels`], [`Error::Epsilon`]. Nothing has been written then.
+    pub fn forward_inference(&self, shape: &Shape, x: &[T], y: &mut [T]) -> Result<(), Error> {
+        self.check_channels(shape)?;
+        let Parts { running_mean, running_var, .. } = &self.parts;
+        forward_inference(shape, x, running_mean, running_var, &params(&self.parts), y)
+    }
+
+    /// Training, with the running statistics by a rule or left alone.
+    fn normalize_by_batch(
+        &mut self,
+        update: Option<RunningUpdate>,
+        shape: &Shape,
+        x: &[T],
+        y: &mut [T],
+    ) -> Result<(), Error> {
+        self.check_channels(shape)?;
+        update.map_or(Ok(()), |update| update.check(shape.per_channel() as u64))?;
+        forward_training(shape, x, &params(&self.parts), y, &mut self.states)?;
+        if let Some(update) = update.filter(|_| shape.per_channel() != 0) {
+            let Parts { running_mean, running_var, batches, .. } = &mut self.parts;
+            update_running(update, *batches, &self.states, running_mean, running_var)?;
+            *batches = batches.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    /// The gradients of the last forward pass, whose `x` this is: dx to the slice, dgamma and dbeta kept for
+    /// [`parameters_mut`](Self::parameters_mut) and [`step`](Self::step).
+    ///
+    /// The last forward pass is that of [`forward`](Self::forward) or [`forward_training`](Self::forward_training) in any
+    /// mode but inference, which comes and goes unnoticed. Gradients are of what it computed: gamma, eps and running
+    /// statistics that have been changed since are taken as they were. Backward may be called more than once.
+    ///
+    /// Another batch's x is told by 64 of its elements, spread over the tensor, whose values the forward pass kept: a
+    /// mistake in a program's order of calls is found out in this way, while tensors that differ elsewhere only are not.
+    /// A copy of x is as good as x.
+    ///
+    /// ```
+    /// use batchnorm::{BatchNorm, Error, Shape};
+    /// let shape = Shape::nchw(&[2, 1])?;
+    /// let (mut layer, mut y, mut dx) = (BatchNorm::new(1), [0.0f32; 2], [0.0; 2]);
+    /// layer.forward_training(&shape, &[1.0, 2.0], &mut y)?;
+    /// layer.forward_inference(&shape, &[5.0, 6.0], &mut y)?;
+    /// let error = layer.backward(&shape, &[5.0, 6.0], &[1.0, 0.0], &mut dx).unwrap_err();
+    /// assert_eq!(error, Error::ForwardInput { index: 0, got: 5.0, expected: 1.0 });
+    /// layer.backward(&shape, &[1.0, 2.0], &[1.0, 0.0], &mut dx)?;
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoForward`] without such a forward pass, [`Error::ForwardShape`] if it was of another shape (spatial axes
+    /// may be folded: [`Shape::lies_like`]), [`Error::ForwardInput`] if it was of another x, [`Error::Length`]. Nothing has
+    /// been written then.
+    pub fn backward(&mut self, shape: &Shape, x: &[T], dy: &[T], dx: &mut [T]) -> Result<(), Error> {
+        let forward = self.forward.as_ref().ok_or(Error::NoForward)?;
+        forward.check(shape, x)?;
+        let mut params = Params::new(forward.eps);
+        params.gamma = forward.gamma.as_deref();
+        let gradients = Gradients::new().dx(dx).dgamma(&mut self.dgamma).dbeta(&mut self.dbeta);
+        match forward.statistics {
+            Statistics::Batch => backward(shape, x, dy, &self.states, &params, gradients),
+            Statistics::Running => {
+                backward_frozen(shape, x, dy, &forward.mean, &forward.var, &params, gradients)
+            }
+        }
+    }
+
+    /// Each parameter with its gradient, as of the last backward pass: gamma with dgamma, then beta with dbeta; those that
+    /// the layer is without are left out. For any optimizer; this is Adam's first step:
+    ///
+    /// ```
+    /// use batchnorm::{BatchNorm, Shape};
+    /// let shape = Shape::nchw(&[3, 2])?;
+    /// let (x, dy) = ([1.0f64, 2.0, 3.0, 4.0, 8.0, 9.0], [1.0, -1.0, 0.0, 2.0, -2.0, 0.5]);
+    /// let (mut layer, mut y) = (BatchNorm::new(2), [0.0; 6]);
+    /// layer.forward_training(&shape, &x, &mut y)?;
+    /// layer.backward(&shape, &x, &dy, &mut y)?;
+    ///
+    /// let (lr, t) = (1e-3, 1);
+    /// let mut moments = [(); 2].map(|()| [(0.0, 0.0); 2]); // of gamma and of beta, for each channel
+    /// for ((parameter, gradient), moments) in layer.parameters_mut().zip(&mut moments) {
+    ///     for ((p, g), (m, v)) in parameter.iter_mut().zip(gradient).zip(moments) {
+    ///         (*m, *v) = (0.9 * *m + 0.1 * g, 0.999 * *v + 0.001 * g * g);
+    ///         *p -= lr * (*m / (1.0 - 0.9f64.powi(t))) / ((*v / (1.0 - 0.999f64.powi(t))).sqrt() + 1e-8);
+    ///     }
+    /// }
+    /// // Its first step is lr against the gradient's sign, whatever the gradient's size.
+    /// for (beta, dbeta) in layer.beta().unwrap().iter().zip(layer.dbeta()) {
+    ///     assert!((beta + lr * dbeta.signum()).abs() < 1e-9);
+    /// }
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    pub fn parameters_mut(&mut self) -> impl Iterator<Item = (&mut [T], &[T])> {
+        let Self { parts: Parts { gamma, beta, .. }, dgamma, dbeta, .. } = self;
+        let pairs = [(gamma, dgamma), (beta, dbeta)];
+        pairs.into_iter().filter_map(|(parameter, gradient)| Some((parameter.as_deref_mut()?, &gradient[..])))
+    }
+
+    /// One step of gradient descent on gamma and beta with the gradients of the last backward pass.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] for `lr`; nothing has been written then.
+    pub fn step(&mut self, lr: f64) -> Result<(), Error> {
+        check_finite("lr", lr)?;
+        self.parameters_mut().try_for_each(|(parameter, gradient)| step(lr, gradient, parameter))
+    }
+
+    fn check_channels(&self, shape: &Shape) -> Result<(), Error> {
+        shape.check_channels("layer", self.channels())?;
+        check_eps(self.parts.eps)
+    }
+
+    /// C.
+    pub fn channels(&self) -> usize {
+        self.states.len()
+    }
+
+    /// gamma, unless the layer is without.
+    pub fn gamma(&self) -> Option<&[T]> {
+        self.parts.gamma.as_deref()
+    }
+
+    /// gamma, to be set.
+    pub fn gamma_mut(&mut self) -> Option<&mut [T]> {
+        self.parts.gamma.as_deref_mut()
+    }
+
+    /// beta, unless the layer is without.
+    pub fn beta(&self) -> Option<&[T]> {
+        self.parts.beta.as_deref()
+    }
+
+    /// beta, to be set.
+    pub fn beta_mut(&mut self) -> Option<&mut [T]> {
+        self.parts.beta.as_deref_mut()
+    }
+
+    /// dgamma of the last backward pass.
+    pub fn dgamma(&self) -> &[T] {
+        &self.dgamma
+    }
+
+    /// dbeta of the last backward pass.
+    pub fn dbeta(&self) -> &[T] {
+        &self.dbeta
+    }
+
+    /// The running mean of each channel.
+    pub fn running_mean(&self) -> &[T] {
+        &self.parts.running_mean
+    }
+
+    /// The running mean, to be set (from a checkpoint).
+    pub fn running_mean_mut(&mut self) -> &mut [T] {
+        &mut self.parts.running_mean
+    }
+
+    /// The running variance of each channel.
+    pub fn running_var(&self) -> &[T] {
+        &self.parts.running_var
+    }
+
+    /// The running variance, to be set (from a checkpoint).
+    pub fn running_var_mut(&mut self) -> &mut [T] {
+        &mut self.parts.running_var
+    }
+
+    /// The batches that the running statistics have taken in (PyTorch's `num_batches_tracked`).
+    pub fn batches(&self) -> u64 {
+        self.parts.batches
+    }
+
+    /// Sets the number of batches taken in, which [`UpdateRule::Cumulative`] weights by; 0 for a fresh start, where that
+    /// rule forgets the running statistics there are.
+    pub fn set_batches(&mut self, batches: u64) {
+        self.parts.batches = batches;
+    }
+
+    /// How the running statistics take in a batch.
+    pub fn update(&self) -> RunningUpdate {
+        self.parts.update
+    }
+
+    /// Sets how the running statistics take in the batches from here on.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] if its factor is not between 0 and 1; then the rule is the one before.
+    pub fn set_update(&mut self, update: RunningUpdate) -> Result<(), Error> {
+        update.check_rule()?;
+        self.parts.update = update;
+        Ok(())
+    }
+
+    /// Sets eps.
+    ///
+    /// # Errors
+    /// [`Error::Epsilon`] if it is negative or not finite; then eps is the one before.
+    pub fn set_eps(&mut self, eps: f64) -> Result<(), Error> {
+        check_eps(eps)?;
+        self.parts.eps = eps;
+        Ok(())
+    }
+
+    /// eps.
+    pub fn eps(&self) -> f64 {
+        self.parts.eps
+    }
+
+    /// The statistics of the last training batch, one state per channel.
+    pub fn states(&self) -> &[Welford] {
+        &self.states
+    }
+}
+
+fn params<T: Element>(parts: &Parts<T>) -> Params<'_, T> {
+    let mut params = Params::new(parts.eps);
+    (params.gamma, params.beta) = (parts.gamma.as_deref(), parts.beta.as_deref());
+    params
+}
+
+#[cfg(feature = "serde")]
+impl<T: serde::Serialize> serde::Serialize for BatchNorm<T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.parts.serialize(serializer)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de, T: Element + serde::Deserialize<'de>> serde::Deserialize<'de> for BatchNorm<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let parts = Parts::deserialize(deserializer)?;
+        Self::from_parts(parts).map_err(serde::de::Error::custom)
+    }
+}

@@ -1,0 +1,65 @@
+//! What a layer is made of, and what a checkpoint holds of it.
+
+#![forbid(unsafe_code)]
+
+use crate::api::running::{RunningUpdate, RunningVariance, UpdateRule};
+use crate::ground::error::{Error, check_eps, check_len, check_optional};
+use crate::operations::Element;
+
+/// What a [`BatchNorm`](crate::BatchNorm) consists of: parameters, running statistics and settings, all that a checkpoint
+/// has to hold. [`BatchNorm::from_parts`](crate::BatchNorm::from_parts) makes a layer of them,
+/// [`into_parts`](crate::BatchNorm::into_parts) takes one apart.
+///
+/// Parts are equal if their numbers are; as ever with floating point, 0 equals -0, and NaN nothing: a layer that has taken
+/// in a NaN does not equal its own clone.
+#[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename = "BatchNorm", deny_unknown_fields))]
+pub struct Parts<T> {
+    /// Scale per channel; `None` for 1 throughout, and not trained.
+    pub gamma: Option<Vec<T>>,
+    /// Shift per channel; `None` for 0 throughout, and not trained.
+    pub beta: Option<Vec<T>>,
+    /// The running mean of each channel.
+    pub running_mean: Vec<T>,
+    /// The running variance of each channel.
+    pub running_var: Vec<T>,
+    /// The batches that the running statistics have taken in (PyTorch's `num_batches_tracked`).
+    pub batches: u64,
+    /// Added to the variance under the root; finite and not negative.
+    pub eps: f64,
+    /// How the running statistics take in a batch.
+    pub update: RunningUpdate,
+}
+
+impl<T: Element> Parts<T> {
+    /// Those of a new layer, with PyTorch's defaults: gamma 1, beta 0, running mean 0 and variance 1, no batches, eps 1e-5,
+    /// momentum 0.1, unbiased running variance.
+    pub fn new(channels: usize) -> Self {
+        let all = |value| vec![T::from_f64(value); channels];
+        Self {
+            gamma: Some(all(1.0)),
+            beta: Some(all(0.0)),
+            running_mean: all(0.0),
+            running_var: all(1.0),
+            batches: 0,
+            eps: 1e-5,
+            update: RunningUpdate { rule: UpdateRule::Momentum(0.1), variance: RunningVariance::Unbiased },
+        }
+    }
+
+    /// C.
+    pub fn channels(&self) -> usize {
+        self.running_mean.len()
+    }
+
+    /// What can be wrong with parts. Values of the vectors are not: a NaN in a checkpoint is one channel's.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let channels = self.channels();
+        check_len("running variance", self.running_var.len(), channels)?;
+        check_optional("gamma", self.gamma.as_deref(), channels)?;
+        check_optional("beta", self.beta.as_deref(), channels)?;
+        check_eps(self.eps)?;
+        self.update.check_rule()
+    }
+}

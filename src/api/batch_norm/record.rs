@@ -1,0 +1,113 @@
+//! What a layer keeps of its last forward pass, so that the backward pass is of that one and no other.
+
+#![forbid(unsafe_code)]
+
+use crate::api::batch_norm::parts::Parts;
+use crate::api::shape::Shape;
+use crate::ground::error::Error;
+use crate::operations::Element;
+
+/// The elements of x that are kept to know it by.
+const SAMPLES: usize = 64;
+
+/// The statistics that a forward pass normalized by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Statistics {
+    /// The batch's own.
+    Batch,
+    /// The running ones.
+    Running,
+}
+
+/// A forward pass: its x in samples, and copies of the vectors that may be written before its backward pass.
+#[derive(Debug, Clone)]
+pub struct Record<T> {
+    pub statistics: Statistics,
+    pub gamma: Option<Vec<T>>,
+    pub mean: Vec<T>,
+    pub var: Vec<T>,
+    pub eps: f64,
+    shape: Shape,
+    samples: Vec<T>,
+}
+
+impl<T: Element> Record<T> {
+    /// The pass over `x` of a layer that has `parts`. What was in `place` is reused.
+    pub fn write(
+        place: &mut Option<Box<Self>>,
+        statistics: Statistics,
+        shape: &Shape,
+        x: &[T],
+        parts: &Parts<T>,
+    ) {
+        let record = place.get_or_insert_with(|| {
+            let (mean, var, samples) = (Vec::new(), Vec::new(), Vec::new());
+            Box::new(Self { statistics, gamma: None, mean, var, eps: 0.0, shape: *shape, samples })
+        });
+        (record.statistics, record.shape, record.eps) = (statistics, *shape, parts.eps);
+        record.gamma.clone_from(&parts.gamma);
+        if statistics == Statistics::Running {
+            record.mean.clone_from(&parts.running_mean);
+            record.var.clone_from(&parts.running_var);
+        }
+        record.samples.clear();
+        record.samples.extend(sampled(x.len()).map(|index| x[index]));
+    }
+
+    /// That a backward pass is of this forward pass.
+    pub fn check(&self, shape: &Shape, x: &[T]) -> Result<(), Error> {
+        if !self.shape.lies_like(shape) {
+            return Err(Error::ForwardShape { got: shape.to_string(), expected: self.shape.to_string() });
+        }
+        shape.check_tensor("x", x.len())?;
+        let same = |a: f64, b: f64| a == b || (a.is_nan() && b.is_nan());
+        for (index, expected) in sampled(x.len()).zip(&self.samples) {
+            let (got, expected) = (x[index].to_f64(), expected.to_f64());
+            if !same(got, expected) {
+                return Err(Error::ForwardInput { index, got, expected });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All of up to 64 elements; of more, one of each of 64 equal parts. Its place in the part goes by multiples of the golden
+/// ratio, so that periods of the data (rows, planes, channels, padding) do not put all samples where tensors are alike.
+fn sampled(len: usize) -> impl Iterator<Item = usize> {
+    const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
+    let samples = len.min(SAMPLES);
+    let part = len.checked_div(samples).unwrap_or(0);
+    (0..samples).map(move |i| {
+        let fraction = (i as u64).wrapping_mul(GOLDEN_RATIO);
+        i * part + ((u128::from(fraction) * part as u128) >> 64) as usize
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_of_all_parts_and_within() {
+        for len in (0..1000).chain([4095, 4096, 123_457, isize::MAX as usize / 8]) {
+            let indices: Vec<usize> = sampled(len).collect();
+            assert_eq!(indices.len(), len.min(SAMPLES));
+            let part = len / SAMPLES;
+            for (i, &index) in indices.iter().enumerate() {
+                assert!(index < len, "{index} of {len}");
+                assert_eq!(index.checked_div(part).unwrap_or(index), i, "of {len}");
+            }
+        }
+    }
+
+    /// Tensors that differ in one channel, or one row of each plane, or beyond a border of zeros, are told apart.
+    #[test]
+    fn periods_do_not_hide() {
+        for (period, places) in [(3, 1), (8, 1), (16, 1), (56, 8), (64, 8), (1024, 128), (3136, 600)] {
+            let hit = |start: usize| {
+                sampled(64 * period).any(|index| (index % period + period - start) % period < places)
+            };
+            assert!((0..period).all(hit), "{places} of every {period}");
+        }
+    }
+}
