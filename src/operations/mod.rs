@@ -211,6 +211,7 @@ impl<T: Vectorized> Task<'_, T> {
             part,
             store: self.store,
             prefetch: self.prefetch,
+            l1_ways: self.l1_ways,
             coefficients,
             formula: PhantomData,
         };

@@ -25,6 +25,7 @@ pub struct Task<'a, T> {
     pub geometry: &'a Geometry,
     pub store: Store,
     pub prefetch: Prefetch,
+    pub l1_ways: usize,
     pub scratch: &'a mut Scratch<T>,
     /// A group, of as many channels as the next, whose map is pending until that is reduced. The scratch has its
     /// coefficients.
@@ -115,10 +116,10 @@ impl<O: Sync> Engine<'_, O> {
         (tasks, backwards): (usize, bool),
         body: impl Fn(&mut dyn Iterator<Item = Range<usize>>, &mut Task<'_, T>) + Sync,
     ) {
-        let Self { level, geometry, plan: Plan { store, prefetch, threads, .. }, .. } = *self;
+        let Self { level, geometry, plan: Plan { store, prefetch, l1_ways, threads, .. }, .. } = *self;
         pool::deal(units, tasks, threads, backwards, &|ranges| {
             T::with_scratch(|scratch| {
-                body(ranges, &mut Task { level, geometry, store, prefetch, scratch, pending: None })
+                body(ranges, &mut Task { level, geometry, store, prefetch, l1_ways, scratch, pending: None })
             });
         });
     }

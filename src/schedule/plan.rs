@@ -27,6 +27,8 @@ pub struct Plan {
     pub prefetch: Prefetch,
     /// How a map writes.
     pub store: Store,
+    /// Lines of a set of the first cache, which rows a page apart share.
+    pub l1_ways: usize,
     /// About how many tasks to make of a reduction.
     pub tasks: usize,
     /// About how many of a map: more than one for a single thread too, which goes backwards through them.
@@ -61,6 +63,7 @@ impl Plan {
             plane_segments: setting.plane_segments(),
             prefetch,
             store: setting.store_policy(),
+            l1_ways: setting.machine.l1_ways,
             tasks,
             map_tasks: if backwards { task_count.max(tuning.tasks_per_thread_far) } else { task_count },
             threads,

@@ -238,8 +238,14 @@ impl Setting {
         let Geometry { c, .. } = self.geometry;
         let lanes = if self.geometry.small_planes() { self.geometry.s } else { LANES };
         let group = (SUMS / lanes).clamp(GROUP, BAND) / GROUP * GROUP;
-        // Few chunks leave threads to spare, which share out channels, by the cache line at least.
-        let group = self.even_group(blocks, LANES, group.min(c.next_multiple_of(LANES)), LANES);
+        // Few chunks leave threads to spare, which share out channels: by the cache line at least, for few threads in long
+        // runs, since it is the cores then, and not memory, that set the pace.
+        let Tuning { many_threads, run_bytes_once, .. } = self.tuning;
+        let long = run_bytes_once / self.traffic.element;
+        let share = c.div_ceil(self.threads.div_ceil(blocks.chunks()));
+        let least =
+            if self.threads < many_threads { long.min(share).max(1).next_multiple_of(LANES) } else { LANES };
+        let group = self.even_group(blocks, least, group.min(c.next_multiple_of(LANES)), LANES);
         let resident = self.resident_channels();
         let few_rows = self.geometry.m() < 2 * self.tuning.rows_per_thread;
         let short = few_rows && c >= self.threads * GROUP && resident >= GROUP && !self.rows_compete();

@@ -41,6 +41,8 @@ pub struct Tuning {
     pub run_bytes: usize,
     /// The same of statistics, which come back to no line.
     pub run_bytes_once: usize,
+    /// Threads from which on memory sets the pace, and not the cores.
+    pub many_threads: usize,
     /// Rows (NHWC) below which a thread takes fewer channels of more rows, whose coefficients take less time.
     pub rows_per_thread: usize,
     /// States from which on they are merged by several threads.
@@ -67,6 +69,7 @@ impl Tuning {
         resident_non_temporal: 12,
         run_bytes: fuzzed(1024, 64),
         run_bytes_once: fuzzed(512, 64),
+        many_threads: 8,
         rows_per_thread: fuzzed(128, 2),
         parallel_states: fuzzed(4096, 64),
         fullest_thread_percent: 115,

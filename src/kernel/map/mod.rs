@@ -47,6 +47,8 @@ pub struct Map<'a, T, O, const IN: usize, const K: usize> {
     pub part: Block,
     pub store: Store,
     pub prefetch: Prefetch,
+    /// Lines of a set of the first cache.
+    pub l1_ways: usize,
     pub coefficients: &'a [Row<T>; COEFFICIENTS],
     pub formula: PhantomData<O>,
 }

@@ -110,6 +110,7 @@ mod tests {
                         part: Block { samples: 0..2, positions: 0..s },
                         store: Store::NonTemporal,
                         prefetch: Prefetch::Own,
+                        l1_ways: 8,
                         coefficients: &coefficients,
                         formula: PhantomData::<Normalize>,
                     };

@@ -144,12 +144,15 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         let at = plane.run + plane.done;
         let left = plane.end.saturating_sub(plane.done);
         plane.planes -= 1;
-        plane.channel = if plane.channel + 1 == self.channels.len() { 0 } else { plane.channel + 1 };
-        // SAFETY: says the caller; pipelined a run's last plane there may be no more.
+        // SAFETY: says the caller; behind a run's last plane there may be no more.
         unsafe {
             if plane.planes == 0 {
                 self.masked(s, at, left, plane.k);
                 return;
+            }
+            plane.channel += 1;
+            if plane.channel == self.channels.len() {
+                plane.channel = 0;
             }
             let next = self.splats(s, self.column + plane.channel);
             if left > 0 {

@@ -112,14 +112,12 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         rows: usize,
         columns: Range<usize>,
     ) {
-        // Rows that share one load of the coefficients. Fewer where they fall on the same sets of L1, whose ways are of 4 KiB:
-        // with 512 channels and more, four are 1.04 to 1.15 times as fast in backward, with 1024 in inference (0.9 with 256).
-        // From far fewer, of two inputs two, since memory serves few streams at once; but not one, for which backward's
-        // coefficients of many channels come from L2 for every row (two are 1.1 to 1.3 times as fast as one, and 1.2 times
-        // as fast as four with 1024 channels).
+        // Rows that share one load of the coefficients: fewer where they fall on the same sets of L1, and from memory, which
+        // serves few streams at once; but not one, for which coefficients of many channels come from L2 for every row.
+        let bytes = stride * size_of::<T>();
         let batch_rows = match (PREFETCH, IN) {
-            (false, _) if (stride * size_of::<T>()).is_multiple_of(4096) => 2,
-            (false, _) if (stride * size_of::<T>()).is_multiple_of(4096 / IN) => 4,
+            (false, _) if bytes.is_multiple_of(4096) && self.l1_ways < 12 => 2,
+            (false, _) if bytes.is_multiple_of(4096 / IN) => 4,
             (false, _) => 8,
             (_, 1) => 4,
             _ => 2,
