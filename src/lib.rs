@@ -2,7 +2,8 @@
 //! everywhere.
 //!
 //! Statistics, forward training, inference and backward for f32 and f64 in NCHW and NHWC, on slices that the caller
-//! owns, in parallel on the current rayon pool, with AVX-512, AVX2 or whatever the build has, chosen at run time.
+//! owns, in parallel on the current rayon pool or the host's own threads, with AVX-512, AVX2 or whatever the build has,
+//! chosen at run time.
 //!
 //! ```
 //! use batchnorm::{BatchNorm, Shape};
@@ -48,11 +49,12 @@
 //! **The same bits** for every instruction set, number of threads, alignment and layout, in every run. A NaN result is the
 //! canonical NaN.
 //!
-//! **Errors**: whatever is wrong with an argument is an [`Error`] before anything is written; nothing panics. A NaN or an
-//! infinity makes its own channel NaN and no other.
+//! **Errors**: whatever is wrong with an argument, or memory that cannot be had, is an [`Error`] before anything is written;
+//! nothing panics. A NaN or an infinity makes its own channel NaN and no other.
 //!
-//! The floating-point environment is taken to be the default one: round to nearest, subnormals kept. A program that sets
-//! flush-to-zero gets neither promise.
+//! **Any floating-point environment**: results do not depend on the host's. Flush-to-zero, another rounding, exceptions that
+//! trap: on x86 and aarch64 every thread works in the default environment, and its own comes back afterwards, with the
+//! sticky flags as they were. (A single [`Welford`] state's methods, and [`mod@reference`], are arithmetic of the caller's.)
 //!
 //! More in the guide: `guide::accuracy`, how these promises are tested, and `guide::linking`, from C, C++, candle, burn and
 //! ndarray.
@@ -64,6 +66,16 @@
 //! are busy with something else: a call waits for nobody who has not begun to help. From 1 MB of input on they are always
 //! asked to; from a quarter of that only if the calling thread's last call ended within the last 20 microseconds, since to
 //! wake them takes longer than they save. Without the feature, the same bits on the calling thread.
+//!
+//! [`threads::with`] takes a host's own threads in place of rayon's, [`threads::limit`] fewer of them (1: the calling
+//! thread alone), for the calls of a stretch of code. They are asked how many they are at every call that is large enough.
+//!
+//! rayon's global pool is started by the first such call, if not by someone else before: with as many threads as the process
+//! may have cores at that moment (or `RAYON_NUM_THREADS`), which inherit the affinity of the thread that starts them. Started
+//! while that is pinned to one core it stays there, of one thread, for good. So start it before pinning, by
+//! `rayon::ThreadPoolBuilder::build_global`, or make a pool afterwards and call in its `install`, or give threads of your
+//! own. Where it cannot be started, for want of memory say, calls stay on their thread. (rayon itself ends the process if it
+//! finds no memory for a job; a call looks before whether there is some, and does without helpers if not.)
 
 mod api;
 #[cfg(feature = "capi")]
@@ -77,7 +89,7 @@ mod operations;
 pub mod reference;
 mod schedule;
 mod simd;
-mod threads;
+pub mod threads;
 
 pub use api::batch_norm::parts::Parts;
 pub use api::batch_norm::{BatchNorm, Mode};

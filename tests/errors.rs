@@ -1062,3 +1062,10 @@ fn no_update_panics() {
     type Arguments = fn((u8, u8, u8), Vec<u8>, f64, u8, u64) -> bool;
     QuickCheck::new().rng(Gen::new(12)).tests(5000).quickcheck(property as Arguments);
 }
+
+/// That of memory, which tests/out_of_memory.rs brings about.
+#[test]
+fn memory_that_cannot_be_had() {
+    let error = Error::OutOfMemory { bytes: 294_272 };
+    assert_eq!(error.to_string(), "memory is short: 294272 bytes of scratch space cannot be had");
+}

@@ -396,3 +396,42 @@ fn statistics_are_the_same_on_every_level() {
     let all: Vec<_> = all.collect();
     assert!(all.iter().all(|states| *states == all[0]));
 }
+
+/// OpenBLAS 1237, pytorch's `set_flush_denormal`: a mode that flushes subnormals stays in threads that were started in it. (In
+/// every mode, and on rayon's threads: tests/environment.rs.)
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn flush_to_zero_does_not_reach_results() {
+    use batchnorm::threads::{Pool, with};
+    use std::arch::asm;
+
+    /// What a host does to each of its threads, and undoes on the calling one.
+    fn flushing(f: impl FnOnce()) {
+        let (flushing, default) = (0x9FC0u32, 0x1F80u32);
+        // SAFETY: what runs in between is the library, and the integers that call it.
+        unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const flushing) };
+        f();
+        // SAFETY: the default.
+        unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const default) };
+    }
+
+    struct Flushing;
+    impl Pool for Flushing {
+        fn threads(&self) -> usize {
+            3
+        }
+        fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+            std::thread::scope(|scope| {
+                (0..tasks).for_each(|i| _ = scope.spawn(move || flushing(|| task(i))));
+            });
+        }
+    }
+
+    let shape = Shape::nchw(&[1024, 2, 512]).unwrap();
+    let x: Vec<f32> = (0..shape.len()).map(|i| if i % 2 == 0 { 1e-39 } else { 3e-39 }).collect();
+    let (mut y, mut states) = (vec![0.0f32; x.len()], [Welford::new(); 2]);
+    let params = Params::new(0.0);
+    flushing(|| with(&Flushing, || forward_training(&shape, &x, &params, &mut y, &mut states)).unwrap());
+    assert!(y.chunks(2).all(|y| y == [-1.0, 1.0]));
+    assert!((states[0].mean() / 2e-39 - 1.0).abs() < 1e-6);
+}

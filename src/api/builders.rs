@@ -14,10 +14,8 @@ use crate::operations::{self, Affine, Element, Forward, Given, Job};
 use crate::simd::Level;
 
 /// Runs a job, unless there is nothing to do.
-fn run<T: Element>(shape: &Shape, job: Job<'_, T>) {
-    if let Some(geometry) = shape.geometry() {
-        T::run(Level::active(), &geometry, &job);
-    }
+fn run<T: Element>(shape: &Shape, job: Job<'_, T>) -> Result<(), Error> {
+    shape.geometry().map_or(Ok(()), |geometry| T::run(Level::active(), &geometry, &job))
 }
 
 impl<'a, T: Element> Params<'a, T> {
@@ -124,15 +122,14 @@ impl<'a, T: Element> Statistics<'a, T> {
     /// Computes.
     ///
     /// # Errors
-    /// [`Error::Missing`] for x or states, [`Error::Length`]. Nothing has been written then.
+    /// [`Error::Missing`] for x or states, [`Error::Length`], [`Error::OutOfMemory`]. Nothing has been written then.
     pub fn run(self) -> Result<(), Error> {
         let Self { shape, x, states } = self;
         let x = given("x", x)?;
         shape.check_tensor("x", x.len())?;
         let affine = Params::default().checked(shape.channels())?;
         let states = states_of(&shape, states)?;
-        run(&shape, Job::Forward(Forward { x: Input::new(x), y: None, affine, states }));
-        Ok(())
+        run(&shape, Job::Forward(Forward { x: Input::new(x), y: None, affine, states }))
     }
 }
 
@@ -192,14 +189,13 @@ impl<'a, T: Element> Training<'a, T> {
     ///
     /// # Errors
     /// [`Error::Missing`] for x, y or states, [`Error::Twice`] for y beside x in place, [`Error::Length`],
-    /// [`Error::Epsilon`]. Nothing has been written then.
+    /// [`Error::Epsilon`], [`Error::OutOfMemory`]. Nothing has been written then.
     pub fn run(self) -> Result<(), Error> {
         let Self { shape, params, x, y, states } = self;
         let (x, y) = x_and_y(&shape, x, y)?;
         let affine = params.checked(shape.channels())?;
         let states = states_of(&shape, states)?;
-        run(&shape, Job::Forward(Forward { x, y: Some(y), affine, states }));
-        Ok(())
+        run(&shape, Job::Forward(Forward { x, y: Some(y), affine, states }))
     }
 }
 
@@ -256,14 +252,13 @@ impl<'a, T: Element> Inference<'a, T> {
     ///
     /// # Errors
     /// [`Error::Missing`] for x, y or mean (with var), [`Error::Twice`] for y beside x in place, [`Error::Length`],
-    /// [`Error::Epsilon`]. Nothing has been written then.
+    /// [`Error::Epsilon`], [`Error::OutOfMemory`]. Nothing has been written then.
     pub fn run(self) -> Result<(), Error> {
         let Self { shape, params, x, y, frozen } = self;
         let (x, y) = x_and_y(&shape, x, y)?;
         let given = frozen_of(&shape, given("mean", frozen)?)?;
         let affine = params.checked(shape.channels())?;
-        run(&shape, Job::Inference(operations::Inference { x, y, affine, given }));
-        Ok(())
+        run(&shape, Job::Inference(operations::Inference { x, y, affine, given }))
     }
 }
 
@@ -370,8 +365,8 @@ impl<'a, T: Element> Backward<'a, T> {
     ///
     /// # Errors
     /// [`Error::Missing`] for x, dy or states (or mean and var), [`Error::Twice`] for dx in two places,
-    /// [`Error::Length`], [`Error::Epsilon`], [`Error::Count`] if a state is not of m elements. Nothing has been written
-    /// then.
+    /// [`Error::Length`], [`Error::Epsilon`], [`Error::Count`] if a state is not of m elements, [`Error::OutOfMemory`].
+    /// Nothing has been written then.
     pub fn run(self) -> Result<(), Error> {
         let Self { shape, params, x, dy, statistics, gradients } = self;
         let channels = shape.channels();
@@ -401,7 +396,6 @@ impl<'a, T: Element> Backward<'a, T> {
         }
         let [dgamma, dbeta, dmean, dvar] = per_channel.map(|(_, output)| output.map(Output::new));
         let job = operations::Backward { x, dy, given, gamma, eps, dx, dgamma, dbeta, dmean, dvar };
-        run(&shape, Job::Backward(job));
-        Ok(())
+        run(&shape, Job::Backward(job))
     }
 }

@@ -14,7 +14,7 @@ use crate::operations::Element;
 /// A channel with a NaN or an infinity gets NaN for mean and variance, the others are not touched by it.
 ///
 /// # Errors
-/// [`Error::Length`].
+/// [`Error::Length`], [`Error::OutOfMemory`]. Nothing has been written then.
 ///
 /// ```
 /// use batchnorm::{Shape, Welford};
@@ -36,7 +36,7 @@ pub fn statistics<T: Element>(shape: &Shape, x: &[T], states: &mut [Welford]) ->
 /// [`Training`] is the operation with its options, y over x among them.
 ///
 /// # Errors
-/// [`Error::Length`], [`Error::Epsilon`]. Nothing has been written then.
+/// [`Error::Length`], [`Error::Epsilon`], [`Error::OutOfMemory`]. Nothing has been written then.
 ///
 /// S. Ioffe and C. Szegedy, "Batch Normalization" (2015), algorithm 1.
 ///
@@ -66,7 +66,7 @@ pub fn forward_training<T: Element>(
 /// over x among them.
 ///
 /// # Errors
-/// [`Error::Length`], [`Error::Epsilon`]. Nothing has been written then.
+/// [`Error::Length`], [`Error::Epsilon`], [`Error::OutOfMemory`]. Nothing has been written then.
 ///
 /// ```
 /// use batchnorm::{Params, Shape};
@@ -94,8 +94,8 @@ pub fn forward_inference<T: Element>(
 /// which dx already contains. [`Backward`] is the operation with its options, dx over dy or over x among them.
 ///
 /// # Errors
-/// [`Error::Length`], [`Error::Epsilon`], [`Error::Count`] if a state is not of m elements. Nothing has been written
-/// then.
+/// [`Error::Length`], [`Error::Epsilon`], [`Error::Count`] if a state is not of m elements, [`Error::OutOfMemory`].
+/// Nothing has been written then.
 ///
 /// ```
 /// use batchnorm::{Gradients, Params, Shape, Welford};
@@ -123,7 +123,7 @@ pub fn backward<T: Element>(
 /// as in [`backward`], and dmean and dvar with respect to the mean and the variance given.
 ///
 /// # Errors
-/// [`Error::Length`], [`Error::Epsilon`]. Nothing has been written then.
+/// [`Error::Length`], [`Error::Epsilon`], [`Error::OutOfMemory`]. Nothing has been written then.
 ///
 /// ```
 /// use batchnorm::{Gradients, Params, Shape};

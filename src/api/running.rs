@@ -5,6 +5,7 @@
 use crate::ground::error::{Error, check_finite, check_len, check_weight};
 use crate::ground::welford::Welford;
 use crate::operations::Element;
+use crate::simd::environment;
 
 /// How running statistics take in a batch. The field has two opposite conventions, so the choice is explicit.
 ///
@@ -111,18 +112,20 @@ pub fn update_running<T: Element>(
     if states.iter().any(|state| state.count() == 1) {
         update.check(1)?;
     }
-    let (old, new) = (update.old_weight(batches), update.new_weight(batches));
-    for ((state, mean), var) in states.iter().zip(mean).zip(var) {
-        if state.count() == 0 {
-            continue;
+    environment::in_default(|| {
+        let (old, new) = (update.old_weight(batches), update.new_weight(batches));
+        for ((state, mean), var) in states.iter().zip(mean).zip(var) {
+            if state.count() == 0 {
+                continue;
+            }
+            let batch_var = match update.variance {
+                RunningVariance::Unbiased => state.variance_unbiased(),
+                RunningVariance::Biased => state.variance(),
+            };
+            *mean = blend(old, *mean, new, state.mean());
+            *var = blend(old, *var, new, batch_var);
         }
-        let batch_var = match update.variance {
-            RunningVariance::Unbiased => state.variance_unbiased(),
-            RunningVariance::Biased => state.variance(),
-        };
-        *mean = blend(old, *mean, new, state.mean());
-        *var = blend(old, *var, new, batch_var);
-    }
+    });
     Ok(())
 }
 
@@ -145,8 +148,10 @@ fn blend<T: Element>(old: f64, running: T, new: f64, batch: f64) -> T {
 pub fn step<T: Element>(lr: f64, gradient: &[T], parameter: &mut [T]) -> Result<(), Error> {
     check_finite("lr", lr)?;
     check_len("gradient", gradient.len(), parameter.len())?;
-    for (parameter, gradient) in parameter.iter_mut().zip(gradient) {
-        *parameter = T::from_f64(parameter.to_f64() - lr * gradient.to_f64());
-    }
+    environment::in_default(|| {
+        for (parameter, gradient) in parameter.iter_mut().zip(gradient) {
+            *parameter = T::from_f64(parameter.to_f64() - lr * gradient.to_f64());
+        }
+    });
     Ok(())
 }

@@ -7,6 +7,7 @@ use crate::api::shape::Shape;
 use crate::ground::error::{Error, check_len};
 use crate::ground::welford::Welford;
 use crate::operations::Element;
+use crate::simd::environment;
 
 /// Per-channel mean and variance of a data set, taken in one batch at a time.
 ///
@@ -34,11 +35,11 @@ impl StreamingStatistics {
     ///
     /// # Errors
     /// [`Error::Length`] if `x` has not the shape's length, [`Error::Channels`] if the shape has another number of
-    /// channels; then nothing has been taken in.
+    /// channels, [`Error::OutOfMemory`]; then nothing has been taken in.
     pub fn update<T: Element>(&mut self, shape: &Shape, x: &[T]) -> Result<(), Error> {
         shape.check_channels("statistics", self.states.len())?;
         statistics(shape, x, &mut self.batch)?;
-        self.states.iter_mut().zip(&self.batch).for_each(|(state, batch)| state.merge(batch));
+        merge_all(&mut self.states, &self.batch);
         Ok(())
     }
 
@@ -48,7 +49,7 @@ impl StreamingStatistics {
     /// [`Error::Length`] if it has another number of channels.
     pub fn merge(&mut self, other: &Self) -> Result<(), Error> {
         check_len("other", other.states.len(), self.states.len())?;
-        self.states.iter_mut().zip(&other.states).for_each(|(state, other)| state.merge(other));
+        merge_all(&mut self.states, &other.states);
         Ok(())
     }
 
@@ -56,4 +57,10 @@ impl StreamingStatistics {
     pub fn states(&self) -> &[Welford] {
         &self.states
     }
+}
+
+fn merge_all(states: &mut [Welford], others: &[Welford]) {
+    environment::in_default(|| {
+        states.iter_mut().zip(others).for_each(|(state, other)| state.merge(other));
+    });
 }

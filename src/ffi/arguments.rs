@@ -27,6 +27,8 @@ impl From<Error> for Failure {
             Error::SingleElement => Status::SingleElement,
             Error::Count { .. } => Status::Count,
             Error::Level { .. } | Error::UnknownLevel { .. } => Status::Level,
+            // Its message would take memory.
+            Error::OutOfMemory { .. } => return Failure(Status::OutOfMemory, String::new()),
             // Lengths are made here, from the problem's sizes.
             _ => Status::Internal,
         };
@@ -107,6 +109,9 @@ impl Arguments {
         if let Some((other, ..)) = overlapping {
             let message = format!("{name} overlaps {other}, must not, since one of them is written");
             return Err(Failure(Status::Overlap, message));
+        }
+        if self.spans.try_reserve(1).is_err() {
+            return Err(Failure(Status::OutOfMemory, String::new()));
         }
         self.spans.push((name, start, end, written));
         Ok(())

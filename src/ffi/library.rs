@@ -6,7 +6,8 @@ use std::panic::catch_unwind;
 use super::arguments::{Failure, call, last_message};
 use super::status::Status;
 use crate::simd::Level;
-use crate::threads::pool;
+#[cfg(feature = "rayon")]
+use crate::threads::rayon_pool::set_threads;
 
 /// The instruction set of every CPU of the build's kind.
 pub const BATCHNORM_PORTABLE: u32 = 1;
@@ -34,6 +35,7 @@ pub extern "C" fn batchnorm_status_message(status: i32) -> *const c_char {
         12 => c"the size in a struct is not the struct's",
         13 => c"two arguments are given of which one has to be null",
         14 => c"a bug in the library",
+        15 => c"memory is short",
         _ => c"no status of this library",
     };
     message.as_ptr()
@@ -65,7 +67,7 @@ pub unsafe extern "C" fn batchnorm_last_message(buffer: *mut c_char, size: usize
 /// on fewer threads there is `threads` in its problem. If threads cannot be started, all calls stay on theirs.
 #[unsafe(no_mangle)]
 pub extern "C" fn batchnorm_set_threads(threads: usize) -> Status {
-    call(|| pool::set_threads(threads).map_err(|message| Failure(Status::Threads, message)))
+    call(|| set_threads(threads).map_err(|message| Failure(Status::Threads, message)))
 }
 
 /// The instruction set that operations run on: BATCHNORM_PORTABLE, BATCHNORM_AVX2 or BATCHNORM_AVX512.
@@ -96,4 +98,9 @@ pub extern "C" fn batchnorm_force_level(level: u32) -> Status {
 #[unsafe(no_mangle)]
 pub extern "C" fn batchnorm_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
+}
+
+#[cfg(not(feature = "rayon"))]
+fn set_threads(threads: usize) -> Result<(), String> {
+    if threads == 1 { Ok(()) } else { Err("built without threads".to_owned()) }
 }

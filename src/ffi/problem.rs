@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use super::arguments::{Arguments, Failure, Versioned};
 use crate::api::shape::{Layout, Shape};
 use crate::ground::error::Error;
-use crate::threads::pool;
+use crate::threads;
 
 /// Elements are `float`.
 pub const BATCHNORM_F32: u32 = 0;
@@ -95,10 +95,6 @@ impl Checked {
 
     /// Runs `body` on as many threads as the problem says.
     pub fn run(&self, body: impl FnOnce() -> Result<(), Error>) -> Result<(), Failure> {
-        let result = match self.threads {
-            1 => pool::serially(body),
-            _ => body(),
-        };
-        Ok(result?)
+        Ok(threads::limit(self.threads, body)?)
     }
 }

@@ -3,6 +3,7 @@
 use super::arguments::{Arguments, Failure, call};
 use super::status::Status;
 use crate::ground::welford::Welford;
+use crate::simd::environment;
 
 /// The statistics of a channel, a Welford state: count, mean and the sum of squared deviations from it. All zeros is the
 /// state of no elements. States may be stored and sent: those of parts merge to those of the whole.
@@ -26,11 +27,12 @@ const _: () =
 
 /// A value of a state's, NaN of none.
 unsafe fn value(state: *const State, of: fn(&Welford) -> f64) -> f64 {
-    // SAFETY: says the caller; a `State` is a `Welford`.
-    match unsafe { Arguments::default().read("state", state.cast::<Welford>(), 1) } {
-        Ok(state) => of(&state[0]),
-        Err(_) => f64::NAN,
+    let (state, mut value) = (state.cast::<Welford>(), f64::NAN);
+    if !state.is_null() && state.is_aligned() {
+        // SAFETY: says the caller; a `State` is a `Welford`.
+        environment::in_default(|| value = of(unsafe { &*state }));
     }
+    value
 }
 
 /// A state's mean, as one double. NaN if an element was NaN or infinite, or the state is null.
@@ -87,7 +89,7 @@ pub unsafe extern "C" fn batchnorm_merge(channels: usize, into: *mut State, from
             );
             return Err(Failure(Status::Overflow, message));
         }
-        into.iter_mut().zip(from).for_each(|(into, from)| into.merge(from));
+        environment::in_default(|| into.iter_mut().zip(from).for_each(|(into, from)| into.merge(from)));
         Ok(())
     })
 }

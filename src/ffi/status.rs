@@ -34,4 +34,6 @@ pub enum Status {
     Exclusive = 13,
     /// A bug in the library.
     Internal = 14,
+    /// There is no memory for what a call needs beside its arguments. Then there is no message of the call's own either.
+    OutOfMemory = 15,
 }

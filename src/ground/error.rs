@@ -140,6 +140,12 @@ pub enum Error {
         /// The name given.
         name: String,
     },
+    /// There is no memory for what a call needs beside its arguments: some hundred kilobytes, and a state for each channel
+    /// of each part of a large batch.
+    OutOfMemory {
+        /// The bytes that could not be had.
+        bytes: usize,
+    },
 }
 
 impl fmt::Display for Error {
@@ -219,6 +225,9 @@ impl fmt::Display for Error {
             Error::UnknownLevel { name } => {
                 write!(f, "level is {name:?}, must be \"portable\", \"avx2\" or \"avx512\"")
             }
+            Error::OutOfMemory { bytes } => {
+                write!(f, "memory is short: {bytes} bytes of scratch space cannot be had")
+            }
         }
     }
 }
@@ -243,5 +252,10 @@ pub fn check_weight(argument: &'static str, value: f64) -> Result<(), Error> {
 }
 
 pub fn check_eps(eps: f64) -> Result<(), Error> {
-    if eps.is_finite() && eps >= 0.0 { Ok(()) } else { Err(Error::Epsilon { eps }) }
+    // By the sign, since a comparison takes a negative subnormal for 0 where the host's environment does.
+    if eps.is_finite() && (eps.is_sign_positive() || eps.to_bits() == (-0.0f64).to_bits()) {
+        Ok(())
+    } else {
+        Err(Error::Epsilon { eps })
+    }
 }

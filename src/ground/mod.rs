@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod geometry;
+pub mod memory;
 pub mod scalar;
 pub mod sizes;
 pub mod slices;

@@ -62,20 +62,6 @@ pub struct Scales {
 }
 
 impl Scales {
-    /// Of no channels.
-    pub fn new() -> Self {
-        let zero = [0.0; GROUP];
-        Self {
-            len: 0,
-            ordinary: false,
-            invstd: zero,
-            gain: zero,
-            prescale: zero,
-            mean_high: zero,
-            mean_low: zero,
-        }
-    }
-
     /// Starts `len` <= `GROUP` channels with gamma in place of the gain.
     #[inline(always)]
     pub fn start<T: Scalar>(&mut self, len: usize, gamma: Option<&[T]>) {

@@ -1,10 +1,10 @@
 //! Scratch memory of a thread: sums, scales and coefficients of the channels at hand.
 
-#![forbid(unsafe_code)]
-
+use std::alloc::{Layout, alloc_zeroed};
 use std::cell::Cell;
 
 use super::scales::Scales;
+use crate::ground::memory;
 use crate::ground::sizes::{BAND, GROUP, LANES, SMALL_PLANE, SPAN};
 
 /// Columns of coefficients: the channels of a span, or those of a group once for each of its lanes. The last vector of
@@ -46,43 +46,50 @@ pub struct Sums {
 /// One coefficient per column, and a vector of padding.
 pub type Row<T> = [T; COLUMNS + LANES];
 
-impl<T: Copy + Default> Scratch<T> {
-    /// In a box of its own, since it is too large for a stack to be taken for granted.
-    pub fn new() -> Box<Self> {
-        Box::new(Self {
-            sums: Sums {
-                lanes: [[0.0; SUMS + LANES]; 2],
-                totals: [[0.0; BAND]; 2],
-                centers: [0.0; COLUMNS + LANES],
-                pivots: [0.0; BAND],
-            },
-            scales: Scales::new(),
-            coefficients: [[T::default(); COLUMNS + LANES]; COEFFICIENTS],
-            ordinary: false,
-        })
-    }
-}
-
 /// An element type that has scratch memory.
 pub trait WithScratch: Sized {
-    /// Calls `f` with this thread's scratch memory.
-    fn with_scratch(f: impl FnOnce(&mut Scratch<Self>));
+    /// This thread's scratch memory, or a new one; `None` if there is no memory for it. It holds anything.
+    fn take_scratch() -> Option<Box<Scratch<Self>>>;
+    /// Keeps it for this thread's next call, or gives it back where the thread is past keeping anything.
+    fn keep_scratch(scratch: Box<Scratch<Self>>) -> Option<Box<Scratch<Self>>>;
 }
 
 macro_rules! with_scratch {
     ($($element:ty),*) => {$(
-        impl WithScratch for $element {
-            fn with_scratch(f: impl FnOnce(&mut Scratch<Self>)) {
-                thread_local! {
-                    static SCRATCH: Cell<Option<Box<Scratch<$element>>>> = const { Cell::new(None) };
-                }
-                // Taken out while in use, and made anew where the thread is past giving out its own.
-                let kept = SCRATCH.try_with(Cell::take).ok().flatten();
-                let mut scratch = kept.unwrap_or_else(Scratch::new);
-                f(&mut scratch);
-                let _ = SCRATCH.try_with(|cell| cell.set(Some(scratch)));
+        const _: () = {
+            thread_local! {
+                static SCRATCH: Cell<Option<Box<Scratch<$element>>>> = const { Cell::new(None) };
+                /// Whether this thread is known to drop it in the end, which takes memory to note.
+                static NOTED: Cell<bool> = const { Cell::new(false) };
             }
-        }
+
+            /// Never on the stack, which it is too large for.
+            fn new() -> Option<Box<Scratch<$element>>> {
+                const LAYOUT: Layout = Layout::new::<Scratch<$element>>();
+                // SAFETY: its size is not 0. Zeros are a value of it: it is made of numbers and a `bool`. The box has the
+                // memory from the global allocator, with the layout that it gives it back with.
+                unsafe {
+                    let at = alloc_zeroed(LAYOUT).cast::<Scratch<$element>>();
+                    if at.is_null() { None } else { Some(Box::from_raw(at)) }
+                }
+            }
+
+            impl WithScratch for $element {
+                fn take_scratch() -> Option<Box<Scratch<Self>>> {
+                    if !NOTED.get() && !memory::is_there(1 << 10) {
+                        return None;
+                    }
+                    NOTED.set(true);
+                    SCRATCH.try_with(Cell::take).ok().flatten().or_else(new)
+                }
+
+                fn keep_scratch(scratch: Box<Scratch<Self>>) -> Option<Box<Scratch<Self>>> {
+                    let mut scratch = Some(scratch);
+                    let _ = SCRATCH.try_with(|cell| cell.set(scratch.take()));
+                    scratch
+                }
+            }
+        };
     )*};
 }
 with_scratch!(f32, f64);

@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use crate::ground::error::Error;
 use crate::ground::geometry::{Block, Geometry, Pattern};
 use crate::ground::sizes::GROUP;
 use crate::ground::slices::{Input, Output};
@@ -30,13 +31,13 @@ pub enum Job<'a, T> {
 pub trait Element: Vectorized {
     /// Runs an operation. The one place where the kernels are instantiated, in this crate and not in its users'.
     #[doc(hidden)]
-    fn run(level: Level, geometry: &Geometry, job: &Job<'_, Self>);
+    fn run(level: Level, geometry: &Geometry, job: &Job<'_, Self>) -> Result<(), Error>;
 }
 
 macro_rules! elements {
     ($($element:ty),*) => {$(
         impl Element for $element {
-            fn run(level: Level, geometry: &Geometry, job: &Job<'_, Self>) {
+            fn run(level: Level, geometry: &Geometry, job: &Job<'_, Self>) -> Result<(), Error> {
                 match job {
                     Job::Forward(operation) => engine::run(level, geometry, operation),
                     Job::Inference(operation) => engine::run(level, geometry, operation),
@@ -541,7 +542,7 @@ mod tests {
                         outputs.each_mut().map(|output| Output::new(&mut output[offset + 4..][..len]));
                     let x = Input::new(&x);
                     let forward = Forward { x, y: Some(y), affine, states: Output::new(&mut states) };
-                    engine::run_by(plan, level, &geometry, &forward);
+                    engine::run_by(plan, level, &geometry, &forward).unwrap();
                     let mut sums = [vec![T::from_f64(0.0); c], vec![T::from_f64(0.0); c]];
                     let [dgamma, dbeta] = sums.each_mut().map(|sums| Some(Output::new(sums)));
                     let backward = Backward {
@@ -556,7 +557,7 @@ mod tests {
                         dmean: None,
                         dvar: None,
                     };
-                    engine::run_by(plan, level, &geometry, &backward);
+                    engine::run_by(plan, level, &geometry, &backward).unwrap();
                     let numbers = |values: &Vec<T>| {
                         values.iter().map(|value| value.to_f64().to_bits()).collect::<Vec<_>>()
                     };

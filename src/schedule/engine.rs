@@ -4,9 +4,12 @@
 //! scheduling is written once for all of them.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
+use crate::ground::error::Error;
 use crate::ground::geometry::{Block, Geometry};
-use crate::ground::sizes::GROUP;
+use crate::ground::memory::filled;
+use crate::ground::sizes::{BAND, GROUP};
 use crate::ground::slices::Output;
 use crate::kernel::Vectorized;
 use crate::kernel::map::{Prefetch, Store};
@@ -16,8 +19,8 @@ use crate::schedule::plan::Plan;
 use crate::schedule::policies::{Schedule, Setting, Traffic, is_large, threads_for};
 use crate::schedule::ranges::{pieces, pieces_at};
 use crate::schedule::tuning::Tuning;
-use crate::simd::Level;
-use crate::threads::pool;
+use crate::simd::{Level, environment};
+use crate::threads::deal;
 
 /// What an operation works in: the level, the problem, scratch memory of its own.
 pub struct Task<'a, T> {
@@ -79,56 +82,87 @@ pub trait Operation<T: Vectorized>: Sync {
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block);
 }
 
-/// Runs an operation.
-pub fn run<T: Vectorized, O: Operation<T>>(level: Level, geometry: &Geometry, operation: &O) {
+/// Runs an operation. [`Error::OutOfMemory`] comes before anything is written.
+pub fn run<T: Vectorized, O: Operation<T>>(
+    level: Level,
+    geometry: &Geometry,
+    operation: &O,
+) -> Result<(), Error> {
     let (reduces, maps) = (operation.reduces(), operation.maps());
     let traffic = Traffic { element: size_of::<T>(), reads: O::READS, reduces, maps };
     let (geometry, tuning) = (*geometry, Tuning::DEFAULT);
-    let threads = threads_for(&geometry, traffic, &tuning, pool::in_a_row, pool::workers);
+    let threads = threads_for(&geometry, traffic, &tuning, deal::awake, deal::workers);
     let plan = Plan::new(&Setting { geometry, traffic, machine: Machine::get(), tuning, threads });
-    run_by(plan, level, &geometry, operation);
+    run_by(plan, level, &geometry, operation)?;
     if is_large(&geometry, traffic, &tuning) {
-        pool::ended();
+        deal::ended();
     }
+    Ok(())
 }
 
 /// The same by a plan of the caller's.
-pub fn run_by<T: Vectorized, O: Operation<T>>(plan: Plan, level: Level, geometry: &Geometry, operation: &O) {
-    let engine = Engine { level, geometry, plan, operation };
+pub fn run_by<T: Vectorized, O: Operation<T>>(
+    plan: Plan,
+    level: Level,
+    geometry: &Geometry,
+    operation: &O,
+) -> Result<(), Error> {
+    // The calling thread keeps its scratch memory from here on, and so always has it.
+    let scratch = T::take_scratch().ok_or(Error::OutOfMemory { bytes: size_of::<Scratch<T>>() })?;
+    let spare = Mutex::new(T::keep_scratch(scratch));
+    let engine = Engine { level, geometry, plan, operation, spare };
     match plan.schedule {
-        Schedule::ChannelBlocked => engine.channel_blocked(),
+        Schedule::ChannelBlocked => {
+            engine.channel_blocked();
+            Ok(())
+        }
         Schedule::TwoPass => engine.two_pass(),
     }
 }
 
-struct Engine<'a, O> {
+struct Engine<'a, T, O> {
     level: Level,
     geometry: &'a Geometry,
     plan: Plan,
     operation: &'a O,
+    /// Scratch memory of a calling thread that is past keeping it.
+    spare: Mutex<Option<Box<Scratch<T>>>>,
 }
 
-impl<O: Sync> Engine<'_, O> {
-    /// Calls `body`, on each thread that takes part, with its scratch memory and the ranges of units that it takes.
-    fn tasks<T: Vectorized>(
+impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
+    /// Calls `body`, on each thread that takes part, with its scratch memory and the ranges of units that it takes. A thread
+    /// without memory takes none.
+    fn tasks(
         &self,
         units: usize,
         (tasks, backwards): (usize, bool),
         body: impl Fn(&mut dyn Iterator<Item = Range<usize>>, &mut Task<'_, T>) + Sync,
     ) {
         let Self { level, geometry, plan: Plan { store, prefetch, l1_ways, threads, .. }, .. } = *self;
-        pool::deal(units, tasks, threads, backwards, &|ranges| {
-            T::with_scratch(|scratch| {
-                body(ranges, &mut Task { level, geometry, store, prefetch, l1_ways, scratch, pending: None })
+        deal::deal(units, tasks, threads, backwards, &|ranges| {
+            environment::in_default(|| {
+                let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+                let Some(mut scratch) = T::take_scratch().or_else(|| spare().take()) else { return };
+                let scratch_memory = &mut scratch;
+                let mut task = Task {
+                    level,
+                    geometry,
+                    store,
+                    prefetch,
+                    l1_ways,
+                    scratch: scratch_memory,
+                    pending: None,
+                };
+                body(ranges, &mut task);
+                if let Some(scratch) = T::keep_scratch(scratch) {
+                    *spare() = Some(scratch);
+                }
             });
         });
     }
 
     /// A task takes some channels from statistics to output, while their elements are still in its core's cache.
-    fn channel_blocked<T: Vectorized>(&self)
-    where
-        O: Operation<T>,
-    {
+    fn channel_blocked(&self) {
         let Plan { blocks, channel_group: group, tasks, software_pipelining, .. } = self.plan;
         let groups = self.geometry.c.div_ceil(group);
         self.tasks(groups, (tasks, false), |groups, task: &mut Task<'_, T>| {
@@ -166,36 +200,36 @@ impl<O: Sync> Engine<'_, O> {
     }
 
     /// Maps the group that is pending, if there is one.
-    fn map_pending<T: Vectorized>(&self, task: &mut Task<'_, T>)
-    where
-        O: Operation<T>,
-    {
+    fn map_pending(&self, task: &mut Task<'_, T>) {
         if let Some(channels) = task.pending.take() {
             self.operation.map(task, &channels, 0, &self.plan.blocks.whole());
         }
     }
 
     /// A task takes chunks of some channels: reductions, then a barrier, then the map.
-    fn two_pass<T: Vectorized>(&self)
-    where
-        O: Operation<T>,
-    {
+    fn two_pass(&self) -> Result<(), Error> {
         let Plan { blocks, channel_group: group, map_channels: span, tasks, map_tasks, .. } = self.plan;
         let c = self.geometry.c;
         let (chunks, groups) = (blocks.chunks(), c.div_ceil(group));
         let mut partial = Vec::new();
         if self.operation.reduces() {
-            partial.resize(chunks * c, O::State::default());
+            partial = filled(chunks.saturating_mul(c), O::State::default())?;
             let states = Output::new(&mut partial);
             // A task's range of units is a range of chunks, of one group mostly.
             self.tasks(chunks * groups, (tasks, false), |units, task: &mut Task<'_, T>| {
-                let mut block_states = vec![O::State::default(); group];
+                let mut space;
+                let block_states = if blocks.len() == chunks {
+                    &mut [][..]
+                } else {
+                    space = [O::State::default(); BAND];
+                    &mut space[..group]
+                };
                 for (chunk, group) in units.flatten().map(|unit| (unit % chunks, unit / chunks)) {
                     let channels = self.plan.group(group);
                     self.operation.prepare(task, &channels);
                     // SAFETY: in bounds; no other task has this chunk and these channels.
                     let states = unsafe { states.part(chunk * c + channels.start..chunk * c + channels.end) };
-                    self.chunk(task, &channels, chunk, states, &mut block_states);
+                    self.chunk(task, &channels, chunk, states, block_states);
                     // Without others to merge with, they are the channels': no need to wait for all.
                     if chunks == 1 {
                         let first = channels.start;
@@ -244,13 +278,11 @@ impl<O: Sync> Engine<'_, O> {
                 }
             });
         }
+        Ok(())
     }
 
     /// Merges the chunks' states into the first chunk's, which become the channels'.
-    fn merge_chunks<T: Vectorized>(&self, states: &Output<'_, O::State>, tasks: usize)
-    where
-        O: Operation<T>,
-    {
+    fn merge_chunks(&self, states: &Output<'_, O::State>, tasks: usize) {
         let (c, chunks) = (self.geometry.c, self.plan.blocks.chunks());
         let tasks = if self.plan.merge_in_parallel { tasks } else { 1 };
         self.tasks(c.div_ceil(GROUP), (tasks, false), |groups, task: &mut Task<'_, T>| {
@@ -269,10 +301,7 @@ impl<O: Sync> Engine<'_, O> {
     }
 
     /// Writes what the operation returns of a group of channels.
-    fn finish<T: Vectorized>(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[O::State])
-    where
-        O: Operation<T>,
-    {
+    fn finish(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[O::State]) {
         if O::FINISH_DERIVES {
             self.operation.derive(task, channels, states);
         }
@@ -286,17 +315,14 @@ impl<O: Sync> Engine<'_, O> {
     }
 
     /// The states of a chunk's blocks, merged in order, and their count; `block_states` for one block's at a time.
-    fn chunk<T: Vectorized>(
+    fn chunk(
         &self,
         task: &mut Task<'_, T>,
         channels: &Range<usize>,
         chunk: usize,
         states: &mut [O::State],
         block_states: &mut [O::State],
-    ) -> usize
-    where
-        O: Operation<T>,
-    {
+    ) -> usize {
         let mut blocks = self.plan.blocks.chunk(chunk).map(|block| self.plan.blocks.get(block));
         let Some(first) = blocks.next() else { return 0 };
         self.operation.reduce(task, channels, &first, states);
@@ -310,10 +336,7 @@ impl<O: Sync> Engine<'_, O> {
     }
 
     /// Merges `right` into `left`.
-    fn fold<T: Vectorized>(&self, left: (&mut [O::State], &mut usize), right: (&[O::State], usize))
-    where
-        O: Operation<T>,
-    {
+    fn fold(&self, left: (&mut [O::State], &mut usize), right: (&[O::State], usize)) {
         self.operation.merge(self.level, (left.0, *left.1), right);
         *left.1 += right.1;
     }

@@ -46,8 +46,16 @@ impl Level {
 
     /// The levels of this CPU and build, lowest first.
     pub fn available() -> &'static [Level] {
-        static AVAILABLE: OnceLock<Vec<Level>> = OnceLock::new();
-        AVAILABLE.get_or_init(|| Self::ALL.into_iter().filter(|level| level.detected()).collect())
+        static AVAILABLE: OnceLock<([Level; Level::ALL.len()], usize)> = OnceLock::new();
+        let (levels, count) = AVAILABLE.get_or_init(|| {
+            let (mut levels, mut count) = (Self::ALL, 0);
+            for level in Self::ALL.into_iter().filter(|level| level.detected()) {
+                levels[count] = level;
+                count += 1;
+            }
+            (levels, count)
+        });
+        &levels[..*count]
     }
 
     fn detected(self) -> bool {

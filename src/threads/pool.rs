@@ -1,163 +1,126 @@
-//! The only user of rayon: hands tasks to the current thread pool, or to nobody.
-
-#![forbid(unsafe_code)]
+//! The interface to threads, and which of them the calls of a stretch of code use.
 
 use std::cell::Cell;
-use std::ops::Range;
-use std::time::{Duration, Instant};
 
-#[cfg(feature = "rayon")]
-use super::round;
+/// Threads that run tasks: a host's own, in place of rayon's.
+///
+/// A pool may run the tasks late, in any order, several at once or one after the other, on one thread or many, the calling
+/// one or others. A task that it runs twice does no harm, and one that it leaves out is done by the calling thread. When
+/// [`run`](Pool::run) returns, no task may be running any more, and none may begin later.
+pub trait Pool: Sync {
+    /// How many tasks can run at the same time, the calling thread counted if it runs some.
+    fn threads(&self) -> usize;
 
-#[cfg(feature = "capi")]
-thread_local! {
-    /// Whether the calls of this thread stay on it.
-    static SERIAL: Cell<bool> = const { Cell::new(false) };
+    /// Whether the calling thread is running a task of this pool. A call made there stays on its thread.
+    fn inside(&self) -> bool {
+        false
+    }
+
+    /// Whether the threads are at hand within a microsecond or two, so that small problems (0.25 to 1 MB) are worth it.
+    fn awake(&self) -> bool {
+        true
+    }
+
+    /// Calls `task` with each number below `tasks`, which is at most [`threads`](Pool::threads), and returns when all
+    /// calls have. `task` does not panic.
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync));
 }
 
-/// Runs `f`, which has calls of this thread only, without the pool.
-#[cfg(feature = "capi")]
-pub fn serially<R>(f: impl FnOnce() -> R) -> R {
-    /// Puts the former state back, on unwinding too.
-    struct Restore(bool);
+/// What holds for the calls of a thread.
+#[derive(Clone, Copy)]
+struct Scope {
+    /// A `&dyn Pool` in a frame of [`with`]; null for rayon's.
+    pool: *const (),
+    limit: usize,
+}
+
+thread_local! {
+    static SCOPE: Cell<Scope> = const { Cell::new(Scope { pool: std::ptr::null(), limit: usize::MAX }) };
+}
+
+/// Runs `f` with another scope; the former one comes back on unwinding too.
+fn scoped<R>(change: impl FnOnce(&mut Scope), f: impl FnOnce() -> R) -> R {
+    struct Restore(Scope);
     impl Drop for Restore {
         fn drop(&mut self) {
-            SERIAL.set(self.0);
+            SCOPE.set(self.0);
         }
     }
-    let _restore = Restore(SERIAL.replace(true));
+    let mut scope = SCOPE.get();
+    let _restore = Restore(scope);
+    change(&mut scope);
+    SCOPE.set(scope);
     f()
 }
 
-/// Makes the pool that calls from outside of any run in.
-#[cfg(feature = "capi")]
-pub fn set_threads(threads: usize) -> Result<(), String> {
-    #[cfg(all(unix, feature = "rayon"))]
-    if super::fork::is_child() {
-        return Err("a child of fork() has no pool".to_owned());
-    }
-    #[cfg(feature = "rayon")]
-    return rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .map_err(|error| error.to_string());
-    #[cfg(not(feature = "rayon"))]
-    return if threads == 1 { Ok(()) } else { Err("built without threads".to_owned()) };
+/// Runs `f` with the calls that it makes on this thread spread over `pool`. The innermost `with` holds.
+pub fn with<R>(pool: &dyn Pool, f: impl FnOnce() -> R) -> R {
+    scoped(|scope| scope.pool = (&raw const pool).cast(), f)
 }
 
-/// The number of threads that tasks may spread over: those of the pool that the call runs in.
-pub fn workers() -> usize {
-    #[cfg(feature = "capi")]
-    if SERIAL.get() {
-        return 1;
-    }
-    #[cfg(all(unix, feature = "rayon"))]
-    if super::fork::is_child() {
-        return 1;
-    }
-    #[cfg(all(feature = "capi", feature = "rayon"))]
-    return pool_threads();
-    #[cfg(all(not(feature = "capi"), feature = "rayon"))]
-    return rayon::current_num_threads();
-    #[cfg(not(feature = "rayon"))]
-    1
+/// Runs `f` with the calls that it makes on this thread spread over `threads` threads at most; 1 keeps them on the
+/// calling thread, 0 changes nothing. Of nested limits the lowest holds.
+///
+/// ```
+/// use batchnorm::{Shape, Welford, threads};
+/// let (shape, mut states) = (Shape::nchw(&[2, 1])?, [Welford::new()]);
+/// threads::limit(1, || batchnorm::statistics(&shape, &[1.0f32, 3.0], &mut states))?;
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
+pub fn limit<R>(threads: usize, f: impl FnOnce() -> R) -> R {
+    scoped(|scope| scope.limit = if threads == 0 { scope.limit } else { scope.limit.min(threads) }, f)
 }
 
-/// rayon panics where it cannot start its pool, and at every later try. A C program has no other pool to give: 1 then.
-#[cfg(all(feature = "capi", feature = "rayon"))]
-fn pool_threads() -> usize {
-    use std::sync::atomic::{AtomicBool, Ordering};
-    static FAILED: AtomicBool = AtomicBool::new(false);
-    if FAILED.load(Ordering::Relaxed) && !inside_pool() {
-        return 1;
-    }
-    std::panic::catch_unwind(rayon::current_num_threads).unwrap_or_else(|_| {
-        FAILED.store(true, Ordering::Relaxed);
-        1
-    })
+/// The limit that holds now.
+pub fn current_limit() -> usize {
+    SCOPE.get().limit
 }
 
-thread_local! {
-    /// When this thread's last call that is large enough for several threads ended.
-    static ENDED: Cell<Option<Instant>> = const { Cell::new(None) };
-}
-
-/// A call that is large enough for several threads ends.
-pub fn ended() {
-    // Some of wasm's have no clock, and asking for the time would panic.
-    if cfg!(all(feature = "rayon", not(target_family = "wasm"))) {
-        ENDED.set(Some(Instant::now()));
-    }
-}
-
-/// Whether the last such call of this thread ended so short a while ago that the threads that took part in it are awake: rayon's
-/// look for work for ten to twenty microseconds, then one takes 40 to come. If none took part, as in the first of many calls in
-/// a row, they wake up once. (0.4 MB: in a row, from outside of the pool, 1.4 to 1.6 times as fast as on one thread; with pauses
-/// of 30 microseconds and more on one thread inference is 1.7 times as fast, training 1.1.)
-pub fn in_a_row() -> bool {
-    const AWAKE: Duration = Duration::from_micros(20);
-    ENDED.get().is_some_and(|ended| ended.elapsed() < AWAKE)
-}
-
-/// Whether the calling thread is one of a pool's.
-#[cfg(feature = "rayon")]
-fn inside_pool() -> bool {
-    rayon::current_thread_index().is_some()
-}
-
-/// Deals out 0..`units` as ranges, about `tasks` of them, in any order, to `threads` threads: this one, and others of the
-/// pool. Each calls `work` with those that it takes, neighbours mostly; `backwards` from the end of what it took last time.
-/// Behind a pointer, or every operation would bring its own copy of the machinery.
-pub fn deal(
-    units: usize,
-    tasks: usize,
-    threads: usize,
-    backwards: bool,
-    work: &(dyn Fn(&mut dyn Iterator<Item = Range<usize>>) + Sync),
-) {
-    let tasks = tasks.min(units);
-    let range = |i| i * units / tasks..(i + 1) * units / tasks;
-    #[cfg(feature = "rayon")]
-    if threads > 1 && tasks > 1 {
-        // From outside one more than there need be: the system may let one of them wait for the core that the caller is on,
-        // while others are idle (after 1 ms without a call, 0.7 times as fast with one less).
-        let helpers = threads.min(tasks) - usize::from(inside_pool());
-        return round::run(tasks, helpers, backwards, &|tasks| work(&mut tasks.map(range)), call);
-    }
-    let _ = threads;
-    if backwards { work(&mut (0..tasks).rev().map(range)) } else { work(&mut (0..tasks).map(range)) }
-}
-
-/// Leaves it to the pool to run a helper, unless some have not come for long: then all of its threads are busy, and more
-/// and more jobs would wait there.
-#[cfg(feature = "rayon")]
-fn call(helper: round::Helper) {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    const MOST: usize = 8;
-    thread_local! {
-        /// Those that this thread has called and that have not come.
-        static CALLED: Arc<AtomicUsize> = Arc::default();
-    }
-    let Ok(called) = CALLED.try_with(Arc::clone) else { return };
-    if called.load(Ordering::Relaxed) < MOST {
-        called.fetch_add(1, Ordering::Relaxed);
-        rayon::spawn(move || {
-            called.fetch_sub(1, Ordering::Relaxed);
-            helper.help();
-        });
-    }
+/// Calls `f` with the pool that is set now, if one is.
+pub fn current<R>(f: impl FnOnce(Option<&dyn Pool>) -> R) -> R {
+    let pool = SCOPE.get().pool.cast::<&dyn Pool>();
+    // SAFETY: it is null, or points into a frame of `with` on this thread, which puts the former pointer back before it
+    // ends, and which outlives `f`.
+    f(unsafe { pool.as_ref() }.copied())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    struct Numbered(usize);
+
+    impl Pool for Numbered {
+        fn threads(&self) -> usize {
+            self.0
+        }
+        fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+            (0..tasks).for_each(task);
+        }
+    }
+
+    fn set() -> (Option<usize>, usize) {
+        (current(|pool| pool.map(Pool::threads)), current_limit())
+    }
+
     #[test]
-    fn calls_with_pauses_are_not_in_a_row() {
-        assert!(!in_a_row());
-        ended();
-        std::thread::sleep(Duration::from_millis(1));
-        assert!(!in_a_row());
+    fn scopes_nest_and_end() {
+        const ALL: usize = usize::MAX;
+        assert_eq!(set(), (None, ALL));
+        with(&Numbered(3), || {
+            assert_eq!(set(), (Some(3), ALL));
+            limit(2, || {
+                with(&Numbered(5), || assert_eq!(set(), (Some(5), 2)));
+                limit(4, || assert_eq!(set(), (Some(3), 2)));
+                limit(0, || assert_eq!(set(), (Some(3), 2)));
+                limit(1, || assert_eq!(set(), (Some(3), 1)));
+                std::thread::scope(|scope| _ = scope.spawn(|| assert_eq!(set(), (None, ALL))));
+                assert_eq!(set(), (Some(3), 2));
+            });
+            let panic = || with(&Numbered(7), || limit(1, || std::panic::resume_unwind(Box::new(()))));
+            std::panic::catch_unwind(panic).unwrap_err();
+            assert_eq!(set(), (Some(3), ALL));
+        });
+        assert_eq!(set(), (None, ALL));
     }
 }

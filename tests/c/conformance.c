@@ -55,7 +55,8 @@ FOLLOWS(batchnorm_backward_args, dvar, dmean);
 FOLLOWS(batchnorm_update_running_args, factor, unbiased);
 FOLLOWS(batchnorm_step_args, parameter, gradient);
 ASSERT(offsetof(batchnorm_state, mean_low) == 16 && offsetof(batchnorm_state, m2) == 24, "batchnorm_state");
-ASSERT(BATCHNORM_STATUS_OK == 0 && BATCHNORM_STATUS_SIZE == 12, "batchnorm_status");
+ASSERT(BATCHNORM_STATUS_OK == 0 && BATCHNORM_STATUS_SIZE == 12 &&
+       BATCHNORM_STATUS_OUT_OF_MEMORY == 15, "batchnorm_status");
 
 static uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t len) {
   const unsigned char *at = (const unsigned char *)bytes;

@@ -1,0 +1,112 @@
+//! A C host's threads, as two or three functions of its own.
+
+use std::ffi::c_void;
+
+use super::pool::Pool;
+
+/// A task of the library's, to be called with the argument that came with it and each number below the number of tasks.
+pub type HostTask = unsafe extern "C" fn(argument: *mut c_void, number: usize);
+
+/// The functions of a host. Each gets `context`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct HostPool {
+    /// Whatever the host's functions want.
+    pub context: *mut c_void,
+    /// How many tasks can run at the same time; at least 1.
+    pub threads: Option<unsafe extern "C" fn(context: *mut c_void) -> usize>,
+    /// Whether the calling thread is running a task of the host's, from which its threads are not to be asked for more: 0
+    /// or not. Null for never.
+    pub inside: Option<unsafe extern "C" fn(context: *mut c_void) -> i32>,
+    /// Calls `task` with `argument` and each number below `tasks`, in any order, on any threads, and returns when all
+    /// calls have.
+    pub run: Option<
+        unsafe extern "C" fn(context: *mut c_void, tasks: usize, task: HostTask, argument: *mut c_void),
+    >,
+}
+
+/// A [`HostPool`] whose functions are there and do what they have to.
+pub struct Host {
+    context: *mut c_void,
+    threads: unsafe extern "C" fn(*mut c_void) -> usize,
+    inside: Option<unsafe extern "C" fn(*mut c_void) -> i32>,
+    run: unsafe extern "C" fn(*mut c_void, usize, HostTask, *mut c_void),
+}
+
+// SAFETY: the context is the functions' own, which may be called from any thread, says the caller of `new`.
+unsafe impl Sync for Host {}
+
+impl Host {
+    /// `None` if a function is missing that has to be there.
+    ///
+    /// # Safety
+    /// The functions can be called with the context as long as this is used, from any thread. They neither throw nor jump
+    /// out. None of `run`'s calls of `task` is under way, or still to come, when it returns.
+    pub unsafe fn new(pool: &HostPool) -> Option<Self> {
+        let HostPool { context, threads, inside, run } = *pool;
+        Some(Self { context, threads: threads?, inside, run: run? })
+    }
+}
+
+impl Pool for Host {
+    fn threads(&self) -> usize {
+        // SAFETY: `new`'s caller says that it can be called.
+        unsafe { (self.threads)(self.context) }
+    }
+
+    fn inside(&self) -> bool {
+        // SAFETY: as above.
+        self.inside.is_some_and(|inside| unsafe { inside(self.context) } != 0)
+    }
+
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        /// # Safety
+        /// `argument` is the one that `run` passes, and `run` has not returned.
+        unsafe extern "C" fn call(argument: *mut c_void, number: usize) {
+            // SAFETY: it points to `task` below, says the caller.
+            let task = unsafe { *argument.cast::<&(dyn Fn(usize) + Sync)>() };
+            task(number);
+        }
+        // SAFETY: as above; no call of `call` goes on once it has returned.
+        unsafe { (self.run)(self.context, tasks, call, (&raw const task).cast_mut().cast()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    unsafe extern "C" fn three(_: *mut c_void) -> usize {
+        3
+    }
+
+    unsafe extern "C" fn counted(context: *mut c_void, tasks: usize, task: HostTask, argument: *mut c_void) {
+        // SAFETY: the context is the test's counter; the task is called before this returns.
+        unsafe {
+            (*context.cast::<AtomicUsize>()).fetch_add(1, Ordering::Relaxed);
+            (0..tasks).rev().for_each(|number| task(argument, number));
+        }
+    }
+
+    unsafe extern "C" fn yes(_: *mut c_void) -> i32 {
+        1
+    }
+
+    #[test]
+    fn functions_are_a_pool() {
+        let runs = AtomicUsize::new(0);
+        let context = (&raw const runs).cast_mut().cast();
+        let functions = HostPool { context, threads: Some(three), inside: None, run: Some(counted) };
+        // SAFETY: the functions above keep to it.
+        let new = |functions| unsafe { Host::new(&functions) };
+        let host = new(functions).unwrap();
+        let sum = AtomicUsize::new(0);
+        host.run(5, &|number| _ = sum.fetch_add(1 << number, Ordering::Relaxed));
+        assert_eq!((host.threads(), host.inside(), runs.load(Ordering::Relaxed)), (3, false, 1));
+        assert_eq!(sum.into_inner(), 31);
+        assert!(new(HostPool { inside: Some(yes), ..functions }).unwrap().inside());
+        assert!(new(HostPool { threads: None, ..functions }).is_none());
+        assert!(new(HostPool { run: None, ..functions }).is_none());
+    }
+}
