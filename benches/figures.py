@@ -4,17 +4,16 @@ the files of benches/record. So the pages agree, and none has a figure that nobo
 
     python3 benches/figures.py                     # writes the sections anew
     python3 benches/figures.py --check             # fails if one is out of date, or if this crate no longer has its accuracy
-    python3 benches/figures.py --measure accuracy  # measures again (PyTorch needed), then writes
-    python3 benches/figures.py --measure sizes     # builds and strips the libraries (Linux, binutils), then writes
+    python3 benches/figures.py --measure           # measures accuracy again (PyTorch needed), then writes
 
-Speed is measured by benches/peers and the example resnet50: benches/record/README.md has the commands.
+Speed is measured by benches/peers and the example resnet50: benches/record/README.md has the commands. Sizes of libraries in
+docs/linking.md are `.ci/sizes`' work.
 """
 
 import argparse
 import csv
 import math
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,14 +24,12 @@ RECORD = ROOT / "benches" / "record" / "2026-11-28"
 DATE = RECORD.name
 # What the folder's README says of the machine.
 MACHINE = "2 cores of an Intel Xeon (Emerald Rapids, AVX-512), a virtual machine that others use too"
-PAGES = ["README.md", "docs/accuracy.md", "docs/linking.md"]
+PAGES = ["README.md", "docs/accuracy.md"]
 OPERATIONS = ["training", "inference", "backward"]
 VERSIONS = {"oneDNN": "3.14", "PyTorch": "2.15", "candle": "0.11", "burn": "0.22"}
 LAYOUTS = {"nchw": "NCHW", "nhwc": "NHWC", "nChw16c": "nChw16c"}
 # The contenders of the recorded files that are plain loops.
 LOOPS = ["plain loops", "limit"]
-# How far a library's size may be from the recorded one before the pages have to say another.
-SIZE_TOLERANCE = 0.25
 
 
 def rows(name):
@@ -118,48 +115,6 @@ def check_accuracy():
     if now == recorded:
         return []
     return [f"errors of y: {data} {now.get(data)}, recorded {recorded.get(data)}" for data in {*now, *recorded} if now.get(data) != recorded.get(data)]
-
-
-# --- sizes
-
-
-def stripped(path):
-    """Bytes of a library without symbols that a program does not need."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / path.name
-        shutil.copy(path, copy)
-        options = ["--strip-debug"] if path.suffix == ".a" else ["--strip-all"]
-        subprocess.run(["strip", *options, copy], check=True)
-        return copy.stat().st_size
-
-
-def measure_sizes():
-    target = ROOT / "target" / "figures"
-    command = ["cargo", "rustc", "--release", "--lib", "--features", "capi", "--crate-type", "cdylib,staticlib", "--target-dir", target]
-    subprocess.run(command, cwd=ROOT, check=True)
-    shared, static = (target / "release" / f"libbatchnorm.{suffix}" for suffix in ("so", "a"))
-    program = target / "normalize"
-    source = ROOT / "examples" / "c" / "normalize.c"
-    subprocess.run(["cc", "-O2", f"-I{ROOT / 'include'}", source, static, "-lm", "-lpthread", "-ldl", "-o", program], check=True)
-    files = {"shared library": shared, "static library": static, "C example": program}
-    write_rows("sizes.csv", [["file", "stripped_bytes"], *([name, stripped(path)] for name, path in files.items())])
-
-
-def sizes():
-    size = {row["file"]: int(row["stripped_bytes"]) / 1e6 for row in rows("sizes.csv")}
-    return (
-        f"Stripped, on x86-64 with its three instruction sets: the shared library is {size['shared library']:.1f} MB and needs libc and\n"
-        f"libgcc_s; the static library is {size['static library']:.0f} MB, most of it Rust's standard library, of which a program takes what it needs:\n"
-        f"the example is {size['C example']:.1f} MB."
-    )
-
-
-def check_size(library):
-    recorded = {row["file"]: int(row["stripped_bytes"]) for row in rows("sizes.csv")}["shared library"]
-    now = stripped(library)
-    if abs(now / recorded - 1) <= SIZE_TOLERANCE:
-        return []
-    return [f"{library} is {now} bytes stripped, recorded {recorded}: --measure sizes"]
 
 
 # --- speed
@@ -287,8 +242,7 @@ def resnet50():
     )
 
 
-SECTIONS = {"accuracy": accuracy, "sizes": sizes, "speed": speed, "speed-summary": speed_summary, "resnet50": resnet50}
-MEASURES = {"accuracy": measure_accuracy, "sizes": measure_sizes}
+SECTIONS = {"accuracy": accuracy, "speed": speed, "speed-summary": speed_summary, "resnet50": resnet50}
 SECTION = re.compile(r"(<!-- figures: (\S+) -->\n)(.*?)(<!-- /figures -->)", re.DOTALL)
 
 
@@ -299,11 +253,10 @@ def written(text):
 def main():
     parser = argparse.ArgumentParser(description="Writes the figures of README.md and docs/ from benches/record, or checks them.")
     parser.add_argument("--check", action="store_true", help="changes nothing; fails if a figure is out of date")
-    parser.add_argument("--library", type=Path, help="with --check: a release build of the shared library, to check its size")
-    parser.add_argument("--measure", choices=MEASURES, help="measures first, into benches/record")
+    parser.add_argument("--measure", action="store_true", help="measures accuracy first, into benches/record")
     options = parser.parse_args()
     if options.measure:
-        MEASURES[options.measure]()
+        measure_accuracy()
     wrong, used = [], set()
     for page in PAGES:
         path = ROOT / page
@@ -318,8 +271,6 @@ def main():
     wrong += [f"no page has the section {name}" for name in SECTIONS.keys() - used]
     if options.check:
         wrong += check_accuracy()
-        if options.library:
-            wrong += check_size(options.library)
     for line in wrong:
         print(line, file=sys.stderr)
     if not wrong:
