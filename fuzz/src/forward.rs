@@ -144,3 +144,4 @@ pub fn assert_good_same<T: Contract, E: Canary>(
         }
     }
 }
+// edit
