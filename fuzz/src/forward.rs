@@ -144,4 +144,3 @@ pub fn assert_good_same<T: Contract, E: Canary>(
         }
     }
 }
-// edit
