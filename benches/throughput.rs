@@ -1,21 +1,25 @@
-//! Throughput of all operations next to the limit of memory: `cargo bench`.
+//! Throughput of all operations next to plain loops over the same bytes: `cargo bench`.
 //!
 //! A group is an operation on a shape, with one thread or all: `f32 training 32x64x56x56, 4 threads`. In it are `nchw`
-//! and `nhwc`, and for each `limit`, the plain loops that memory allows for the same bytes (one, where both layouts have
-//! the same; benches/limit says which). Throughput counts each tensor that must be read or written once: 1 for
-//! statistics, 2 for training and inference, 3 for backward.
+//! and `nhwc`, and for each `plain loops` over the same bytes (one, where both layouts have the same; benches/plain_loops
+//! says which). Throughput counts each tensor that must be read or written once: 1 for statistics, 2 for training and
+//! inference, 3 for backward. At the end a table says, for each operation and layout, how fast it is next to plain loops.
 //!
 //! `cargo bench -- nhwc` runs what has this in its name, `cargo bench -- --test` runs everything once.
 
-mod limit;
+#[expect(dead_code, reason = "shared with the examples, which also show how samples scatter")]
+mod plain_loops;
 mod shapes;
+mod summary;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use batchnorm::{Gradients, Layout, Params, Shape, Tensor, Welford};
-use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
-use limit::{Float, Limit, Operation};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput};
+use plain_loops::{Float, Operation, PlainLoops, Times};
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use summary::{Medians, Summary};
 
 /// The twelve shapes of every throughput table.
 const TABLE: &str = include_str!("shapes/table.txt");
@@ -23,8 +27,11 @@ const TABLE: &str = include_str!("shapes/table.txt");
 /// Shapes in f64 too: one in memory, one in L3, one in L2.
 const F64_SHAPES: [&str; 3] = ["32x64x56x56", "32x256x14x14", "1x2048x7x7"];
 
-/// Time to find the fastest way to the limit in.
+/// Time to find the fastest plain loops in.
 const CALIBRATION: Duration = Duration::from_millis(60);
+
+/// In the order of the summary's columns.
+const LAYOUTS: [(Layout, &str); 2] = [(Layout::Nchw, "nchw"), (Layout::Nhwc, "nhwc")];
 
 /// The tensors that all shapes are the first elements of.
 struct Buffers<T> {
@@ -91,6 +98,38 @@ impl<T: Float> Channels<T> {
     }
 }
 
+/// Runs something under criterion; its median in seconds, if criterion has measured it.
+///
+/// Criterion keeps its samples to itself, so they are taken on their way there. It calls a function several times; what
+/// `make` makes is made once, and not at all where a filter leaves the function out.
+fn median<T: Float, S: Send>(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    id: BenchmarkId,
+    pool: &ThreadPool,
+    y: &mut [T],
+    make: impl Fn(&mut [T]) -> S + Sync,
+    run: impl Fn(&mut S, &mut [T]) + Sync,
+) -> Option<f64> {
+    let mut made = None;
+    let mut calls: Vec<(u64, Duration)> = Vec::new();
+    group.bench_function(id, |bencher| {
+        pool.install(|| {
+            let made = made.get_or_insert_with(|| make(y));
+            bencher.iter_custom(|runs| {
+                let start = Instant::now();
+                (0..runs).for_each(|_| run(made, y));
+                let time = start.elapsed();
+                calls.push((runs, time));
+                time
+            });
+        });
+    });
+    // Flat samples are all of as many runs as the last; what came before them was to warm up.
+    let &(runs, _) = calls.last()?;
+    let samples = calls.iter().filter(|call| call.0 == runs);
+    Some(Times::of(samples.map(|(_, time)| time.as_secs_f64() / runs as f64).collect()).median)
+}
+
 /// The group of an operation on a shape.
 fn group<T: Float>(
     criterion: &mut Criterion,
@@ -99,7 +138,7 @@ fn group<T: Float>(
     problem: &shapes::Problem,
     buffers: &mut Buffers<T>,
     calibration: Duration,
-) {
+) -> Medians {
     let threads = pool.current_num_threads();
     let element = format!("f{}", 8 * size_of::<T>());
     let plural = if threads == 1 { "" } else { "s" };
@@ -107,38 +146,39 @@ fn group<T: Float>(
     let mut group = criterion.benchmark_group(name);
     group.sampling_mode(SamplingMode::Flat);
 
-    let mut limits = Vec::new();
-    for (layout, layout_name) in [(Layout::Nchw, "nchw"), (Layout::Nhwc, "nhwc")] {
+    let mut medians = Medians::default();
+    let mut loops_of = Vec::new();
+    for (index, (layout, layout_name)) in LAYOUTS.into_iter().enumerate() {
         let shape = problem.shape(layout).expect("checked by the parser");
         let (x, dy, y) =
             (&buffers.x[..shape.len()], &buffers.dy[..shape.len()], &mut buffers.y[..shape.len()]);
         group.throughput(Throughput::Bytes((shape.len() * size_of::<T>() * operation.tensors()) as u64));
-        // Criterion calls the function several times; what is for the first is kept here.
-        let mut channels = None;
-        group.bench_function(layout_name, |bencher| {
-            pool.install(|| {
-                let channels = channels.get_or_insert_with(|| Channels::new(&shape, x));
-                bencher.iter(|| channels.run(operation, &shape, x, dy, y));
-            });
-        });
+        let channels = |_: &mut [T]| Channels::new(&shape, x);
+        let run = |channels: &mut Channels<T>, y: &mut [T]| channels.run(operation, &shape, x, dy, y);
+        let id = BenchmarkId::from_parameter(layout_name);
+        medians.ours[index] = median(&mut group, id, pool, y, channels, run);
         let passes = pool.install(|| operation.passes(&shape, size_of::<T>()));
-        if !limits.contains(&passes) {
-            limits.push(passes);
-            let mut limit = None;
-            group.bench_function(BenchmarkId::new("limit", limit::names(passes)), |bencher| {
-                pool.install(|| {
-                    let (limit, _) =
-                        limit.get_or_insert_with(|| Limit::measure(operation, &shape, x, dy, y, calibration));
-                    bencher.iter(|| limit.run(x, dy, y));
-                });
-            });
-        }
+        let known = loops_of.iter().find(|(known, _)| *known == passes).map(|&(_, seconds)| seconds);
+        medians.loops[index] = known.unwrap_or_else(|| {
+            let fastest = |y: &mut [T]| PlainLoops::measure(operation, &shape, x, dy, y, calibration).0;
+            let run = |loops: &mut PlainLoops, y: &mut [T]| loops.run(x, dy, y);
+            let id = BenchmarkId::new("plain loops", plain_loops::names(passes));
+            let seconds = median(&mut group, id, pool, y, fastest, run);
+            loops_of.push((passes, seconds));
+            seconds
+        });
     }
     group.finish();
+    medians
 }
 
 /// All groups of an element type.
-fn element<T: Float>(criterion: &mut Criterion, problems: &[shapes::Problem], calibration: Duration) {
+fn element<T: Float>(
+    criterion: &mut Criterion,
+    problems: &[shapes::Problem],
+    calibration: Duration,
+    summary: &mut Summary,
+) {
     let len = problems.iter().map(|problem| problem.dims.iter().product()).max().unwrap_or(0);
     let mut buffers = Buffers::<T>::new(len);
     let all = std::thread::available_parallelism().map_or(1, usize::from);
@@ -147,8 +187,10 @@ fn element<T: Float>(criterion: &mut Criterion, problems: &[shapes::Problem], ca
     let pools = [all, 1].map(pool);
     for pool in &pools[..all.min(2)] {
         for operation in Operation::ALL {
+            let name = format!("f{} {}", 8 * size_of::<T>(), operation.name());
             for problem in problems {
-                group(criterion, pool, operation, problem, &mut buffers, calibration);
+                let medians = group(criterion, pool, operation, problem, &mut buffers, calibration);
+                summary.add(&name, pool.current_num_threads(), &problem.to_string(), medians);
             }
         }
     }
@@ -158,7 +200,8 @@ fn main() {
     // Without `--bench`, which cargo bench passes, criterion only tests as well.
     let arguments: Vec<String> = std::env::args().collect();
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
-    let calibration = if has("--test") || !has("--bench") { Duration::ZERO } else { CALIBRATION };
+    let measures = has("--bench") && !has("--test");
+    let calibration = if measures { CALIBRATION } else { Duration::ZERO };
     let mut criterion = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(50))
@@ -167,9 +210,13 @@ fn main() {
         .without_plots()
         .configure_from_args();
     let problems = shapes::parse(TABLE).expect("a file of this crate");
-    element::<f32>(&mut criterion, &problems, calibration);
+    let mut summary = Summary::default();
+    element::<f32>(&mut criterion, &problems, calibration, &mut summary);
     let few: Vec<_> =
         problems.into_iter().filter(|problem| F64_SHAPES.contains(&problem.to_string().as_str())).collect();
-    element::<f64>(&mut criterion, &few, calibration);
+    element::<f64>(&mut criterion, &few, calibration, &mut summary);
     criterion.final_summary();
+    if measures {
+        print!("{summary}");
+    }
 }

@@ -1,4 +1,5 @@
-//! The snippets of docs/linking.md that no documentation test compiles are parts of files that are compiled.
+//! The pages for users: snippets of docs/linking.md that no documentation test compiles are parts of files that are
+//! compiled, and links lead somewhere. README.md's program is a documentation test (`src/guide.rs`).
 
 use std::fs;
 use std::path::Path;
@@ -30,4 +31,33 @@ fn snippets_are_parts_of_files() {
         }
     }
     assert_eq!(checked, 8);
+}
+
+/// The pages of a repository's address.
+const TREE: &str = "https://github.com/batchnorm-rs/batchnorm/tree/main/";
+
+/// What the published package does not hold: Cargo.toml's `exclude`, and packages of their own.
+const NOT_PUBLISHED: [&str; 5] =
+    ["benches/record", "benches/peers", "fuzz", "integrations", "CONTRIBUTING.md"];
+
+#[test]
+fn links_lead_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut checked = 0;
+    for page in ["README.md", "docs/accuracy.md", "docs/linking.md", "docs/scope.md"] {
+        let text = fs::read_to_string(root.join(page)).unwrap();
+        for link in text.split("](").skip(1) {
+            let link = &link[..link.find(')').unwrap()];
+            if let Some(path) = link.strip_prefix(TREE) {
+                assert!(root.join(path).exists(), "{page}: {link} is not in the repository");
+            } else if !link.starts_with("https://") && !link.starts_with('#') {
+                let path = root.join(page).parent().unwrap().join(link);
+                assert!(path.exists(), "{page}: there is no {link}");
+                let published = !NOT_PUBLISHED.iter().any(|name| path.starts_with(root.join(name)));
+                assert!(published, "{page}: the package does not hold {link}");
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 10, "{checked} links");
 }

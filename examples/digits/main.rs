@@ -5,6 +5,8 @@
 
 mod data;
 mod network;
+#[path = "../output/mod.rs"]
+mod output;
 mod picture;
 
 use std::error::Error;
@@ -26,7 +28,7 @@ Trains a small convolutional network on 1,797 real handwritten digits, with and 
 Usage: cargo run --release --example digits -- [OPTIONS]
 
 Options:
-  --epochs N      epochs of each run [default: 15]
+  --epochs N      epochs of each run, 1 or more [default: 15]
   --seed N        of the split, the weights and the batches [default: 1]
   --picture FILE  where the picture goes [default: digits.svg]
   --help          prints this
@@ -69,7 +71,7 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
     let mut arguments = lexopt::Parser::from_env();
     while let Some(argument) = arguments.next()? {
         match argument {
-            Long("epochs") => options.epochs = arguments.value()?.parse()?,
+            Long("epochs") => options.epochs = arguments.value()?.parse_with(positive)?,
             Long("seed") => options.seed = arguments.value()?.parse()?,
             Long("picture") => options.picture = arguments.value()?.into(),
             Long("help") => return Ok(None),
@@ -79,11 +81,16 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
     Ok(Some(options))
 }
 
+/// A number from 1 on.
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&number| number > 0).ok_or_else(|| "no number from 1 on".to_owned())
+}
+
 fn main() -> ExitCode {
     let options = match options() {
         Ok(Some(options)) => options,
         Ok(None) => {
-            print!("{HELP}");
+            output::print(format_args!("{HELP}"));
             return ExitCode::SUCCESS;
         }
         Err(error) => {
@@ -101,14 +108,15 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), Box<dyn Error>> {
+    output::check_writable(&options.picture)?;
     let (training, test) = data::load(options.seed)?;
-    println!("{} digits to train on, {} held out; batches of {BATCH}", training.len(), test.len());
+    outln!("{} digits to train on, {} held out; batches of {BATCH}", training.len(), test.len());
     let mut panels = Vec::new();
     for regime in &REGIMES {
         let mut runs = Vec::new();
         for normalize in [false, true] {
             let name = if normalize { "with batch norm" } else { "plain" };
-            println!("\n{}, {name}", regime.name);
+            outln!("\n{}, {name}", regime.name);
             let network = Network::new(options.seed, regime.widths, normalize);
             runs.push(train(name, network, regime.lr, options, (&training, &test))?);
         }
@@ -116,7 +124,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     }
     print_table(&panels);
     picture::draw(&options.picture, &panels)?;
-    println!("\npicture: {}", options.picture.display());
+    outln!("\npicture: {}", options.picture.display());
     Ok(())
 }
 
@@ -145,7 +153,7 @@ fn train(
         }
         let Score { accuracy: right, .. } = network.test(&test)?;
         bar.suspend(|| {
-            println!("epoch {epoch:>2}: training loss {loss:.4}, test accuracy {:>5.1} %", right * 100.0)
+            outln!("epoch {epoch:>2}: training loss {loss:.4}, test accuracy {:>5.1} %", right * 100.0)
         });
         accuracy.push(right);
     }
@@ -154,21 +162,21 @@ fn train(
 }
 
 fn print_table(panels: &[(&str, Vec<Run>)]) {
-    println!("\n{:<30}{:<18}{:>16}{:>16}", "", "", "epochs to 95 %", "final accuracy");
+    outln!("\n{:<30}{:<18}{:>16}{:>16}", "", "", "epochs to 95 %", "final accuracy");
     for (regime, runs) in panels {
         for run in runs {
             let reached = run.accuracy.iter().position(|accuracy| *accuracy >= GOAL);
             let reached = reached.map_or("never".to_owned(), |epoch| (epoch + 1).to_string());
             let last = run.accuracy.last().map_or(0.0, |accuracy| accuracy * 100.0);
-            println!("{regime:<30}{:<18}{reached:>16}{last:>14.1} %", run.name);
+            outln!("{regime:<30}{:<18}{reached:>16}{last:>14.1} %", run.name);
         }
     }
     // Times are the only lines that differ from run to run.
-    println!("\n{:<48}{:>16}{:>16}", "", "in batch norm", "in all");
+    outln!("\n{:<48}{:>16}{:>16}", "", "in batch norm", "in all");
     for (regime, runs) in panels {
         for run in runs {
             let (norm, all) = (run.in_norm.as_secs_f64(), run.total.as_secs_f64());
-            println!("{regime:<30}{:<18}{norm:>14.2} s{all:>14.2} s", run.name);
+            outln!("{regime:<30}{:<18}{norm:>14.2} s{all:>14.2} s", run.name);
         }
     }
 }

@@ -1,13 +1,16 @@
-//! All 53 batch-norm layers of ResNet-50: time, share of the limit that memory sets, and error, per shape and in all.
+//! All 53 batch-norm layers of ResNet-50: time, speed next to plain loops over the same bytes, and error,
+//! per shape and in all.
 //!
 //! `cargo run --release --example resnet50 -- --help` explains the options.
 
-#[expect(dead_code, reason = "shared with the benchmarks, which also measure statistics")]
-#[path = "../../benches/limit/mod.rs"]
-mod limit;
 mod measure;
 mod options;
+#[path = "../output/mod.rs"]
+mod output;
 mod picture;
+#[expect(dead_code, reason = "shared with the benchmarks, which also measure statistics")]
+#[path = "../../benches/plain_loops/mod.rs"]
+mod plain_loops;
 #[path = "../../benches/shapes/mod.rs"]
 mod shapes;
 mod table;
@@ -16,9 +19,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use limit::Operation;
 use measure::{Layer, OPERATIONS};
 use options::Options;
+use plain_loops::Operation;
 use table::Row;
 
 fn main() -> ExitCode {
@@ -32,7 +35,7 @@ fn main() -> ExitCode {
             }
         },
         Ok(None) => {
-            print!("{}", options::HELP);
+            output::print(format_args!("{}", options::HELP));
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -44,47 +47,73 @@ fn main() -> ExitCode {
 
 /// Measures and shows everything; whether all results are as exact as promised.
 fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
+    for path in options.csv.iter().chain([&options.picture]) {
+        output::check_writable(path)?;
+    }
     let start = Instant::now();
     // 0 is rayon's default: all cores, or RAYON_NUM_THREADS.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
     let threads = pool.current_num_threads();
-    let tables = pool.install(|| measure(options))?;
-
     let layout = options::layout_name(options.layout);
     let plural = if threads == 1 { "" } else { "s" };
     let what = format!("f32, {layout}, {threads} thread{plural}, {}", options.level);
-    println!("Batch normalization of {}: {what}\n", options.network);
+    outln!("Batch normalization of {}: {what}", options.network);
+    let count = options.problems.len() * OPERATIONS.len();
+    let seconds = options.time.as_secs_f64();
+    outln!(
+        "{count} measurements of {seconds} s and checks: about {:.0} s\n",
+        expected_seconds(options, threads)
+    );
+    let tables = pool.install(|| measure(options))?;
     for ((operation, rows), (_, promised)) in tables.iter().zip(OPERATIONS) {
-        println!("{}", table::text(*operation, rows, promised));
+        outln!("{}", table::text(*operation, rows, promised));
     }
     let step = |wanted: &[Operation]| {
         let all = tables.iter().filter(|(operation, _)| wanted.contains(operation));
-        let (seconds, limit) =
+        let (seconds, loops) =
             all.map(|(_, rows)| table::total(rows)).fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
-        format!("{:.1} ms, limit {:.1} ms, share {:.2}", seconds * 1e3, limit * 1e3, limit / seconds)
+        format!("{:.1} ms, plain loops {:.1} ms, share {:.2}", seconds * 1e3, loops * 1e3, loops / seconds)
     };
-    println!("all layers, training and backward: {}", step(&[Operation::Training, Operation::Backward]));
-    println!("all layers, inference: {}", step(&[Operation::Inference]));
-    println!("share: limit / time; GB/s: each tensor that must be read or written counted once");
+    outln!("all layers, training and backward: {}", step(&[Operation::Training, Operation::Backward]));
+    outln!("all layers, inference: {}", step(&[Operation::Inference]));
+    outln!(
+        "lower, upper: quartiles of the samples, from the median, which is what all other columns are made of"
+    );
+    outln!(
+        "share: plain loops / time, a reference and no limit; GB/s: each tensor that must be read or written counted once"
+    );
+    if let Some(warning) = table::warning(&tables) {
+        outln!("\n{warning}");
+    }
 
     if let Some(path) = &options.csv {
         let csv = table::csv(layout, threads, &options.level.to_string(), &tables);
         std::fs::write(path, csv).map_err(|error| format!("{}: {error}", path.display()))?;
-        println!("table: {}", path.display());
+        outln!("table: {}", path.display());
     }
     let title = format!("Batch normalization of {}", options.network);
     picture::draw(&options.picture, &title, &what, &tables)
         .map_err(|error| format!("{}: {error}", options.picture.display()))?;
-    println!("picture: {}", options.picture.display());
-    println!("took {:.0} s", start.elapsed().as_secs_f64());
+    outln!("picture: {}", options.picture.display());
+    outln!("took {:.0} s", start.elapsed().as_secs_f64());
     Ok(tables.iter().zip(OPERATIONS).all(|((_, rows), (_, promised))| table::worst(rows) <= promised))
+}
+
+/// About how long a run takes: the measurements, and for each element the making of its data and the checks in f64.
+fn expected_seconds(options: &Options, threads: usize) -> f64 {
+    const SERIAL_SECONDS: f64 = 20e-9;
+    const PARALLEL_SECONDS: f64 = 60e-9;
+    let elements: usize = options.problems.iter().map(|problem| problem.dims.iter().product::<usize>()).sum();
+    let measured = options.problems.len() as f64 * OPERATIONS.len() as f64 * options.time.as_secs_f64();
+    measured + elements as f64 * (SERIAL_SECONDS + PARALLEL_SECONDS / threads as f64)
 }
 
 /// Measures all shapes, on the pool that it is called in.
 fn measure(options: &Options) -> Result<Vec<(Operation, Vec<Row>)>, batchnorm::Error> {
     let mut tables: Vec<_> = OPERATIONS.iter().map(|(operation, _)| (*operation, Vec::new())).collect();
     let bar = ProgressBar::new((options.problems.len() * tables.len()) as u64);
-    let style = ProgressStyle::with_template("{bar:32} {pos}/{len} {msg}").expect("a valid template");
+    let style =
+        ProgressStyle::with_template("{bar:32} {pos}/{len} {eta} left, {msg}").expect("a valid template");
     bar.set_style(style);
     for problem in &options.problems {
         bar.set_message(problem.to_string());

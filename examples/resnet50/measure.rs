@@ -5,14 +5,14 @@ use std::time::Duration;
 use batchnorm::{Error, Gradients, Params, Shape, Tensor, Welford, reference};
 use rayon::prelude::*;
 
-use crate::limit::{Limit, Operation, medians};
+use crate::plain_loops::{Operation, PlainLoops, Times, times};
 
 /// What was measured of an operation on a shape.
 #[derive(Debug, Clone, Copy)]
 pub struct Measured {
-    pub seconds: f64,
-    /// What the passes over memory take that it cannot do without.
-    pub limit: f64,
+    pub times: Times,
+    /// What plain loops take over the bytes that it cannot do without.
+    pub loops: Times,
     /// The largest error in units of what C1 measures it by: see `Layer::error`.
     pub error: f64,
 }
@@ -86,19 +86,19 @@ impl Layer {
         Ok(layer)
     }
 
-    /// Times an operation next to its limit for `time` in all, then checks its result.
+    /// Times an operation next to plain loops for `time` in all, then checks its result.
     pub fn measure(&mut self, operation: Operation, time: Duration) -> Result<Measured, Error> {
         self.run(operation)?;
         let error = self.error(operation);
-        let ways = Limit::ways::<f32>(operation, &self.shape);
+        let ways = PlainLoops::ways::<f32>(operation, &self.shape);
         let mut result = Ok(());
-        let seconds = medians(time, 1 + ways.len(), |candidate| match candidate {
+        let all = times(time, 1 + ways.len(), |candidate| match candidate {
             0 => result = self.run(operation),
             way => ways[way - 1].run(&self.x, &self.dy, &mut self.output),
         });
         result?;
-        let limit = seconds[1..].iter().copied().fold(f64::INFINITY, f64::min);
-        Ok(Measured { seconds: seconds[0], limit, error })
+        let loops = &all[1..];
+        Ok(Measured { times: all[0], loops: loops[Times::fastest(loops)], error })
     }
 
     fn run(&mut self, operation: Operation) -> Result<(), Error> {

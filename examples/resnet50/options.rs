@@ -11,9 +11,8 @@ use crate::shapes::{self, Problem};
 const RESNET50: &str = include_str!("../../benches/shapes/resnet50.txt");
 
 pub const HELP: &str = "\
-Batch normalization of all 53 layers of ResNet-50: training, inference and backward, each shape next to the limit that
-memory sets (plain read, copy and triad loops over the same bytes on the same threads) and checked against the scalar
-reference.
+Batch normalization of all 53 layers of ResNet-50: training, inference and backward, each shape next to plain read,
+copy and triad loops over the same bytes on the same threads, and checked against the scalar reference.
 
 Usage: cargo run --release --example resnet50 -- [OPTIONS]
 
@@ -23,7 +22,7 @@ Options:
   --threads N        threads to run on [default: all cores]
   --level NAME       instruction set of the kernels: portable, avx2 or avx512 [default: the best that the CPU has]
   --shapes FILE      other shapes, a line of `N C spatial... [xLAYERS]` each [default: ResNet-50]
-  --time SECONDS     time per measurement, of an operation and its limit together [default: 1]
+  --time SECONDS     time per measurement, of an operation and its plain loops together [default: 1]
   --csv FILE         writes the table there too, as comma-separated values
   --picture FILE     where the picture goes [default: resnet50-LAYOUT.svg]
   --help             prints this

@@ -1,16 +1,16 @@
-//! The picture: for each operation a bar per shape, as long as its share of the limit.
+//! The picture: for each operation a bar per shape, as long as its speed next to plain loops.
 
 use std::path::Path;
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::limit::Operation;
+use crate::plain_loops::Operation;
 use crate::table::{self, Row};
 
 const LEFT: i32 = 190;
 const PANEL: i32 = 400;
-/// Pixels of a bar that reaches the limit.
+/// Pixels of a bar that is as fast as plain loops.
 const FULL: i32 = 220;
 const GAP: i32 = 24;
 const TOP: i32 = 128;
@@ -21,7 +21,7 @@ const BOTTOM: i32 = 72;
 const INK: RGBColor = RGBColor(36, 41, 47);
 const FAINT: RGBColor = RGBColor(110, 119, 129);
 const GRID: RGBColor = RGBColor(225, 228, 232);
-const LIMIT: RGBColor = RGBColor(196, 62, 28);
+const LOOPS: RGBColor = RGBColor(196, 62, 28);
 /// One colour per panel.
 const BARS: [RGBColor; 3] = [RGBColor(31, 111, 178), RGBColor(44, 140, 90), RGBColor(125, 84, 170)];
 
@@ -53,12 +53,12 @@ pub fn draw(
 
     for (panel, ((operation, rows), color)) in tables.iter().zip(BARS.iter().cycle()).enumerate() {
         let left = LEFT + panel as i32 * (PANEL + GAP);
-        let (seconds, limit) = table::total(rows);
+        let (seconds, loops) = table::total(rows);
         let all = format!(
-            "all layers {:.1} ms, limit {:.1} ms ({:.0} %)",
+            "all layers {:.1} ms, plain loops {:.1} ms ({:.0} %)",
             seconds * 1e3,
-            limit * 1e3,
-            100.0 * limit / seconds
+            loops * 1e3,
+            100.0 * loops / seconds
         );
         text(operation.name(), (left, TOP - 38), 16, *color, HPos::Left, true)?;
         text(&all, (left + 98, TOP - 37), 13, FAINT, HPos::Left, false)?;
@@ -75,7 +75,7 @@ pub fn draw(
                 text(&row.problem.to_string(), (LEFT - 46, middle), 14, INK, HPos::Right, false)?;
                 text(&times, (LEFT - 12, middle), 13, FAINT, HPos::Right, false)?;
             }
-            // A bar past the limit ends before its label would run into the next panel.
+            // A bar past the plain loops ends before its label would run into the next panel.
             let length = (row.share() * f64::from(FULL)).round().min(1.15 * f64::from(FULL)) as i32;
             let corners = [(left, middle - BAR / 2), (left + length, middle + BAR / 2)];
             root.draw(&Rectangle::new(corners, color.mix(0.85).filled()))?;
@@ -87,18 +87,18 @@ pub fn draw(
             }
             let beside = format!(
                 "{} µs · {:.0} GB/s",
-                table::grouped(row.measured.seconds * 1e6),
+                table::grouped(row.measured.times.median * 1e6),
                 row.rate(*operation)
             );
             text(&beside, (left + length.max(FULL) + 10, middle), 13, INK, HPos::Left, false)?;
         }
         let x = left + FULL;
-        line((x, TOP - 8), (x, end + 4), LIMIT.stroke_width(2))?;
-        text("limit", (x, TOP - 16), 12, LIMIT, HPos::Center, true)?;
-        text("100 %", (x, end + 14), 12, LIMIT, HPos::Center, false)?;
+        line((x, TOP - 8), (x, end + 4), LOOPS.stroke_width(2))?;
+        text("plain loops", (x, TOP - 16), 12, LOOPS, HPos::Center, true)?;
+        text("100 %", (x, end + 14), 12, LOOPS, HPos::Center, false)?;
     }
-    let note = "Bars: share of the limit, which is what plain read, copy and triad loops over the same bytes take \
-                on the same threads, in the same run. GB/s: each tensor counted once.";
+    let note = "Bars: speed next to plain read, copy and triad loops over the same bytes on the same threads, \
+                in the same run (100 %: as fast). GB/s: each tensor counted once.";
     text(note, (24, end + 48), 13, FAINT, HPos::Left, false)?;
     root.present()?;
     Ok(())

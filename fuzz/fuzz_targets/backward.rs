@@ -5,7 +5,7 @@ use batchnorm_fuzz::calls::Wanted;
 use batchnorm_fuzz::problem::{Problem, Run};
 use batchnorm_fuzz::{gradients, with_element};
 
-libfuzzer_sys::fuzz_target!(|input: (Run, u8, Problem)| {
+libfuzzer_sys::fuzz_target!(|input: (Run, Wanted, Problem)| {
     let (run, wanted, problem) = input;
-    with_element!(problem.element, gradients::backward, &problem, run, Wanted(wanted));
+    with_element!(problem.element, gradients::backward, &problem, run, wanted);
 });

@@ -14,7 +14,7 @@ pub fn levels<T: Contract>(problem: &Problem, how: Run) {
     };
     let expected = go(Configuration { level: Level::Portable, threads: 1 }, Placement::default());
     let configuration = how.configuration();
-    let what = format!("{} {:?} {configuration:?} {how:?}", T::NAME, problem.dims);
+    let what = format!("{} {:?}, {how:?}", T::NAME, problem.dims);
     go(configuration, how.placement()).assert_same(&expected, &what);
 }
 
@@ -25,6 +25,6 @@ pub fn layouts<T: Contract>(problem: &Problem, how: Run) {
     let go = |layout: Layout, at| configuration.run(|| run(&problem, layout, at, std::iter::empty()));
     let [nchw, nhwc] = LAYOUTS;
     let expected = go(nchw, Placement::default());
-    let what = format!("{} {:?} {how:?}", T::NAME, problem.dims);
+    let what = format!("{} {:?}, {how:?}", T::NAME, problem.dims);
     go(nhwc, how.placement()).assert_same(&expected, &what);
 }

@@ -3,6 +3,7 @@
 
 use std::fmt::{self, Display};
 
+use arbitrary::Arbitrary;
 use batchnorm::{
     Backward, Gradients, Inference, Params, Shape, StreamingStatistics, Training, Welford, backward,
     backward_frozen, forward_inference, forward_training, statistics,
@@ -221,8 +222,17 @@ impl Display for What<'_> {
 }
 
 /// The gradients to ask for, a bit each: dx, dgamma, dbeta, dmean, dvar.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Arbitrary)]
 pub struct Wanted(pub u8);
+
+impl fmt::Debug for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = ["dx", "dgamma", "dbeta", "dmean", "dvar"];
+        f.debug_list()
+            .entries(names.iter().enumerate().filter(|(i, _)| self.has(*i)).map(|(_, name)| name))
+            .finish()
+    }
+}
 
 impl Wanted {
     /// All.

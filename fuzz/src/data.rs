@@ -1,5 +1,7 @@
 //! Elements by class: what breaks a summation scheme, mixed by the fuzzer channel by channel.
 
+use std::fmt;
+
 use arbitrary::Arbitrary;
 use rand::Rng;
 
@@ -10,15 +12,28 @@ use crate::common::data::{normal, rng};
 const BLOCK: usize = 64;
 
 /// The elements of one tensor. Channels beyond the listed take turns, with other random numbers.
-#[derive(Debug, Clone, Arbitrary)]
+#[derive(Clone, Arbitrary)]
 pub struct Elements {
     first: Channel,
     more: [Option<Channel>; 2],
     patches: [Option<Patch>; 3],
 }
 
+/// Values as text: the first ones, in full precision, and how many there are.
+pub struct Shown<'a, T>(pub &'a [T]);
+
+impl<T: Contract> fmt::Debug for Shown<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 32;
+        let Self(values) = self;
+        let text: Vec<String> = values.iter().take(MOST).map(|value| format!("{value:?}")).collect();
+        let rest = values.len().saturating_sub(MOST);
+        write!(f, "[{}{}]", text.join(", "), if rest == 0 { String::new() } else { format!(", {rest} more") })
+    }
+}
+
 /// The elements of one channel.
-#[derive(Debug, Clone, Copy, Arbitrary)]
+#[derive(Clone, Copy, Arbitrary)]
 pub struct Channel {
     class: Class,
     seed: u16,
@@ -78,6 +93,23 @@ enum NonFinite {
 struct Patch {
     at: u16,
     value: u64,
+}
+
+/// What there is, and nothing of what there is not.
+impl fmt::Debug for Elements {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let channels = std::iter::once(self.first).chain(self.more.into_iter().flatten());
+        f.debug_list().entries(channels).entries(self.patches.into_iter().flatten()).finish()
+    }
+}
+
+/// Non-finite elements are named only where there are any.
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { class, seed, mask } = self;
+        write!(f, "{class:?} by seed {seed}")?;
+        if mask.applies() { write!(f, " with {mask:?}") } else { Ok(()) }
+    }
 }
 
 impl Elements {
@@ -157,8 +189,12 @@ impl Class {
 }
 
 impl Mask {
+    fn applies(&self) -> bool {
+        self.some >= 192
+    }
+
     fn apply<T: Contract>(&self, elements: &mut [T], rng: &mut impl Rng) {
-        if self.some < 192 || elements.is_empty() {
+        if !self.applies() || elements.is_empty() {
             return;
         }
         let value = match self.kind {

@@ -1,15 +1,18 @@
 //! States of parts of a channel: merged in any order and grouping, they are the whole's.
 
+use std::fmt;
+
 use arbitrary::Arbitrary;
 use batchnorm::{Layout, Shape, StreamingStatistics, Welford, statistics};
 
 use crate::bounds::{Contract, assert_state};
 use crate::common::exact::Statistics;
-use crate::data::Elements;
+use crate::data::{Elements, Shown};
 use crate::problem::{ElementType, Run};
+use crate::with_element;
 
 /// A channel, where to cut it, and in which order to put it together.
-#[derive(Debug, Clone, Arbitrary)]
+#[derive(Clone, Arbitrary)]
 pub struct Split {
     /// The element type.
     pub element: ElementType,
@@ -21,12 +24,39 @@ pub struct Split {
     order: Vec<(u8, u8)>,
 }
 
+impl Split {
+    fn elements<T: Contract>(&self) -> Vec<T> {
+        self.elements.vector(usize::from(self.len % 3000) + 1)
+    }
+
+    /// Where parts of `len` elements end.
+    fn cuts(&self, len: usize) -> Vec<usize> {
+        let mut cuts: Vec<usize> = self.cuts.iter().map(|cut| usize::from(*cut) * len / 255).collect();
+        cuts.extend([0, len]);
+        cuts.sort_unstable();
+        cuts
+    }
+}
+
+/// The numbers that an input stands for.
+impl fmt::Debug for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        with_element!(self.element, describe, self, f)
+    }
+}
+
+fn describe<T: Contract>(split: &Split, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let x = split.elements::<T>();
+    writeln!(f, "{} of {}, cut at {:?}", x.len(), T::NAME, split.cuts(x.len()))?;
+    writeln!(f, "    x {:?}", Shown(&x))?;
+    writeln!(f, "      made as {:?}", split.elements)?;
+    write!(f, "    pairs merged first {:?}", split.order)
+}
+
 /// A state's bounds; and that a part without elements changes nothing.
 pub fn merge<T: Contract>(split: &Split, run: Run) {
-    let x: Vec<T> = split.elements.vector(usize::from(split.len % 3000) + 1);
-    let mut cuts: Vec<usize> = split.cuts.iter().map(|cut| usize::from(*cut) * x.len() / 255).collect();
-    cuts.extend([0, x.len()]);
-    cuts.sort_unstable();
+    let x: Vec<T> = split.elements();
+    let cuts = split.cuts(x.len());
     let parts: Vec<&[T]> = cuts.windows(2).map(|cut| &x[cut[0]..cut[1]]).collect();
     let states: Vec<Welford> =
         run.configuration().run(|| parts.iter().map(|part| state(part, run.layout())).collect());
@@ -42,7 +72,8 @@ pub fn merge<T: Contract>(split: &Split, run: Run) {
         ("of a stream of batches", streaming.states()[0]),
     ];
     for (order, state) in orders {
-        let what = format_args!("state of {} {}, merged {order} from parts at {cuts:?}", x.len(), T::NAME);
+        let what =
+            format_args!("state of {} {}, merged {order} from parts at {cuts:?}; {run:?}", x.len(), T::NAME);
         if x.iter().all(|x| x.to_f64().is_finite()) {
             assert_state(what, &state, &x, &Statistics::of(&x));
         } else {

@@ -1,4 +1,7 @@
-//! Problems from the fuzzer's bytes: dimensions, elements, parameters, and how they are to be run.
+//! Problems from the fuzzer's bytes: dimensions, elements, parameters, and how they are to be run. `Debug` says what the
+//! bytes stand for, since that is what libFuzzer prints of a failure.
+
+use std::fmt;
 
 use arbitrary::{Arbitrary, Unstructured};
 use batchnorm::{Layout, Level};
@@ -6,7 +9,7 @@ use batchnorm::{Layout, Level};
 use crate::bounds::Contract;
 use crate::common::exact::{Statistics, channel};
 use crate::common::matrix::{self, Configuration, LAYOUTS, Placement, THREADS};
-use crate::data::{Elements, Parameter};
+use crate::data::{Elements, Parameter, Shown};
 
 /// The most elements of a tensor: some dozens of the blocks that `cfg(fuzzing)` makes.
 const MOST: usize = 4096;
@@ -61,7 +64,7 @@ impl<'a> Arbitrary<'a> for Dims {
 }
 
 /// How a problem is run.
-#[derive(Debug, Clone, Copy, Arbitrary)]
+#[derive(Clone, Copy, Arbitrary)]
 pub struct Run {
     nhwc: bool,
     level: u8,
@@ -88,6 +91,20 @@ impl Run {
     /// Where inputs and outputs start.
     pub fn placement(&self) -> Placement {
         Placement { inputs: usize::from(self.inputs % 16), outputs: usize::from(self.outputs % 16) }
+    }
+}
+
+/// The level, the threads and the places that an input stands for on this machine.
+impl fmt::Debug for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Configuration { level, threads }, Placement { inputs, outputs }) =
+            (self.configuration(), self.placement());
+        let (layout, plural) = (self.layout(), if threads == 1 { "" } else { "s" });
+        write!(
+            f,
+            "{layout:?}, level {level}, {threads} thread{plural}, inputs {inputs} and outputs {outputs} "
+        )?;
+        f.write_str("elements past the start of a line")
     }
 }
 
@@ -119,7 +136,7 @@ impl Eps {
 }
 
 /// A problem of some element type.
-#[derive(Debug, Clone, Arbitrary)]
+#[derive(Clone, Arbitrary)]
 pub struct Problem {
     /// The element type.
     pub element: ElementType,
@@ -130,6 +147,30 @@ pub struct Problem {
     x: Elements,
     dy: Elements,
     given: Given,
+}
+
+/// The numbers that an input stands for: what the library is called with.
+impl fmt::Debug for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        with_element!(self.element, describe, self, f)
+    }
+}
+
+fn describe<T: Contract>(problem: &Problem, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let made = problem.make::<T>();
+    let vector = |name: &str, values: &Option<Vec<T>>| match values {
+        None => format!("{name} not given"),
+        Some(values) => format!("{name} {:?}", Shown(values)),
+    };
+    writeln!(f, "{} of N, C, spatial {:?}, eps {:e}", T::NAME, made.dims, made.eps)?;
+    writeln!(f, "    {}", vector("gamma", &made.gamma))?;
+    writeln!(f, "    {}", vector("beta", &made.beta))?;
+    writeln!(f, "    x {:?}", Shown(&made.x))?;
+    writeln!(f, "      made as {:?}", problem.x)?;
+    writeln!(f, "    dy {:?}", Shown(&made.dy))?;
+    writeln!(f, "      made as {:?}", problem.dy)?;
+    writeln!(f, "    mean {:?}", Shown(&made.mean))?;
+    write!(f, "    var {:?}", Shown(&made.var))
 }
 
 impl Problem {

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::Result;
 use crate::contender::{Contender, Place, Role, Run};
-use crate::limit::Operation;
+use crate::plain_loops::Operation;
 use crate::problem::{EPS, Layer, Order, Tensors};
 
 /// A module, its input of rank `D` and its last output.

@@ -5,7 +5,7 @@ use candle_nn::{BatchNorm, ModuleT};
 
 use crate::Result;
 use crate::contender::{Contender, Place, Role, Run};
-use crate::limit::Operation;
+use crate::plain_loops::Operation;
 use crate::problem::{EPS, Layer, Order, Tensors};
 
 /// A module, its input and its last output.

@@ -5,11 +5,11 @@ use std::time::Duration;
 use batchnorm::Layout;
 
 use crate::Result;
-use crate::limit::{Limit, Operation};
+use crate::plain_loops::{PlainLoops, Operation};
 use crate::ours;
 use crate::problem::{Layer, Order, Tensors};
 
-/// Time to find the fastest way to the limit in.
+/// Time to find the fastest plain loops in.
 const CALIBRATION: Duration = Duration::from_millis(60);
 
 /// Someone to compare with.
@@ -101,11 +101,14 @@ impl<'a> Place<'a> {
     }
 }
 
+/// The name of plain loops in tables.
+pub const PLAIN_LOOPS: &str = "plain loops";
+
 /// What part someone has in the tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// Plain loops over the same bytes.
-    Limit,
+    PlainLoops,
     /// This library.
     Ours,
     /// Someone to compare with.
@@ -140,21 +143,21 @@ fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 }
 
 /// The plain loops over an operation's bytes.
-impl Run for Limit {
+impl Run for PlainLoops {
     fn run(&mut self, tensors: &mut Tensors) -> Result<()> {
-        Limit::run(self, &tensors.x, &tensors.dy, &mut tensors.out);
+        PlainLoops::run(self, &tensors.x, &tensors.dy, &mut tensors.out);
         Ok(())
     }
 }
 
-/// The limits, ours and the peers, in this order.
+/// The plain loops, ours and the peers, in this order.
 pub fn all<'a>(
     operation: Operation,
     layer: &'a Layer,
     tensors: &mut [Tensors],
     peers: &[Peer],
 ) -> Result<Vec<Contender<'a>>> {
-    let mut contenders = limits(operation, layer, tensors)?;
+    let mut contenders = plain_loops(operation, layer, tensors)?;
     contenders.extend(ours::contenders(operation, layer)?);
     for peer in peers {
         contenders.extend(peer.contenders(operation, layer, tensors)?);
@@ -162,9 +165,13 @@ pub fn all<'a>(
     Ok(contenders)
 }
 
-/// The limit in NCHW, and in NHWC if other passes are needed there.
-fn limits<'a>(operation: Operation, layer: &'a Layer, tensors: &mut [Tensors]) -> Result<Vec<Contender<'a>>> {
-    let mut limits = Vec::new();
+/// The plain loops of NCHW, and of NHWC if other passes are needed there.
+fn plain_loops<'a>(
+    operation: Operation,
+    layer: &'a Layer,
+    tensors: &mut [Tensors],
+) -> Result<Vec<Contender<'a>>> {
+    let mut contenders = Vec::new();
     let mut seen = Vec::new();
     for (layout, tensors) in [Layout::Nchw, Layout::Nhwc].into_iter().zip(tensors) {
         let shape = layer.shape(layout)?;
@@ -172,10 +179,10 @@ fn limits<'a>(operation: Operation, layer: &'a Layer, tensors: &mut [Tensors]) -
         if !seen.contains(&passes) {
             seen.push(passes);
             let Tensors { order, x, dy, out } = tensors;
-            let (limit, _) = in_pool(|| Limit::measure(operation, &shape, x, dy, out, CALIBRATION));
-            let place = Place::Pool(Box::new(limit));
-            limits.push(Contender { role: Role::Limit, name: "limit", order: *order, place });
+            let (loops, _) = in_pool(|| PlainLoops::measure(operation, &shape, x, dy, out, CALIBRATION));
+            let place = Place::Pool(Box::new(loops));
+            contenders.push(Contender { role: Role::PlainLoops, name: PLAIN_LOOPS, order: *order, place });
         }
     }
-    Ok(limits)
+    Ok(contenders)
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::limit::Operation;
+use crate::plain_loops::Operation;
 use crate::tables::Row;
 
 /// A file that grows line by line.

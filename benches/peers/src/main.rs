@@ -7,9 +7,9 @@ mod burn;
 mod candle;
 mod contender;
 mod csv;
-#[path = "../../limit/mod.rs"]
+#[path = "../../plain_loops/mod.rs"]
 #[allow(dead_code, reason = "shared with the library's benchmarks, which use the rest")]
-mod limit;
+mod plain_loops;
 #[cfg(feature = "onednn")]
 mod onednn;
 mod options;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use lexopt::prelude::*;
 
 use crate::contender::Peer;
-use crate::limit::Operation;
+use crate::plain_loops::Operation;
 use crate::shapes::{self, Problem};
 
 pub const HELP: &str = "\

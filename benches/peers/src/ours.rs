@@ -4,7 +4,7 @@ use batchnorm::{Gradients, Layout, Params, Shape, Welford};
 
 use crate::Result;
 use crate::contender::{Contender, Place, Role, Run};
-use crate::limit::Operation;
+use crate::plain_loops::Operation;
 use crate::problem::{EPS, Layer, Order, Tensors};
 
 /// An operation in a layout, with room for what it returns per channel.

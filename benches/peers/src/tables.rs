@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::contender::Role;
-use crate::limit::Operation;
+use crate::contender::{PLAIN_LOOPS, Role};
+use crate::plain_loops::Operation;
 use crate::problem::Order;
 use crate::timing::Timing;
 
@@ -23,8 +23,8 @@ impl Row {
             let same = |timing: &&Timing| (timing.role, timing.name, timing.order) == (role, name, order);
             self.timings.iter().find(same).map(|timing| timing.median)
         };
-        // Where NHWC needs the same passes as NCHW, one limit is for both.
-        of(order).or_else(|| if role == Role::Limit { of(Order::Nchw) } else { None })
+        // Where NHWC needs the same passes as NCHW, one set of loops is for both.
+        of(order).or_else(|| if role == Role::PlainLoops { of(Order::Nchw) } else { None })
     }
 
     fn ours(&self, order: Order) -> Option<f64> {
@@ -64,7 +64,7 @@ pub fn format(operation: Operation, rows: &[Row]) -> String {
 /// A table of everyone's medians.
 fn times(rows: &[Row], peers: &[Column]) -> Vec<Vec<String>> {
     let mut columns = Vec::new();
-    for (role, name) in [(Role::Limit, "limit"), (Role::Ours, "ours")] {
+    for (role, name) in [(Role::PlainLoops, PLAIN_LOOPS), (Role::Ours, "ours")] {
         columns.extend([Order::Nchw, Order::Nhwc].map(|order| (role, name, order)));
     }
     columns.extend(peers.iter().map(|&(name, order)| (Role::Peer, name, order)));
@@ -84,19 +84,19 @@ fn times(rows: &[Row], peers: &[Column]) -> Vec<Vec<String>> {
     table
 }
 
-/// A table of ratios: how near ours is to the limit, and how many times longer the peers take.
+/// A table of ratios: how near ours is to plain loops, and how many times longer the peers take.
 fn ratios(rows: &[Row], peers: &[Column]) -> Vec<Vec<String>> {
     // nChw16c is no layout of ours; it counts among the best.
     let comparable = peers.iter().filter(|(_, order)| *order != Order::Blocked);
     let comparable: Vec<&Column> = comparable.collect();
-    let mut head = ["shape", "limit / ours nchw", "limit / ours nhwc"].map(str::to_owned).to_vec();
+    let mut head = ["shape", "plain loops / ours nchw", "plain loops / ours nhwc"].map(str::to_owned).to_vec();
     head.extend(comparable.iter().map(|(name, order)| format!("{name} / ours {}", order.name())));
     head.extend(["best peer / ours nchw", "best peer / best ours"].map(str::to_owned));
 
     let ratio = |dividend: Option<f64>, divisor: Option<f64>| Some(dividend? / divisor?);
     let values = |row: &Row| {
         let mut values: Vec<Option<f64>> = [Order::Nchw, Order::Nhwc]
-            .map(|order| ratio(row.median(Role::Limit, "limit", order), row.ours(order)))
+            .map(|order| ratio(row.median(Role::PlainLoops, PLAIN_LOOPS, order), row.ours(order)))
             .to_vec();
         values.extend(
             comparable

@@ -14,16 +14,7 @@ use crate::bounds::{Bound, Contract, assert_value};
 use crate::common::exact::{Statistics, Value, channel};
 use crate::common::matrix::{Guarded, assert_same, params};
 use crate::data::Elements;
-use sequence::{Call, Given, Off, Pass, Size};
-
-fn off(len: usize, by: u8) -> usize {
-    match by {
-        255 => 0,
-        240.. => len.saturating_sub(1),
-        225.. => len + 1,
-        _ => len,
-    }
-}
+use sequence::{Call, Given, Off, Pass, Size, off};
 
 /// A tensor of another length: cut off, or continued by its first element.
 fn resized<T: Contract>(mut tensor: Vec<T>, len: usize) -> Vec<T> {
@@ -69,7 +60,7 @@ struct LastForward<T> {
 
 /// Makes the calls.
 pub fn run<T: Contract>(sequence: &Sequence) {
-    let channels = usize::from(sequence.channels % 20);
+    let channels = sequence.channels();
     let mut model = Model::<T>::new(sequence, channels);
     let mut layer = BatchNorm::new(channels).with_eps(model.eps).with_update(model.update);
     if let (Some(values), Some(gamma)) = (&model.gamma, layer.gamma_mut()) {
@@ -96,7 +87,7 @@ impl<T: Contract> Model<T> {
     fn new(sequence: &Sequence, channels: usize) -> Self {
         let all = |value| vec![T::from_f64(value); channels];
         Self {
-            layout: if sequence.nhwc { Layout::Nhwc } else { Layout::Nchw },
+            layout: sequence.layout(),
             eps: sequence.eps.value(),
             update: sequence.rule.update(sequence.unbiased),
             gamma: sequence.gamma.vector(channels),
@@ -115,8 +106,8 @@ impl<T: Contract> Model<T> {
         params(self.gamma.as_deref(), self.beta.as_deref(), self.eps)
     }
 
-    fn shape(&self, Size(batch, spatial): Size, channels: usize) -> Shape {
-        let (batch, spatial) = (usize::from(batch % 7), usize::from(spatial % 40));
+    fn shape(&self, size: Size, channels: usize) -> Shape {
+        let (batch, spatial) = (size.batch(), size.spatial());
         // Two axes where they make the same number.
         let axes = if spatial.is_multiple_of(2) { [2, spatial / 2] } else { [1, spatial] };
         Shape::new(self.layout, batch, channels, &axes).unwrap()

@@ -1,18 +1,22 @@
-//! What a fuzzer's bytes say: a layer, and calls of it.
+//! What a fuzzer's bytes say: a layer, and calls of it. `Debug` says what they stand for.
+
+use std::fmt;
 
 use arbitrary::Arbitrary;
-use batchnorm::{Mode, RunningUpdate, RunningVariance, UpdateRule};
+use batchnorm::{Layout, Level, Mode, RunningUpdate, RunningVariance, UpdateRule};
 
-use crate::data::{Elements, Parameter};
+use crate::bounds::Contract;
+use crate::data::{Elements, Parameter, Shown};
 use crate::problem::ElementType;
+use crate::with_element;
 
 /// A layer, and what is called on it.
-#[derive(Debug, Clone, Arbitrary)]
+#[derive(Clone, Arbitrary)]
 pub struct Sequence {
     /// The element type.
     pub element: ElementType,
-    pub(super) channels: u8,
-    pub(super) nhwc: bool,
+    channels: u8,
+    nhwc: bool,
     pub(super) eps: Scalar,
     pub(super) rule: Rule,
     pub(super) unbiased: bool,
@@ -21,8 +25,37 @@ pub struct Sequence {
     pub(super) calls: [Option<Call>; 6],
 }
 
+impl Sequence {
+    pub(super) fn channels(&self) -> usize {
+        usize::from(self.channels % 20)
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        if self.nhwc { Layout::Nhwc } else { Layout::Nchw }
+    }
+}
+
+/// The layer, the calls, and where they run.
+impl fmt::Debug for Sequence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        with_element!(self.element, describe, self, f)
+    }
+}
+
+fn describe<T: Contract>(sequence: &Sequence, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let (channels, layout) = (sequence.channels(), sequence.layout());
+    let (level, threads) = (Level::active(), rayon::current_num_threads());
+    writeln!(f, "{} layer of {channels} channels, {layout:?}, level {level}, {threads} threads", T::NAME)?;
+    writeln!(f, "    eps {:?}, {:?}", sequence.eps, sequence.rule.update(sequence.unbiased))?;
+    for (name, parameter) in [("gamma", sequence.gamma), ("beta", sequence.beta)] {
+        writeln!(f, "    {name} {:?}", parameter.vector::<T>(channels).as_deref().map(Shown))?;
+    }
+    let mut calls = sequence.calls.iter().flatten().enumerate();
+    calls.try_for_each(|(i, call)| writeln!(f, "    call {i}: {call:?}"))
+}
+
 /// A number that is mostly a sensible one.
-#[derive(Debug, Clone, Copy, Arbitrary)]
+#[derive(Clone, Copy, Arbitrary)]
 pub(super) enum Scalar {
     Share(u8),
     Small(u8),
@@ -38,6 +71,12 @@ impl Scalar {
             Scalar::One => 1.0,
             Scalar::Any(value) => value,
         }
+    }
+}
+
+impl fmt::Debug for Scalar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:e}", self.value())
     }
 }
 
@@ -130,14 +169,50 @@ pub(super) enum Call {
 }
 
 /// Samples and positions.
-#[derive(Debug, Clone, Copy, Arbitrary)]
+#[derive(Clone, Copy, Arbitrary)]
 pub(super) struct Size(pub(super) u8, pub(super) u8);
 
+impl Size {
+    pub(super) fn batch(self) -> usize {
+        (self.0 % 7).into()
+    }
+
+    pub(super) fn spatial(self) -> usize {
+        (self.1 % 40).into()
+    }
+}
+
+impl fmt::Debug for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "N {}, S {}", self.batch(), self.spatial())
+    }
+}
+
 /// By what channels and lengths are wrong; mostly by nothing.
-#[derive(Debug, Clone, Copy, Arbitrary)]
+#[derive(Clone, Copy, Arbitrary)]
 pub(super) struct Off {
     pub(super) channels: u8,
     pub(super) x: u8,
     pub(super) dy: u8,
     pub(super) output: u8,
+}
+
+/// What a length of 10 becomes, where it is wrong.
+impl fmt::Debug for Off {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { channels, x, dy, output } = *self;
+        let all = [("channels", channels), ("x", x), ("dy", dy), ("output", output)];
+        let wrong = all.into_iter().map(|(name, by)| (name, off(10, by))).filter(|(_, len)| *len != 10);
+        f.debug_map().entries(wrong).finish()
+    }
+}
+
+/// A length, or a wrong one.
+pub(super) fn off(len: usize, by: u8) -> usize {
+    match by {
+        255 => 0,
+        240.. => len.saturating_sub(1),
+        225.. => len + 1,
+        _ => len,
+    }
 }

@@ -13,7 +13,7 @@ use onednn_src as _;
 
 use crate::Result;
 use crate::contender::{Contender, Place, Role, Run};
-use crate::limit::Operation;
+use crate::plain_loops::Operation;
 use crate::problem::{EPS, Layer, Order, Tensors};
 
 /// Sets the number of threads of the calling thread's OpenMP, which oneDNN runs on.

@@ -1,20 +1,23 @@
-//! The limit that memory sets: plain loops over the same bytes, with the same threads, in the same run.
+//! What operations are compared with: plain loops over the same bytes, with the same threads, in the same run.
 //!
 //! Batch normalization does little arithmetic per element, so what it takes is what moving its tensors takes.
-//! [`passes`](Operation::passes) says which passes over memory an operation cannot do without; [`Limit::run`] does
-//! just these, as fast as the machine can, and [`medians`] times anything side by side.
+//! [`passes`](Operation::passes) says which passes over memory an operation cannot do without; [`PlainLoops::run`] does
+//! just these. They are a reference, no limit: a kernel that moves the same bytes in another order, or whose tasks suit the
+//! caches better, can be faster.
 
 mod loops;
+mod timing;
 
 use std::fs;
 use std::hint::black_box;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use batchnorm::{Layout, Shape};
 use rayon::prelude::*;
 
 pub use loops::Float;
+pub use timing::{Times, times};
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
@@ -38,7 +41,7 @@ pub enum Pass {
     Triad,
 }
 
-/// What is measured against a limit.
+/// What is measured next to plain loops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// Mean and variance of each channel.
@@ -111,9 +114,9 @@ impl Operation {
     }
 }
 
-/// One way of doing an operation's passes. The limit is the fastest of [`Limit::ways`].
+/// One way of doing an operation's passes. The fastest of [`PlainLoops::ways`] is what operations are compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limit {
+pub struct PlainLoops {
     passes: &'static [Pass],
     /// Whether the loops are those for data in memory (non-temporal stores) or those for data in the caches.
     far: bool,
@@ -121,7 +124,7 @@ pub struct Limit {
     parts: usize,
 }
 
-impl Limit {
+impl PlainLoops {
     /// The ways of doing an operation's passes on the current pool: with loops for data in the caches or in memory, in
     /// one part per thread and in more or fewer.
     pub fn ways<T: Float>(operation: Operation, shape: &Shape) -> Vec<Self> {
@@ -145,10 +148,9 @@ impl Limit {
         time: Duration,
     ) -> (Self, f64) {
         let ways = Self::ways::<T>(operation, shape);
-        let seconds = medians(time, ways.len(), |way| ways[way].run(x, dy, y));
-        let best =
-            (0..ways.len()).min_by(|&a, &b| seconds[a].total_cmp(&seconds[b])).expect("a way at least");
-        (ways[best], seconds[best])
+        let all = times(time, ways.len(), |way| ways[way].run(x, dy, y));
+        let best = Times::fastest(&all);
+        (ways[best], all[best].median)
     }
 
     /// Does the passes once, over tensors of the same length.
@@ -185,39 +187,4 @@ pub fn names(passes: &[Pass]) -> String {
         Pass::Triad => "triad",
     });
     names.collect::<Vec<_>>().join(" + ")
-}
-
-/// The median time in seconds of each of `candidates` things to run, which `run` gets the index of.
-///
-/// They take turns in blocks (each sees the caches as it leaves them itself, all see the same drift of the machine) for
-/// `time` in all; the first run of a block is not counted. What takes less than some microseconds is timed several
-/// runs at once.
-pub fn medians(time: Duration, candidates: usize, mut run: impl FnMut(usize)) -> Vec<f64> {
-    const ROUNDS: u32 = 6;
-    const SAMPLE: Duration = Duration::from_micros(20);
-    // No time at all: once each, to see that it runs.
-    let (rounds, least) = if time.is_zero() { (1, 1) } else { (ROUNDS, 2) };
-    let block = time / (rounds * candidates.max(1) as u32);
-    let mut samples = vec![Vec::new(); candidates];
-    for _ in 0..rounds {
-        for (candidate, samples) in samples.iter_mut().enumerate() {
-            let start = Instant::now();
-            run(candidate);
-            let once = Instant::now();
-            run(candidate);
-            let per_sample = SAMPLE.as_nanos() / once.elapsed().as_nanos().max(1) + 1;
-            let before = samples.len();
-            while start.elapsed() < block || samples.len() < before + least {
-                let start = Instant::now();
-                (0..per_sample).for_each(|_| run(candidate));
-                samples.push(start.elapsed().as_secs_f64() / per_sample as f64);
-            }
-        }
-    }
-    let median = |mut samples: Vec<f64>| {
-        samples.sort_by(f64::total_cmp);
-        let middle = samples.len() / 2;
-        if samples.len() % 2 == 1 { samples[middle] } else { (samples[middle - 1] + samples[middle]) / 2.0 }
-    };
-    samples.into_iter().map(median).collect()
 }
