@@ -256,7 +256,8 @@ fn main() {
             these.sort_by(|left, right| right.ratio.total_cmp(&left.ratio));
             println!("{}, {operation:?}: {} above {}", rule.says(), these.len(), rule.limit());
             for Broken { way, ratio, dims: [n, c, s], nanoseconds, .. } in these.into_iter().take(worst) {
-                let (layout, threads) = (LAYOUTS[way / 2], if way.is_multiple_of(2) { "one thread" } else { "all" });
+                let (layout, threads) =
+                    (LAYOUTS[way / 2], if way.is_multiple_of(2) { "one thread" } else { "all" });
                 println!("  {ratio:6.2}  {n}x{c}x{s} {layout:?}, {threads}: {nanoseconds:.3} ns per element");
             }
         }

@@ -90,6 +90,13 @@ pub mod reference;
 mod schedule;
 mod simd;
 pub mod threads;
+/// What `cargo bench --bench tuning` takes; no part of the interface.
+#[cfg(feature = "tuning")]
+#[doc(hidden)]
+pub mod tuning {
+    pub use crate::api::shape::plan;
+    pub use crate::schedule::tuning::{Tuning, with};
+}
 
 pub use api::batch_norm::parts::Parts;
 pub use api::batch_norm::{BatchNorm, Mode};

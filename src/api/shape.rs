@@ -7,6 +7,8 @@ use std::fmt;
 use crate::ground::error::Error;
 use crate::ground::geometry::{Geometry, Pattern};
 use crate::ground::sizes::GROUP;
+#[cfg(feature = "tuning")]
+use crate::schedule::{plan::Plan, policies::Traffic};
 
 /// The spatial axes that a shape keeps one by one.
 const SPATIAL_AXES: usize = 6;
@@ -270,6 +272,13 @@ impl TryFrom<Dims> for Shape {
             Layout::Nhwc => Self::nhwc(&dims),
         }
     }
+}
+
+/// The plan of an operation that reads so many tensors and has a reduction, a map, or both: for the benchmark of plans.
+#[cfg(feature = "tuning")]
+pub fn plan<T>(shape: &Shape, (reads, reduces, maps): (usize, bool, bool)) -> String {
+    let traffic = Traffic { element: size_of::<T>(), reads, reduces, maps };
+    shape.geometry().map_or_else(String::new, |geometry| format!("{:?}", Plan::of(&geometry, traffic)))
 }
 
 #[cfg(test)]

@@ -14,11 +14,9 @@ use crate::ground::slices::Output;
 use crate::kernel::Vectorized;
 use crate::kernel::map::{Prefetch, Store};
 use crate::kernel::scratch::Scratch;
-use crate::schedule::machine::Machine;
 use crate::schedule::plan::Plan;
-use crate::schedule::policies::{Schedule, Setting, Traffic, is_large, threads_for};
+use crate::schedule::policies::{Schedule, Traffic};
 use crate::schedule::ranges::{pieces, pieces_at};
-use crate::schedule::tuning::Tuning;
 use crate::simd::{Level, environment};
 use crate::threads::deal;
 
@@ -90,11 +88,9 @@ pub fn run<T: Vectorized, O: Operation<T>>(
 ) -> Result<(), Error> {
     let (reduces, maps) = (operation.reduces(), operation.maps());
     let traffic = Traffic { element: size_of::<T>(), reads: O::READS, reduces, maps };
-    let (geometry, tuning) = (*geometry, Tuning::DEFAULT);
-    let threads = threads_for(&geometry, traffic, &tuning, deal::awake, deal::workers);
-    let plan = Plan::new(&Setting { geometry, traffic, machine: Machine::get(), tuning, threads });
-    run_by(plan, level, &geometry, operation)?;
-    if is_large(&geometry, traffic, &tuning) {
+    let plan = Plan::of(geometry, traffic);
+    run_by(plan, level, geometry, operation)?;
+    if plan.large {
         deal::ended();
     }
     Ok(())

@@ -8,8 +8,11 @@ use crate::ground::geometry::{Block, Geometry, Pattern};
 use crate::ground::sizes::LANES;
 use crate::kernel::map::{Prefetch, Store};
 use crate::schedule::blocks::Blocks;
-use crate::schedule::policies::{Schedule, Setting};
+use crate::schedule::machine::Machine;
+use crate::schedule::policies::{Schedule, Setting, Traffic, is_large, threads_for};
 use crate::schedule::ranges::rectangles;
+use crate::schedule::tuning::Tuning;
+use crate::threads::deal;
 
 /// Blocks, and how channels and chunks are dealt out to tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +36,8 @@ pub struct Plan {
     pub tasks: usize,
     /// About how many of a map: more than one for a single thread too, which goes backwards through them.
     pub map_tasks: usize,
+    /// Whether there is enough to do for several threads, if they are awake.
+    pub large: bool,
     /// How many threads to use.
     pub threads: usize,
     /// Whether states are merged by several threads.
@@ -42,6 +47,13 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// On this machine, with the threads that there are.
+    pub fn of(geometry: &Geometry, traffic: Traffic) -> Self {
+        let (geometry, tuning) = (*geometry, Tuning::current());
+        let threads = threads_for(&geometry, traffic, &tuning, deal::awake, deal::workers);
+        Self::new(&Setting { geometry, traffic, machine: Machine::get(), tuning, threads })
+    }
+
     /// Asks each policy.
     pub fn new(setting: &Setting) -> Self {
         let Setting { geometry, traffic, tuning, threads, .. } = *setting;
@@ -66,6 +78,7 @@ impl Plan {
             l1_ways: setting.machine.l1_ways,
             tasks,
             map_tasks: if backwards { task_count.max(tuning.tasks_per_thread_far) } else { task_count },
+            large: is_large(&geometry, traffic, &tuning),
             threads,
             merge_in_parallel: threads > 1 && blocks.chunks() * geometry.c >= tuning.parallel_states,
             software_pipelining: blocked && setting.software_pipelining(),
@@ -127,10 +140,7 @@ mod tests {
     use super::*;
     use crate::ground::sizes::BAND;
     use crate::schedule::blocks::grid::{PATTERNS, geometries};
-    use crate::schedule::machine::Machine;
-    use crate::schedule::policies::{Traffic, threads_for};
     use crate::schedule::ranges::{pieces, pieces_at};
-    use crate::schedule::tuning::Tuning;
 
     const STATISTICS: Traffic = Traffic { element: 4, reads: 1, reduces: true, maps: false };
     const TRAINING: Traffic = Traffic { maps: true, ..STATISTICS };

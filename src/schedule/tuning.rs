@@ -3,6 +3,9 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "tuning")]
+use std::cell::Cell;
+
 use crate::ground::sizes::fuzzed;
 
 /// Sixteenths of a core's L2 cache.
@@ -74,4 +77,31 @@ impl Tuning {
         parallel_states: fuzzed(4096, 64),
         fullest_thread_percent: 115,
     };
+
+    /// What calls of this thread go by: other numbers only for the benchmark of them.
+    pub fn current() -> Self {
+        #[cfg(feature = "tuning")]
+        return CURRENT.get();
+        #[cfg(not(feature = "tuning"))]
+        Self::DEFAULT
+    }
+}
+
+#[cfg(feature = "tuning")]
+thread_local! {
+    static CURRENT: Cell<Tuning> = const { Cell::new(Tuning::DEFAULT) };
+}
+
+/// Runs `f` with the calls that it makes on this thread planned by other numbers.
+#[cfg(feature = "tuning")]
+pub fn with<R>(tuning: Tuning, f: impl FnOnce() -> R) -> R {
+    /// Puts the former numbers back, on unwinding too.
+    struct Restore(Tuning);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            CURRENT.set(self.0);
+        }
+    }
+    let _restore = Restore(CURRENT.replace(tuning));
+    f()
 }
