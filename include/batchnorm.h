@@ -60,7 +60,7 @@ typedef enum batchnorm_status {
   BATCHNORM_STATUS_UNKNOWN_VALUE = 5,
   /** eps is negative, NaN or infinite. */
   BATCHNORM_STATUS_EPSILON = 6,
-  /** A factor (momentum, decay, learning rate) is NaN or infinite. */
+  /** A learning rate is NaN or infinite, or a momentum or decay not between 0 and 1. */
   BATCHNORM_STATUS_NOT_FINITE = 7,
   /** The unbiased variance of one element per channel does not exist. */
   BATCHNORM_STATUS_SINGLE_ELEMENT = 8,
@@ -283,7 +283,7 @@ typedef struct batchnorm_update_running_args {
   uint32_t rule;
   /** 1 for the unbiased variance M2 / (m - 1), 0 for the biased one, M2 / m. */
   uint32_t unbiased;
-  /** The factor of the rule, finite. */
+  /** The factor of the rule, between 0 and 1. */
   double factor;
   /** How many batches came before; only the cumulative rule looks at it. */
   uint64_t batches;

@@ -27,7 +27,7 @@ pub extern "C" fn batchnorm_status_message(status: i32) -> *const c_char {
         4 => c"a number of elements overflows",
         5 => c"a number stands for no element, layout, level, rule or variance",
         6 => c"eps is negative, NaN or infinite",
-        7 => c"a factor is NaN or infinite",
+        7 => c"a learning rate is NaN or infinite, or a momentum or decay not between 0 and 1",
         8 => c"the unbiased variance of one element does not exist",
         9 => c"a state is not of as many elements as a channel has",
         10 => c"the CPU does not have the level",

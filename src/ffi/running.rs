@@ -27,7 +27,7 @@ pub struct UpdateRunningArgs {
     pub rule: u32,
     /// 1 for the unbiased variance M2 / (m - 1), 0 for the biased one, M2 / m.
     pub unbiased: u32,
-    /// The factor of the rule, finite.
+    /// The factor of the rule, between 0 and 1.
     pub factor: f64,
     /// How many batches came before; only the cumulative rule looks at it.
     pub batches: u64,

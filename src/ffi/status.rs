@@ -18,7 +18,7 @@ pub enum Status {
     UnknownValue = 5,
     /// eps is negative, NaN or infinite.
     Epsilon = 6,
-    /// A factor (momentum, decay, learning rate) is NaN or infinite.
+    /// A learning rate is NaN or infinite, or a momentum or decay not between 0 and 1.
     NotFinite = 7,
     /// The unbiased variance of one element per channel does not exist.
     SingleElement = 8,
