@@ -16,7 +16,7 @@ pub const SUMS: usize = if COLUMNS > BAND * LANES { COLUMNS } else { BAND * LANE
 const _: () = assert!(SPAN <= COLUMNS && GROUP * LANES <= COLUMNS);
 
 /// The most coefficients per channel that a kernel takes.
-pub const COEFFICIENTS: usize = 7;
+pub const COEFFICIENTS: usize = 10;
 
 /// What a task needs beside its part of the tensors. Kept per thread: clearing it anew would cost a small problem more
 /// than its arithmetic.
@@ -33,12 +33,21 @@ pub struct Scratch<T> {
 
 /// What a block is summed in.
 pub struct Sums {
-    /// Two sums per lane and channel of the block at hand; a vector of padding lets the last store be whole.
-    pub(crate) lanes: [[f64; SUMS + LANES]; 2],
+    /// Two sums or two pairs of them per lane and channel of the block at hand; a vector of padding lets the last store be
+    /// whole.
+    pub(crate) lanes: [[f64; SUMS + LANES]; 4],
     /// The same, summed over lanes.
-    pub(crate) totals: [[f64; BAND]; 2],
+    pub(crate) totals: [[f64; BAND]; 4],
     /// What a block's sums are about, per column ([`Columns`](super::columns::Columns)).
     pub(crate) centers: [f64; COLUMNS + LANES],
+    /// Powers of two that x is multiplied by before, per column.
+    pub(crate) units: [f64; COLUMNS + LANES],
+    /// The same per channel, in statistics.
+    pub(crate) channel_units: [f64; BAND],
+    /// In backward of f64: the mean beside its center, where `pivots` has the low part of it.
+    pub(crate) besides: [f64; BAND],
+    /// Of f64: whether there is a unit other than 1, or in backward a center other than 0.
+    pub(crate) scaled: bool,
     /// The pivot per channel that a block's sums are about; in backward, what the mean is beside its center.
     pub(crate) pivots: [f64; BAND],
 }
@@ -51,9 +60,13 @@ impl<T: Copy + Default> Scratch<T> {
     pub fn new() -> Box<Self> {
         Box::new(Self {
             sums: Sums {
-                lanes: [[0.0; SUMS + LANES]; 2],
-                totals: [[0.0; BAND]; 2],
+                lanes: [[0.0; SUMS + LANES]; 4],
+                totals: [[0.0; BAND]; 4],
                 centers: [0.0; COLUMNS + LANES],
+                units: [1.0; COLUMNS + LANES],
+                channel_units: [1.0; BAND],
+                besides: [0.0; BAND],
+                scaled: false,
                 pivots: [0.0; BAND],
             },
             scales: Scales::new(),
