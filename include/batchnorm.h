@@ -129,13 +129,17 @@ typedef struct batchnorm_state {
    * NaN or infinite.
    */
   double mean;
-  /** What is to be added to `mean`; small against it. */
+  /** What is to be added to `mean`, divided by 2^`exponent`; small against it. */
   double mean_low;
   /**
-   * The sum of squared deviations from the mean. The biased variance is `m2 / count`, the unbiased one
-   * `m2 / (count - 1)`.
+   * The sum of squared deviations from the mean, divided by 4^`exponent`. The biased variance is `m2 / count`, the unbiased
+   * one `m2 / (count - 1)`.
    */
   double m2;
+  /** What is to be added to `m2`; small against it, and 0 for f32 elements. */
+  double m2_low;
+  /** 0, unless squares of the elements leave f64's range: then 600 or -600. */
+  int64_t exponent;
 } batchnorm_state;
 
 /** A state's mean, as one double. NaN if an element was NaN or infinite, or the state is null. */
@@ -252,8 +256,8 @@ batchnorm_status batchnorm_statistics(const batchnorm_problem *problem,
 batchnorm_status batchnorm_training(const batchnorm_problem *problem, const batchnorm_training_args *args);
 
 /**
- * Normalizes `x` by a given mean and variance per channel: y = gamma * (x - mean) / sqrt(var + eps) + beta. A negative
- * variance gives NaN in its channel.
+ * Normalizes `x` by a given mean and variance per channel: y = gamma * (x - mean) / sqrt(var + eps) + beta. NaN in channels
+ * whose var + eps is negative.
  */
 batchnorm_status batchnorm_inference(const batchnorm_problem *problem, const batchnorm_inference_args *args);
 

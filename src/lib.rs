@@ -36,15 +36,20 @@
 //!
 //! # What is promised
 //!
-//! **Accuracy**, for f32 and any finite channel of up to 2^30 elements, whatever its mean, spread or order: the variance
+//! **Accuracy**, for f32, on any finite channel of up to 2^30 elements, whatever its mean, spread or order: the variance
 //! is within 2 ulp of the exact value; the mean within half an ulp plus 2^-22 standard deviations; y within 2^-21 of
 //! |gamma * xhat| + |beta|; dx within 2^-20 of |gamma| * invstd * (|dy| + |mean dy| + |xhat * mean(dy * xhat)|); dbeta and
 //! dgamma within 2^-21 of the sum of absolute values. A channel of equal elements has variance 0 and gives exactly beta.
 //! Where these bounds vanish something is left, too small to be seen elsewhere: the rounding of a result, or of a term of
 //! dx, that is itself subnormal; 2^-40 * |gamma| of y and 2^-40 * sum|dy| of dgamma, next to the mean; 2^-40 * |gamma| *
 //! invstd * (1 + |xhat|) * rms(dy) of dx, where dy sums to nothing or is orthogonal to xhat. They do not hold where |gamma| *
-//! invstd is beyond 2^250 or below 2^-250 (not 0), nor where gamma * xhat alone is out of range. f64 is as accurate,
-//! measured by its own ulp, while squares stay in its range: for elements of 1e-60 to 1e60.
+//! invstd is beyond 2^250 or below 2^-250 (not 0), nor where gamma * xhat alone is out of range.
+//!
+//! For f64, on any finite channel of up to 2^30 elements too: the variance is within 4 ulp; the mean within half an ulp plus
+//! 2^-49 standard deviations; y within 2^-49 of |gamma * xhat| + |beta|; dx, dbeta and dgamma within 2^-48 of the same
+//! magnitudes as above. What is left where these vanish is 2^-56 in place of 2^-40, and they do not hold where |dy|, |gamma| or
+//! |gamma| * invstd is beyond 2^900 or below 2^-900 (not 0). Squares may leave f64's range: then the variance that a state tells is
+//! infinite or 0, and what is normalized by it is right.
 //!
 //! **The same bits** for every instruction set, number of threads, alignment and layout, in every run. A NaN result is the
 //! canonical NaN.
@@ -111,6 +116,6 @@ pub use api::streaming::StreamingStatistics;
 pub use api::tensor::Tensor;
 pub use ground::error::Error;
 pub use ground::scalar::Scalar;
-pub use ground::welford::Welford;
+pub use ground::welford::{Welford, WelfordParts};
 pub use operations::Element;
 pub use simd::Level;

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use batchnorm::{
     BatchNorm, Error, Gradients, Layout, Level, Mode, Params, Parts, RunningUpdate, RunningVariance, Shape,
-    StreamingStatistics, Tensor, UpdateRule, Welford, backward, backward_frozen, forward_inference,
-    forward_training, reference, statistics, step, update_running,
+    StreamingStatistics, Tensor, UpdateRule, Welford, WelfordParts, backward, backward_frozen,
+    forward_inference, forward_training, reference, statistics, step, update_running,
 };
 use common::matrix::{Bits, Guarded, LAYOUTS, Problem, assert_same, levels, params, variate};
 use quickcheck::{Gen, QuickCheck};
@@ -293,6 +293,22 @@ fn lengths_of_a_tensor_and_of_streaming_statistics() {
         "other has length 2, must have length 3"
     );
     assert_eq!(streaming.states(), before.states());
+}
+
+#[test]
+fn parts_of_a_state_must_be_those_of_one() {
+    let parts =
+        |count, mean, m2, exponent| WelfordParts { count, mean, m2, exponent, ..WelfordParts::default() };
+    for (parts, reason) in [
+        (parts(0, 1.0, 0.0, 0), "a count of 0 with other numbers than 0"),
+        (parts(2, 1.0, 1.0, 1), "an exponent other than 0, 600 and -600"),
+        (parts(2, f64::INFINITY, 1.0, 0), "a mean, m2 or low part that elements cannot give"),
+        (parts(2, 1.0, -1.0, 0), "a mean, m2 or low part that elements cannot give"),
+    ] {
+        let error = Welford::from_parts(parts).unwrap_err();
+        assert_eq!(error, Error::State { reason });
+        assert_eq!(error.to_string(), format!("the parts of a Welford state have {reason}"));
+    }
 }
 
 #[test]
@@ -752,10 +768,13 @@ fn a_negative_running_variance_gives_nan_in_its_channel_only() {
             backward_frozen(&shape, &x, &dy, &problem.mean, var, &params, gradients).unwrap();
             [y, dx].map(|tensor| problem.lay_back(layout, &tensor))
         };
-        // An eps that would make up for it makes no variance of it.
+        // Unless eps makes up for it.
         for eps in [0.0, 1e-5, 10.0] {
             let clean = run(&problem.var, eps);
-            for negative in [-1.0, -1e-30, f64::NEG_INFINITY, f64::NAN] {
+            for negative in [-1.0 - eps, -1e-5 * (1.0 + eps), -1e-30, f64::NEG_INFINITY, f64::NAN] {
+                if negative + eps >= 0.0 {
+                    continue;
+                }
                 let mut var = problem.var.clone();
                 var[3] = T::from_f64(negative);
                 for (tensor, clean) in run(&var, eps).iter().zip(&clean) {

@@ -7,6 +7,7 @@ use batchnorm::{
     Welford, backward, backward_frozen, forward_inference, forward_training, reference, statistics,
     update_running,
 };
+use common::exact::{self, Normalization, Statistics};
 use common::matrix::{LAYOUTS, Problem, variate};
 
 /// Elements about a mean, as f32 has them.
@@ -434,4 +435,115 @@ fn flush_to_zero_does_not_reach_results() {
     flushing(|| with(&Flushing, || forward_training(&shape, &x, &params, &mut y, &mut states)).unwrap());
     assert!(y.chunks(2).all(|y| y == [-1.0, 1.0]));
     assert!((states[0].mean() / 2e-39 - 1.0).abs() < 1e-6);
+}
+
+/// A checkpoint's variance that rounding left a little below 0: 1 / sqrt(var + eps), as PyTorch and ONNX have it, while that is
+/// something; where var + eps is 0, what a variance of 0 gives without eps.
+#[test]
+fn a_variance_above_minus_eps_is_made_up_for() {
+    let (shape, x, dy) = (Shape::nchw(&[3, 1]).unwrap(), [1.0f64, 2.0, -3.0], [0.5, -1.0, 2.0]);
+    let run = |var: f64, eps: f64| {
+        let (mut y, mut dx, mut dgamma) = ([7.0; 3], [7.0; 3], [7.0]);
+        let params = Params::new(eps);
+        forward_inference(&shape, &x, &[1.0], &[var], &params, &mut y).unwrap();
+        let gradients = Gradients::new().dx(&mut dx).dgamma(&mut dgamma);
+        backward_frozen(&shape, &x, &dy, &[1.0], &[var], &params, gradients).unwrap();
+        (y, dx, dgamma)
+    };
+    let invstd = 1.0 / (-9.9999e-6f64 + 1e-5).sqrt();
+    let (y, dx, dgamma) = run(-9.9999e-6, 1e-5);
+    for (got, expected) in y.iter().chain(&dx).chain(&dgamma).zip([0.0, 1.0, -4.0, 0.5, -1.0, 2.0, -9.0]) {
+        let expected = expected * invstd;
+        assert!((got - expected).abs() <= 1e-14 * expected.abs(), "{got}, not {expected}");
+    }
+    let (y, dx, dgamma) = run(-1.0001e-5, 1e-5);
+    assert!(y.iter().chain(&dx).chain(&dgamma).all(|value| value.is_nan()));
+    let bits = |(y, dx, dgamma): ([f64; 3], [f64; 3], [f64; 1])| {
+        (y.map(f64::to_bits), dx.map(f64::to_bits), dgamma[0].to_bits())
+    };
+    assert_eq!(bits(run(-1e-5, 1e-5)), bits(run(0.0, 0.0)));
+    assert_eq!(run(0.0, 0.0).0[1..], [f64::INFINITY, f64::NEG_INFINITY]);
+    assert!(run(0.0, 0.0).0[0].is_nan());
+}
+
+/// Subnormal elements and no eps: 1 / std is up to 2^149, and what roundings leave of terms that cancel must not become
+/// infinite by it.
+#[test]
+fn gradients_of_subnormal_elements_are_finite() {
+    let mut rng = common::data::rng(1);
+    for len in (2..=100).chain([1000]) {
+        for (exponent, gamma) in [(0, 1.0f32), (3, -0.7), (-30, 1e-20), (-60, 1e20), (20, 1e-10)] {
+            let size = 2f64.powi(exponent);
+            let x: Vec<f32> = (0..len)
+                .map(|i| f32::from_bits((3.0 + variate(&mut rng)) as u32 + if i == 0 { 9 } else { 1 }))
+                .collect();
+            let dy: Vec<f32> = (0..len).map(|_| (size * variate(&mut rng)) as f32).collect();
+            for layout in LAYOUTS {
+                let shape = Shape::new(layout, len, 1, &[]).unwrap();
+                let gamma = [gamma];
+                let params = Params::new(0.0).gamma(&gamma);
+                let (mut states, mut dx) = ([Welford::new()], vec![0.0f32; len]);
+                statistics(&shape, &x, &mut states).unwrap();
+                backward(&shape, &x, &dy, &states, &params, Gradients::new().dx(&mut dx)).unwrap();
+                let exact = Normalization::training(&Statistics::of(&x), 0.0, gamma[0].into(), 0.0);
+                let gradients = exact::Gradients::of(exact, &x, &dy, true);
+                for ((x, dy), dx) in x.iter().zip(&dy).zip(&dx) {
+                    let expected = gradients.dx(f64::from(*x), f64::from(*dy));
+                    let bound = expected.scale * 2f64.powi(-20);
+                    if expected.value.abs() < f64::from(f32::MAX) * 0.99 {
+                        assert!(
+                            dx.is_finite(),
+                            "{len} {gamma:?} {exponent}: {dx:e}, exactly {:e}",
+                            expected.value
+                        );
+                        assert!(
+                            expected.distance(f64::from(*dx)) <= bound,
+                            "{dx:e}, exactly {:e}",
+                            expected.value
+                        );
+                    } else if expected.value.abs() > f64::from(f32::MAX) * 1.01 {
+                        assert_eq!(*dx, expected.value.signum() as f32 * f32::INFINITY);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Two elements, of which dx is 0 exactly: what is left of it is nothing beside its terms.
+#[test]
+fn gradients_of_two_subnormal_elements_vanish() {
+    for (x, dy) in [
+        ([1, 3], [10.0f32, -8.0]),
+        ([1, 2], [0.3, 0.1]),
+        ([0, 8_000_000], [1e10, 1.0]),
+        ([7, 9], [-3e5, 3.0]),
+    ] {
+        let (x, shape) = (x.map(f32::from_bits), Shape::nchw(&[2, 1]).unwrap());
+        let (mut states, mut dx) = ([Welford::new()], [7.0f32; 2]);
+        statistics(&shape, &x, &mut states).unwrap();
+        backward(&shape, &x, &dy, &states, &Params::new(0.0), Gradients::new().dx(&mut dx)).unwrap();
+        let terms = f64::from(dy[0].abs().max(dy[1].abs())) / states[0].variance().sqrt();
+        assert!(dx.iter().all(|dx| f64::from(dx.abs()) <= terms * 2f64.powi(-40)), "{x:?}, {dy:?}: {dx:?}");
+    }
+    // And of f64, where 1 / std times dy stays within 2^900.
+    let (x, dy, shape) = ([1e-250f64, 3e-250], [10.0, -8.0], Shape::nchw(&[2, 1]).unwrap());
+    let (mut states, mut dx) = ([Welford::new()], [7.0f64; 2]);
+    statistics(&shape, &x, &mut states).unwrap();
+    backward(&shape, &x, &dy, &states, &Params::new(0.0), Gradients::new().dx(&mut dx)).unwrap();
+    assert!(dx.iter().all(|dx| dx.abs() <= 30.0 * 1e250 * 2f64.powi(-48)), "{dx:?}");
+}
+
+/// A batch's variance may be beyond f32, where the running one, an f32, is infinite: inference then gives beta. PyTorch's
+/// does not saturate either.
+#[test]
+fn a_running_variance_beyond_f32_is_infinite() {
+    let (shape, x) = (Shape::nchw(&[2, 1]).unwrap(), [1e20f32, -1e20]);
+    let mut layer = BatchNorm::<f32>::new(1);
+    let mut y = [0.0; 2];
+    layer.forward_training(&shape, &x, &mut y).unwrap();
+    assert_eq!(y, [1.0, -1.0]);
+    assert_eq!((layer.running_mean(), layer.running_var()), (&[0.0][..], &[f32::INFINITY][..]));
+    layer.forward_inference(&shape, &x, &mut y).unwrap();
+    assert_eq!(y, [0.0; 2]);
 }

@@ -70,22 +70,23 @@ fn check<T: Contract>(
             Some(_) => Normalization::training(&Statistics::of(&x), problem.eps, gamma, 0.0),
             None => Normalization::inference(mean, var, problem.eps, gamma, 0.0),
         };
-        if states.is_none() && (var < 0.0 || var.is_nan()) {
+        if states.is_none() && (var + problem.eps < 0.0 || var.is_nan()) {
             let nan = dx.iter().chain([&vectors[0][c]]).all(|value| value.same(&T::NAN));
             assert!(nan, "{}: not NaN with a variance of {var}", call.what("gradient", c));
             continue;
         }
         let Normalization { mean, invstd, .. } = normalization;
         let given = [mean.hi, invstd, gamma];
-        let values = || given.into_iter().chain(x.iter().chain(&dy).map(|element| element.to_f64()));
-        if !values().all(|value| value.is_finite() && is_in_range::<T>(value)) {
+        let values = || given[1..].iter().copied().chain(dy.iter().map(|dy| dy.to_f64()));
+        let finite = mean.hi.is_finite() && x.iter().all(|x| x.to_f64().is_finite());
+        if !finite || !values().all(|value| value.is_finite() && is_in_range::<T>(value)) {
             continue;
         }
         let exact = Gradients::of(normalization, &x, &dy, states.is_some());
         let gain = (gamma * invstd).abs();
         let [dgamma, dbeta] = [exact.dgamma, exact.dbeta];
-        let dmean = Value { value: exact.dmean(), scale: gain * dbeta.scale };
-        let dvar = Value { value: exact.dvar(), scale: 0.5 * gain * invstd * dgamma.scale };
+        let dmean = Value { value: exact.dmean(), low: 0.0, scale: gain * dbeta.scale };
+        let dvar = Value { value: exact.dvar(), low: 0.0, scale: 0.5 * gain * invstd * dgamma.scale };
         // Where dy is large next to the mean, whose rounding it multiplies: see "Known limits".
         let of_mean = T::LEFT * dbeta.scale;
         let all = [

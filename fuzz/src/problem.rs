@@ -212,6 +212,6 @@ fn near_batch<T: Contract>(problem: &matrix::Problem<T>, c: usize, factors: [f64
         return (T::from_f64(0.5), T::from_f64(1.5));
     }
     let exact = Statistics::of(&x);
-    let [mean, var] = [exact.mean.value() * factors[0], exact.var() * factors[1]];
+    let [mean, var] = [exact.mean() * factors[0], exact.var() * factors[1]];
     (T::from_f64(mean.clamp(-T::MAX, T::MAX)), T::from_f64(var.clamp(0.0, T::MAX)))
 }

@@ -202,7 +202,8 @@ impl<'a, T: Element> Training<'a, T> {
 /// Normalization by a given mean and variance: y = gamma * (x - mean) / sqrt(var + eps) + beta.
 /// [`forward_inference`](crate::forward_inference) is the short form of x and y apart.
 ///
-/// A negative or NaN variance gives NaN in its channel and no other.
+/// A NaN variance, and a negative one that eps does not make up for (var + eps < 0), gives NaN in its channel and no other.
+/// Where var + eps is 0, x is divided by 0 as IEEE 754 has it: a y of infinity, or NaN where x is the mean.
 ///
 /// ```
 /// use batchnorm::{Inference, Params, Shape};

@@ -62,8 +62,9 @@ pub fn forward_training<T: Element>(
 
 /// Normalizes `x` by a given mean and variance per channel: y = gamma * (x - mean) / sqrt(var + eps) + beta.
 ///
-/// A negative or NaN variance gives NaN in its channel and no other. [`Inference`] is the operation with its options, y
-/// over x among them.
+/// A NaN variance, and a negative one that eps does not make up for (var + eps < 0), gives NaN in its channel and no other.
+/// Where var + eps is 0, x is divided by 0 as IEEE 754 has it: a y of infinity, or NaN where x is the mean. [`Inference`] is the
+/// operation with its options, y over x among them.
 ///
 /// # Errors
 /// [`Error::Length`], [`Error::Epsilon`], [`Error::OutOfMemory`]. Nothing has been written then.

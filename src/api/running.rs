@@ -83,6 +83,9 @@ impl RunningUpdate {
 
 /// Takes the statistics of one batch (`states`, one per channel) into the running mean and variance.
 ///
+/// Both are elements: the variance of f32 elements beyond some 1e19 (of f64, 1e154) is infinite as a running one, and inference
+/// by it gives beta, though training does not. PyTorch's does not saturate either.
+///
 /// `batches` is the number of batches taken in before this one; only [`UpdateRule::Cumulative`] looks at it. Channels
 /// of no elements (an empty batch) are left as they are.
 ///

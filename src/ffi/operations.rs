@@ -196,8 +196,8 @@ unsafe fn training<T: Element>(
     problem.run(|| call.run())
 }
 
-/// Normalizes `x` by a given mean and variance per channel: y = gamma * (x - mean) / sqrt(var + eps) + beta. A negative
-/// variance gives NaN in its channel.
+/// Normalizes `x` by a given mean and variance per channel: y = gamma * (x - mean) / sqrt(var + eps) + beta. NaN in channels
+/// whose var + eps is negative.
 ///
 /// # Safety
 /// As of `batchnorm_statistics`.

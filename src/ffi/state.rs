@@ -15,11 +15,15 @@ pub struct State {
     /// The mean, which is `mean + mean_low`: next to a large mean one double is not fine enough. NaN if an element was
     /// NaN or infinite.
     pub mean: f64,
-    /// What is to be added to `mean`; small against it.
+    /// What is to be added to `mean`, divided by 2^`exponent`; small against it.
     pub mean_low: f64,
-    /// The sum of squared deviations from the mean. The biased variance is `m2 / count`, the unbiased one
-    /// `m2 / (count - 1)`.
+    /// The sum of squared deviations from the mean, divided by 4^`exponent`. The biased variance is `m2 / count`, the unbiased
+    /// one `m2 / (count - 1)`.
     pub m2: f64,
+    /// What is to be added to `m2`; small against it, and 0 for f32 elements.
+    pub m2_low: f64,
+    /// 0, unless squares of the elements leave f64's range: then 600 or -600.
+    pub exponent: i64,
 }
 
 const _: () =

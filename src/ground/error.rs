@@ -135,6 +135,11 @@ pub enum Error {
         /// The shape of the tensor that the view goes with, if it goes with one.
         like: Option<String>,
     },
+    /// Numbers that are no Welford state's.
+    State {
+        /// What is wrong with them.
+        reason: &'static str,
+    },
     /// A name that is none of an instruction set's.
     UnknownLevel {
         /// The name given.
@@ -222,6 +227,7 @@ impl fmt::Display for Error {
                     ),
                 }
             }
+            Error::State { reason } => write!(f, "the parts of a Welford state have {reason}"),
             Error::UnknownLevel { name } => {
                 write!(f, "level is {name:?}, must be \"portable\", \"avx2\" or \"avx512\"")
             }

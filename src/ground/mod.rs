@@ -1,8 +1,10 @@
 //! What everything above stands on: what a number is, shapes of memory, sizes, errors, Welford states.
 
+pub mod double;
 pub mod error;
 pub mod geometry;
 pub mod memory;
+pub mod moments;
 pub mod scalar;
 pub mod sizes;
 pub mod slices;

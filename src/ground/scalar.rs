@@ -14,8 +14,8 @@ pub trait Scalar: Sealed + Copy + Default + PartialEq + Send + Sync + std::fmt::
 /// What the kernels need to know of a number; private by being unnameable.
 pub trait Sealed {
     /// A block's variance is taken from plain sums of x and x * x only where the sum of squares is at most this many
-    /// times M2; else from sums about a pivot. For f32, summed in f64 of exact products, 15 bits may go; it also says
-    /// that all elements of a block of 4096 lie within 0.36 of the mean, so that x - pivot is exact.
+    /// times M2; else from sums about a pivot. For f32, summed in f64 of exact products, 15 bits may go; for f64, in pairs,
+    /// 24. It also says that all elements of a block of 4096 lie within 0.36 of the mean, so that x - pivot is exact.
     const CONDITION_LIMIT: f64;
     /// The largest power of two that has a normal reciprocal, bounds the factor that brings a channel's spread near 1.
     const MAX_PRESCALE: f64;
@@ -45,5 +45,5 @@ macro_rules! scalars {
 
 scalars! {
     f32: 32768.0, (1u128 << 126) as f64;
-    f64: 16.0, f64::from_bits(2045 << 52);
+    f64: 16_777_216.0, f64::from_bits(2045 << 52);
 }

@@ -1,13 +1,13 @@
 //! The Welford state of a channel: how many elements, their mean, the sum of squared deviations from it.
-//!
-//! States merge by the pairwise update of T. F. Chan, G. H. Golub and R. J. LeVeque, "Updating formulae and a pairwise
-//! algorithm for computing sample variances" (1979), which generalises B. P. Welford's one-element update (1962). The
-//! mean is carried as an unevaluated sum of two f64 (D. E. Knuth's TwoSum catches what an addition loses): next to a
-//! large mean one f64 is not fine enough to give x - mean to f32's last bits.
 
 #![forbid(unsafe_code)]
 
-/// Count, mean and M2 (sum of squared deviations from the mean) of the elements seen so far, in f64.
+use super::double::{Double, times_power};
+use super::error::Error;
+use super::moments::{EXPONENT, FineMoments, Form, MergeWeights};
+
+/// Count, mean and M2 (sum of squared deviations from the mean) of the elements seen so far, mean and M2 to twice f64's
+/// precision.
 ///
 /// ```
 /// use batchnorm::Welford;
@@ -18,107 +18,126 @@
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[repr(C)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "WelfordParts", into = "WelfordParts"))]
 pub struct Welford {
     count: u64,
-    moments: Moments,
+    mean: f64,
+    mean_low: f64,
+    m2: f64,
+    m2_low: f64,
+    exponent: i64,
 }
 
-/// What a state holds besides its count; the form in which kernels carry whole arrays of states.
+/// The numbers that a [`Welford`] state is made of, to be stored or sent: [`Welford::into_parts`], [`Welford::from_parts`].
+///
+/// ```
+/// use batchnorm::{Welford, WelfordParts};
+/// let state: Welford = [1.0, 3.0].into_iter().collect();
+/// let parts = state.into_parts();
+/// assert_eq!(parts, WelfordParts { count: 2, mean: 2.0, m2: 2.0, ..WelfordParts::default() });
+/// assert_eq!(Welford::from_parts(parts)?, state);
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-#[repr(C)]
-pub struct Moments {
-    /// The mean, rounded.
-    pub(crate) mean: f64,
-    /// What is to be added to `mean`; small against it.
-    pub(crate) mean_low: f64,
-    /// The sum of squared deviations from the mean.
-    pub(crate) m2: f64,
-}
-
-/// The factors of a merge, which follow from the two counts alone and so are the same for all channels of a tile.
-#[derive(Clone, Copy)]
-pub struct MergeWeights {
-    share: f64,
-    weight: f64,
-}
-
-impl MergeWeights {
-    /// To merge a state of `right` elements into one of `left`; not both 0.
-    pub(crate) fn new(left: u64, right: u64) -> Self {
-        let share = right as f64 / (left + right) as f64;
-        Self { share, weight: left as f64 * share }
-    }
-}
-
-impl Moments {
-    const NAN: Self = Self { mean: f64::NAN, mean_low: 0.0, m2: f64::NAN };
-
-    /// The moments of a block of `count` elements from its sums of d = x - pivot and of d * d.
-    #[inline(always)]
-    pub(crate) fn from_sums(pivot: f64, sum: f64, squares: f64, count: f64) -> Self {
-        let offset = sum / count;
-        let (mean, mean_low) = two_sum(pivot, offset);
-        let m2 = squares - sum * offset;
-        // Rounding can leave a tiny negative M2 where all elements are (nearly) equal; NaN stays NaN.
-        Self { mean, mean_low, m2: if m2 < 0.0 { 0.0 } else { m2 } }.canonical()
-    }
-
-    /// Chan, Golub and LeVeque's pairwise update.
-    #[inline(always)]
-    pub(crate) fn merge(self, right: Self, weights: MergeWeights) -> Self {
-        let delta = (right.mean - self.mean) + (right.mean_low - self.mean_low);
-        let (mean, error) = two_sum(self.mean, delta * weights.share);
-        Self {
-            mean,
-            mean_low: self.mean_low + error,
-            m2: (self.m2 + right.m2) + delta * (delta * weights.weight),
-        }
-        .canonical()
-    }
-
-    /// Every NaN becomes the canonical one: which NaN an operation returns differs between CPUs.
-    #[inline(always)]
-    fn canonical(self) -> Self {
-        if self.mean.is_nan() || self.m2.is_nan() || self.mean.is_infinite() { Self::NAN } else { self }
-    }
-}
-
-/// a + b as rounded sum and rounding error (Knuth), exact for any order of magnitude.
-#[inline(always)]
-fn two_sum(a: f64, b: f64) -> (f64, f64) {
-    let sum = a + b;
-    let b_part = sum - a;
-    (sum, (a - (sum - b_part)) + (b - b_part))
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct WelfordParts {
+    /// The number of elements seen.
+    pub count: u64,
+    /// The mean, rounded; NaN if an element was NaN or infinite.
+    pub mean: f64,
+    /// What is to be added to `mean`, divided by 2^`exponent`; small against it.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub mean_low: f64,
+    /// The sum of squared deviations from the mean, rounded, divided by 4^`exponent`.
+    pub m2: f64,
+    /// What is to be added to `m2`; small against it, and 0 for f32 elements of one tensor.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub m2_low: f64,
+    /// 0, unless squares of the elements leave f64's range: then 600 or -600.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub exponent: i64,
 }
 
 impl Welford {
     /// The state of no elements.
     pub const fn new() -> Self {
-        Self { count: 0, moments: Moments { mean: 0.0, mean_low: 0.0, m2: 0.0 } }
+        Self { count: 0, mean: 0.0, mean_low: 0.0, m2: 0.0, m2_low: 0.0, exponent: 0 }
     }
 
-    pub(crate) fn from_moments(count: u64, moments: Moments) -> Self {
-        Self { count, moments }
+    /// The state of these parts, as [`into_parts`](Self::into_parts) gave them.
+    ///
+    /// # Errors
+    /// [`Error::State`] if they are no state's: a number but the count of a state of no elements, a negative `m2`, an `exponent`
+    /// other than 0, 600 and -600, infinite numbers, a NaN in one of `mean` and `m2` and not in the other.
+    pub fn from_parts(parts: WelfordParts) -> Result<Self, Error> {
+        let WelfordParts { count, mean, mean_low, m2, m2_low, exponent } = parts;
+        let state = Self { count, mean, mean_low, m2, m2_low, exponent };
+        let small = mean_low.is_finite() && m2_low.is_finite();
+        let poisoned = mean.is_nan() && m2.is_nan() && small;
+        let finite = mean.is_finite() && m2.is_finite() && m2 >= 0.0 && m2_low.abs() <= m2 && small;
+        match () {
+            _ if count == 0 && state != Self::new() => {
+                Err(Error::State { reason: "a count of 0 with other numbers than 0" })
+            }
+            _ if ![0, EXPONENT, -EXPONENT].contains(&exponent) => {
+                Err(Error::State { reason: "an exponent other than 0, 600 and -600" })
+            }
+            _ if !poisoned && !finite => {
+                Err(Error::State { reason: "a mean, m2 or low part that elements cannot give" })
+            }
+            // The canonical NaN, wherever these come from.
+            _ if poisoned => Ok(Self { count, mean: f64::NAN, m2: f64::NAN, ..Self::new() }),
+            _ => Ok(state),
+        }
     }
 
-    pub(crate) fn moments(&self) -> Moments {
-        self.moments
+    /// All that the state is made of.
+    pub fn into_parts(self) -> WelfordParts {
+        let Self { count, mean, mean_low, m2, m2_low, exponent } = self;
+        WelfordParts { count, mean, mean_low, m2, m2_low, exponent }
+    }
+
+    pub(crate) fn of(count: u64, moments: impl Form) -> Self {
+        let FineMoments { mean, m2, exponent } = moments.fine();
+        let (m2, m2_low) = (m2.high, m2.low);
+        if exponent == 0 {
+            return Self { count, mean: mean.high, mean_low: mean.low, m2, m2_low, exponent };
+        }
+        // Zeros need no exponent. The mean is as it is, and what that rounding leaves goes to the low part.
+        let exponent = if (mean.high, m2) == (0.0, 0.0) { 0 } else { exponent };
+        let rounded = times_power(mean.high, exponent);
+        let mean_low = (mean.high - times_power(rounded, -exponent)) + mean.low;
+        Self { count, mean: rounded, mean_low, m2, m2_low, exponent }
+    }
+
+    pub(crate) fn moments<M: Form>(&self) -> M {
+        let Self { mean, mean_low, m2, m2_low, .. } = *self;
+        let m2 = Double { high: m2, low: m2_low };
+        // States from C may have any.
+        let exponent = self.exponent.signum() * EXPONENT;
+        let mean = Double { high: mean, low: mean_low };
+        M::of(match exponent {
+            0 => FineMoments { mean, m2, exponent },
+            _ => FineMoments { mean: Double::sum(times_power(mean.high, -exponent), mean.low), m2, exponent },
+        })
     }
 
     /// Takes in one element: Welford's own update. Exact enough for any data, but a division per element; the
     /// operations on tensors take in blocks.
     pub fn push(&mut self, x: f64) {
-        self.merge(&Self { count: 1, moments: Moments { mean: x, mean_low: 0.0, m2: 0.0 }.canonical() });
+        self.merge(&Self::of(1, FineMoments::of_one(x)));
     }
 
     /// Takes in the elements that `other` has seen, as if `self` had seen them too. Any order and grouping gives the
-    /// same statistics up to rounding.
+    /// same statistics up to rounding. A count beyond `u64::MAX` stays there.
     pub fn merge(&mut self, other: &Self) {
         if self.count == 0 {
             *self = *other;
         } else if other.count != 0 {
-            self.moments = self.moments.merge(other.moments, MergeWeights::new(self.count, other.count));
-            self.count += other.count;
+            let (left, right): (FineMoments, FineMoments) = (self.moments(), other.moments());
+            let merged = left.merge(right, MergeWeights::new(self.count, other.count));
+            *self = Self::of(self.count.saturating_add(other.count), merged);
         }
     }
 
@@ -129,22 +148,30 @@ impl Welford {
 
     /// The mean; 0 of no elements, NaN if an element was NaN or infinite.
     pub fn mean(&self) -> f64 {
-        self.moments.mean + self.moments.mean_low
+        self.mean + times_power(self.mean_low, self.exponent)
     }
 
-    /// The sum of squared deviations from the mean; NaN if an element was NaN or infinite.
+    /// The sum of squared deviations from the mean; NaN if an element was NaN or infinite. Infinite or 0 where it leaves f64's
+    /// range ([`into_parts`](Self::into_parts) has all of it).
     pub fn m2(&self) -> f64 {
-        self.moments.m2
+        self.over(1.0)
     }
 
-    /// The biased variance M2 / m, which normalizes; 0 of no elements.
+    /// The biased variance M2 / m, which normalizes; 0 of no elements. Infinite or 0 where it leaves f64's range, which what is
+    /// normalized by it does not.
     pub fn variance(&self) -> f64 {
-        self.moments.m2 / self.count.max(1) as f64
+        self.over(self.count.max(1) as f64)
     }
 
     /// The unbiased variance M2 / (m - 1); NaN of fewer than two elements.
     pub fn variance_unbiased(&self) -> f64 {
-        if self.count < 2 { f64::NAN } else { self.moments.m2 / (self.count - 1) as f64 }
+        if self.count < 2 { f64::NAN } else { self.over((self.count - 1) as f64) }
+    }
+
+    /// M2 over a count.
+    fn over(&self, count: f64) -> f64 {
+        let quotient = Double { high: self.m2, low: self.m2_low }.over(count).value();
+        times_power(quotient, self.exponent.saturating_mul(2))
     }
 }
 
@@ -153,5 +180,21 @@ impl FromIterator<f64> for Welford {
         let mut state = Self::new();
         values.into_iter().for_each(|x| state.push(x));
         state
+    }
+}
+
+impl TryFrom<WelfordParts> for Welford {
+    type Error = Error;
+
+    /// As [`Welford::from_parts`].
+    fn try_from(parts: WelfordParts) -> Result<Self, Error> {
+        Self::from_parts(parts)
+    }
+}
+
+impl From<Welford> for WelfordParts {
+    /// As [`Welford::into_parts`].
+    fn from(state: Welford) -> Self {
+        state.into_parts()
     }
 }

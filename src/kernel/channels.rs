@@ -1,4 +1,4 @@
-//! Arithmetic on arrays of channels: from sums to states, from states to the coefficients of the loops over tensors.
+//! Arithmetic on arrays of channels: from states to the coefficients of the loops over tensors.
 //!
 //! Plain loops over f64, kernels only so that the compiler may use each level's vectors for them. Rust never
 //! contracts or reorders floating point, so their bits are the same everywhere.
@@ -6,68 +6,23 @@
 #![forbid(unsafe_code)]
 
 use super::columns::Columns;
+use super::precision::{GradientSums, Precision};
 use super::scales::*;
 use super::scratch::{Scratch, Sums};
+use crate::ground::double::power;
+use crate::ground::moments::{Form, MergeWeights};
 use crate::ground::scalar::Scalar;
-use crate::ground::sizes::{BAND, GROUP, LANES, SMALL_PLANE};
-use crate::ground::welford::{MergeWeights, Moments};
+use crate::ground::sizes::{GROUP, LANES, SMALL_PLANE};
 use crate::simd::{Kernel, Lanes};
 
-/// From a block's plain sums: is any channel's variance too small against its mean for them? Those channels get the
-/// mean as a pivot and the answer is in `again`.
-pub struct Condition<'a> {
-    pub sums: &'a mut Sums,
-    pub channels: usize,
-    pub count: f64,
-    pub again: &'a mut bool,
-}
-
-impl<T: Scalar> Kernel<T> for Condition<'_> {
-    #[inline(always)]
-    fn run<S: Lanes<T>>(self, _: S) {
-        let Sums { totals: [sums, squares], pivots, centers, .. } = self.sums;
-        let sums = sums.iter().zip(squares.iter());
-        let mut again = 0u64;
-        for (pivot, (sum, squares)) in pivots[..self.channels].iter_mut().zip(sums) {
-            let mean = sum / self.count;
-            let m2 = squares - sum * mean;
-            // All zeros are well conditioned too: both sides are zero. NaN is not, and stays NaN about any pivot.
-            let good = *squares <= m2 * T::CONDITION_LIMIT;
-            *pivot = if good { 0.0 } else { T::from_f64(mean).to_f64() };
-            again |= u64::from(!good);
-        }
-        *self.again = again != 0;
-        if *self.again {
-            centers[..self.channels].copy_from_slice(&pivots[..self.channels]);
-        }
-    }
-}
-
-/// From a block's sums to its moments.
-pub struct BlockMoments<'a> {
-    pub sums: &'a Sums,
-    pub count: f64,
-    pub moments: &'a mut [Moments],
-}
-
-impl<T: Scalar> Kernel<T> for BlockMoments<'_> {
-    #[inline(always)]
-    fn run<S: Lanes<T>>(self, _: S) {
-        let Sums { totals: [sums, squares], pivots, .. } = self.sums;
-        for (i, moments) in self.moments.iter_mut().enumerate().take(BAND) {
-            *moments = Moments::from_sums(pivots[i], sums[i], squares[i], self.count);
-        }
-    }
-}
-
 /// left := left and right together.
-pub struct Merge<'a> {
-    pub left: &'a mut [Moments],
-    pub right: &'a [Moments],
+pub struct Merge<'a, M> {
+    pub left: &'a mut [M],
+    pub right: &'a [M],
     pub weights: MergeWeights,
 }
 
-impl<T> Kernel<T> for Merge<'_> {
+impl<T, M: Form> Kernel<T> for Merge<'_, M> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         for (left, right) in self.left.iter_mut().zip(self.right) {
@@ -87,9 +42,11 @@ impl<T: Scalar> Kernel<T> for Deviations<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         let Scratch { scales, coefficients, ordinary, .. } = self.scratch;
-        let Scales { len, ordinary: all_ordinary, prescale, mean_high, mean_low, .. } = &*scales;
+        let Scales { len, ordinary: all_ordinary, unit, prescale, mean_high, mean_low, .. } = &*scales;
         *ordinary &= all_ordinary;
-        for (row, values) in [(PRESCALE, prescale), (MEAN_HIGH, mean_high), (MEAN_LOW, mean_low)] {
+        let mut scale = *prescale;
+        scale.iter_mut().zip(unit).for_each(|(scale, unit)| *scale *= unit);
+        for (row, values) in [(PRESCALE, &scale), (MEAN_HIGH, mean_high), (MEAN_LOW, mean_low)] {
             let row = &mut coefficients[row][self.at..][..*len];
             row.iter_mut().zip(values).for_each(|(k, value)| *k = T::from_f64(*value));
         }
@@ -126,32 +83,25 @@ impl<T: Scalar> Kernel<T> for Factors<'_, T> {
     }
 }
 
-/// Sums over a channel of dy and of dy * (x - mean).
-#[derive(Clone, Copy, Default)]
-pub struct GradientSums {
-    pub dy: f64,
-    pub dy_d: f64,
-}
-
 /// Writes those that the gradient of the input takes beside.
-pub struct GradientFactors<'a, T> {
+pub struct GradientFactors<'a, T: Precision> {
     /// Of a batch's own statistics, those over `count` elements per channel.
-    pub sums: &'a [GradientSums],
+    pub sums: &'a [T::Gradients],
     pub count: f64,
     /// The column of the first of them.
     pub at: usize,
     pub scratch: &'a mut Scratch<T>,
 }
 
-impl<T: Scalar> Kernel<T> for GradientFactors<'_, T> {
+impl<T: Precision> Kernel<T> for GradientFactors<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         let Scratch { scales, coefficients, ordinary: all_ordinary, .. } = self.scratch;
-        let Scales { len, invstd, gain, prescale, .. } = &*scales;
+        let Scales { len, unit, invstd, gain, prescale, .. } = &*scales;
         let [mut mean_dy, mut slope] = [[0.0; GROUP]; 2];
-        for (i, GradientSums { dy, dy_d }) in self.sums.iter().enumerate().take(*len) {
-            mean_dy[i] = dy / self.count;
-            let along = dy_d * invstd[i] / self.count * (invstd[i] * inverse_power(prescale[i]));
+        for (i, sums) in self.sums.iter().enumerate().take(*len) {
+            mean_dy[i] = sums.dy() / self.count;
+            let along = sums.dy_d() * invstd[i] / self.count * (invstd[i] * inverse_power(prescale[i]));
             // What is multiplied by 0 must not be out of range: a NaN, which the formula for ordinary channels does not look for.
             slope[i] = if (gain[i] == 0.0) & along.is_finite() { 0.0 } else { along };
         }
@@ -161,8 +111,9 @@ impl<T: Scalar> Kernel<T> for GradientFactors<'_, T> {
         for i in 0..GROUP {
             let (mean, along) = (mean_dy[i], slope[i]);
             let usual = (prescale[i] == 1.0) & ordinary(gain[i]) & ordinary(mean) & ordinary(along);
+            let usual = usual & (unit[i] == 1.0);
             others |= u64::from(!usual & (i < *len));
-            let half = if usual { 1.0 } else { half_power(gain[i]) };
+            let half = if usual { 1.0 } else { half_power(gain[i]) * half_power(unit[i]) };
             // Gradients near the largest number have coefficients beyond it, though what they give may not be.
             let large = (mean * half).abs().max((along * half).abs()) > T::LARGEST / 4.0;
             halves[i] = half * if large { 1.0 / 256.0 } else { 1.0 };
@@ -170,13 +121,29 @@ impl<T: Scalar> Kernel<T> for GradientFactors<'_, T> {
         }
         *all_ordinary &= others == 0;
         let mut rest = halves;
-        rest[..*len].iter_mut().zip(gain).for_each(|(rest, gain)| *rest = gain * inverse_power(*rest));
+        for (rest, (gain, unit)) in rest[..*len].iter_mut().zip(gain.iter().zip(unit)) {
+            *rest = gain * inverse_power(*rest) * unit;
+        }
         for (row, values) in [(HALF, halves), (REST, rest), (MEAN_DY, mean_dy), (SLOPE, slope)] {
             let row = &mut coefficients[row][self.at..][..*len];
             row.iter_mut().zip(values).for_each(|(k, value)| *k = T::from_f64(value));
         }
+        for row in [MEAN_DY_LOW, SLOPE_LOW, FINE] {
+            coefficients[row][self.at..][..*len].fill(T::default());
+        }
+        for (i, gain) in gain.iter().enumerate().take(if others == 0 { 0 } else { *len }) {
+            let at = self.at + i;
+            for (row, low, value) in [(MEAN_DY, MEAN_DY_LOW, mean_dy[i]), (SLOPE, SLOPE_LOW, slope[i])] {
+                let rest = value - coefficients[row][at].to_f64();
+                coefficients[low][at] = T::from_f64(if rest.is_finite() { rest } else { 0.0 });
+            }
+            coefficients[FINE][at] = T::from_f64(if gain.abs() * unit[i] > FINE_GAIN { 1.0 } else { 0.0 });
+        }
     }
 }
+
+/// From which gamma * invstd on a term of dx may be beyond the largest f32 where dx is not: where dy is no more than 2^88.
+const FINE_GAIN: f64 = (1u64 << 40) as f64;
 
 /// Lays out coefficients per channel, which are in the first `channels` columns, for the columns there are. Of rows, a
 /// vector of columns repeats behind them.
@@ -196,9 +163,10 @@ impl<T: Scalar> Kernel<T> for LayOut<'_, T> {
     }
 }
 
-/// Lays out the centers, like [`LayOut`].
+/// Lays out the centers, and units that are not all 1, like [`LayOut`].
 pub struct LayOutCenters<'a> {
     pub sums: &'a mut Sums,
+    pub scaled: bool,
     pub channels: usize,
     pub columns: Columns,
 }
@@ -207,6 +175,9 @@ impl<T: Scalar> Kernel<T> for LayOutCenters<'_> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         lay_out(&mut self.sums.centers, self.channels, self.columns);
+        if self.scaled {
+            lay_out(&mut self.sums.units, self.channels, self.columns);
+        }
     }
 }
 
@@ -255,26 +226,29 @@ fn lay_out<T: Scalar>(row: &mut [T], channels: usize, columns: Columns) {
 }
 
 /// The scales of normalization with a batch's own statistics.
-pub struct BatchScales<'a, T> {
-    pub moments: &'a [Moments],
+pub struct BatchScales<'a, T: Precision> {
+    pub moments: &'a [T::Moments],
     pub count: f64,
     pub gamma: Option<&'a [T]>,
     pub eps: f64,
     /// Whether deviations are to become outputs, or sums, which gamma has no part in.
     pub normalize: bool,
     /// Those sums, if they are.
-    pub sums: &'a [GradientSums],
+    pub sums: &'a [T::Gradients],
     pub scratch: &'a mut Scratch<T>,
 }
 
-impl<T: Scalar> Kernel<T> for BatchScales<'_, T> {
+impl<T: Precision> Kernel<T> for BatchScales<'_, T> {
     #[inline(always)]
-    fn run<S: Lanes<T>>(self, _: S) {
+    fn run<S: Lanes<T>>(self, s: S) {
+        if T::PAIRS {
+            return self.in_units(s);
+        }
         let scales = &mut self.scratch.scales;
         scales.start(self.moments.len(), self.gamma);
         let Self { normalize, eps, count, .. } = self;
         for (i, moments) in self.moments.iter().enumerate().take(GROUP) {
-            let var = moments.m2 / count;
+            let var = moments.m2() / count;
             // var = 0 and eps = 0: a constant channel normalizes to 0, not to NaN.
             let shifted = var + eps;
             let invstd = 1.0 / shifted.sqrt();
@@ -288,11 +262,12 @@ impl<T: Scalar> Kernel<T> for BatchScales<'_, T> {
             let limited = normalize & (gain != 0.0);
             let most = gain.abs() * (1u128 << 100) as f64;
             let wanted = at_most(wanted, if limited { most } else { f64::INFINITY });
-            scales.set(i, (moments.mean, moments.mean_low), (invstd, gain), wanted);
+            scales.set(i, moments.mean(), (invstd, gain), wanted);
         }
         // Per unit of deviations far above 1, the slope of tiny gradients would be too small for an element.
         let share = 1.0 / count;
-        for (i, GradientSums { dy, dy_d }) in self.sums.iter().enumerate().take(GROUP) {
+        for (i, sums) in self.sums.iter().enumerate().take(GROUP) {
+            let (dy, dy_d) = (sums.dy(), sums.dy_d());
             let invstd = scales.invstd[i];
             let usual = ordinary(dy * share) & ordinary(dy_d * share * invstd * invstd);
             let wanted = if (scales.prescale[i] == 1.0) & !usual & (invstd > 0.0) {
@@ -301,6 +276,41 @@ impl<T: Scalar> Kernel<T> for BatchScales<'_, T> {
                 scales.prescale[i]
             };
             scales.prescale[i] = wanted;
+        }
+        scales.conclude::<T>();
+    }
+}
+
+impl<T: Precision> BatchScales<'_, T> {
+    /// Of f64, whose range leaves room for coefficients of any size, but not for squares of any.
+    #[inline(always)]
+    fn in_units<S: Lanes<T>>(self, _: S) {
+        let scales = &mut self.scratch.scales;
+        scales.start(self.moments.len(), self.gamma);
+        let Self { normalize, eps, count, .. } = self;
+        let mut others = false;
+        scales.unit = [1.0; GROUP];
+        for (i, moments) in self.moments.iter().enumerate().take(GROUP) {
+            let var = moments.m2() / count;
+            let shifted = var + eps;
+            let invstd = 1.0 / shifted.sqrt();
+            let invstd = if shifted == 0.0 { 0.0 } else { invstd };
+            let flat = normalize & (var == 0.0);
+            let gain = scales.gain[i] * if flat { 0.0 } else { invstd };
+            others |= (moments.exponent() != 0) | !ordinary(var);
+            scales.set(i, moments.mean(), (invstd, gain), 1.0);
+        }
+        if others {
+            scales.start(self.moments.len(), self.gamma);
+            for (i, moments) in self.moments.iter().enumerate().take(GROUP) {
+                let (var, exponent) = (moments.m2() / count, moments.exponent());
+                let unit = unit_exponent(var, exponent);
+                let invstd = inverse_std(var, exponent, eps, unit);
+                let flat = normalize & (var == 0.0);
+                let gain = scales.gain[i] * if flat { 0.0 } else { invstd };
+                scales.set(i, in_unit(moments.mean(), exponent + unit), (invstd, gain), 1.0);
+                scales.unit[i] = power(unit);
+            }
         }
         scales.conclude::<T>();
     }
@@ -317,22 +327,22 @@ pub struct GivenScales<'a, T> {
     pub scratch: &'a mut Scratch<T>,
 }
 
-impl<T: Scalar> Kernel<T> for GivenScales<'_, T> {
+impl<T: Precision> Kernel<T> for GivenScales<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         let scales = &mut self.scratch.scales;
         scales.start(self.mean.len(), self.gamma);
         let normalize = self.normalize;
         for (i, (mean, var)) in self.mean.iter().zip(self.var).enumerate().take(GROUP) {
-            let var = var.to_f64();
-            // A negative variance is not one, whatever eps adds to it.
-            let root = (var + self.eps).sqrt();
-            let root = if var < 0.0 { f64::NAN } else { root };
-            let invstd = 1.0 / root;
+            // NaN of a negative variance that eps does not make up for.
+            let invstd = 1.0 / (var.to_f64() + self.eps).sqrt();
+            let unit = if T::PAIRS && !normalize { given_unit(invstd) } else { 1.0 };
+            let invstd = invstd / unit;
             let gain = scales.gain[i] * invstd;
+            scales.unit[i] = unit;
             // Nothing is known of x: half way to y, so that only a y that is out of range can be so before its time. But next
             // to an ordinary mean no deviation is out of range.
-            let mean = mean.to_f64();
+            let mean = mean.to_f64() * unit;
             let usual = !normalize | !gain.is_finite() | (ordinary(gain) & ordinary(mean));
             let wanted = if usual { 1.0 } else { half_power(gain) };
             scales.set(i, (mean, 0.0), (invstd, gain), wanted);

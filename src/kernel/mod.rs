@@ -1,17 +1,20 @@
 //! The kernels: two loops over tensors ([`reduce`] and [`map`]), each for both access patterns, and arithmetic on
-//! arrays of channels ([`channels`]). An operation is a few lines of terms that the loops are generic over.
+//! arrays of channels ([`looks`], [`channels`]). An operation is a few lines of terms that the loops are generic over.
 
 pub mod channels;
 pub mod columns;
+pub mod looks;
 pub mod map;
+pub mod precision;
 pub mod reduce;
 pub mod scales;
 pub mod scratch;
+pub mod terms;
 
-use crate::ground::scalar::Scalar;
 use crate::simd::Dispatch;
+use precision::Precision;
 use scratch::WithScratch;
 
 /// A number that kernels can be run for.
-pub trait Vectorized: Scalar + Dispatch + WithScratch {}
-impl<T: Scalar + Dispatch + WithScratch> Vectorized for T {}
+pub trait Vectorized: Precision + Dispatch + WithScratch {}
+impl<T: Precision + Dispatch + WithScratch> Vectorized for T {}

@@ -2,14 +2,16 @@
 
 #![forbid(unsafe_code)]
 
+use crate::ground::double::times_power;
 use crate::ground::scalar::Scalar;
 use crate::ground::sizes::GROUP;
 
-/// Rows of the scratch's coefficients: what [`Normalize`](super::map::Normalize) takes.
+/// Rows of the scratch's coefficients: what [`Normalize`](super::map::formulas::Normalize) takes.
 pub const SCALE: [usize; 5] = [MEAN_HIGH, MEAN_LOW, FACTOR, BETA, PRESCALE];
-/// What [`InputGradient`](super::map::InputGradient) takes.
-pub const GRADIENT: [usize; 7] = [MEAN_HIGH, MEAN_LOW, MEAN_DY, SLOPE, REST, PRESCALE, HALF];
-/// How many of them loops over ordinary channels ([`ordinary`]) take; the others are 1.
+/// What [`InputGradient`](super::map::formulas::InputGradient) takes.
+pub const GRADIENT: [usize; 10] =
+    [MEAN_HIGH, MEAN_LOW, MEAN_DY, SLOPE, REST, PRESCALE, HALF, MEAN_DY_LOW, SLOPE_LOW, FINE];
+/// How many of them loops over ordinary channels ([`ordinary`]) take; the others multiply by 1, or add 0.
 pub const ORDINARY_SCALE: usize = 4;
 /// The same of `GRADIENT`.
 pub const ORDINARY_GRADIENT: usize = 5;
@@ -31,6 +33,12 @@ pub const REST: usize = 4;
 pub const PRESCALE: usize = 5;
 /// In backward: gamma * invstd as a power of two of half its exponent; 1 for ordinary channels.
 pub const HALF: usize = 6;
+/// In backward: what the rounding of `MEAN_DY` to an element left.
+pub const MEAN_DY_LOW: usize = 7;
+/// The same of `SLOPE`.
+pub const SLOPE_LOW: usize = 8;
+/// In backward: 1 where gamma * invstd is so large that roundings times it are to be seen, else 0.
+pub const FINE: usize = 9;
 
 /// Whether a number is so far from the ends of f32's range that products of two with each other, and with deviations
 /// between them, stay far from them too; or zero. Channels with nothing but such numbers take fewer coefficients (of memory's
@@ -52,6 +60,9 @@ pub struct Scales {
     pub len: usize,
     /// Whether they are all [`ordinary`].
     pub ordinary: bool,
+    /// A power of two that elements are thought of as multiplied by, where squares of theirs would leave f64's range: all that
+    /// follows is of such elements. 1 for f32.
+    pub unit: [f64; GROUP],
     /// 1 / sqrt(var + eps).
     pub invstd: [f64; GROUP],
     /// gamma * invstd.
@@ -83,10 +94,10 @@ impl Scales {
     /// From what is wanted to what can be, and to parts of the mean.
     #[inline(always)]
     pub fn conclude<T: Scalar>(&mut self) {
-        let Self { len, ordinary: all_ordinary, gain, prescale, mean_high, mean_low, .. } = self;
+        let Self { len, ordinary: all_ordinary, unit, gain, prescale, mean_high, mean_low, .. } = self;
         let mut others = 0u64;
         for i in 0..GROUP {
-            let usual = (prescale[i] == 1.0) & ordinary(gain[i]) & ordinary(mean_high[i]);
+            let usual = (prescale[i] == 1.0) & ordinary(gain[i]) & ordinary(mean_high[i]) & (unit[i] == 1.0);
             others |= u64::from(!usual & (i < *len));
         }
         *all_ordinary = others == 0;
@@ -119,6 +130,12 @@ impl Scales {
 
 // Divisions and roots are what arithmetic on channels takes most of its time for: powers of two come without.
 
+/// The exponent of a power of two, which must be normal.
+#[inline(always)]
+pub fn exponent_of(power: f64) -> i64 {
+    (power.to_bits() >> 52) as i64 - 1023
+}
+
 /// The largest power of two that is not above a positive normal number.
 #[inline(always)]
 pub fn power_of_two(x: f64) -> f64 {
@@ -141,4 +158,36 @@ pub fn inverse_power(x: f64) -> f64 {
 pub fn half_power(x: f64) -> f64 {
     let exponent = (x.to_bits() >> 52 & 2047) as i64 - 1023;
     f64::from_bits((((exponent >> 1) + 1023) as u64) << 52)
+}
+
+/// Of a channel of f64 whose elements, times 2^-`exponent`, have this variance: by which power of two, 2^`k`, its deviations
+/// become about 1. 0 where squares of them are far from the ends of f64's range anyway.
+#[inline(always)]
+pub fn unit_exponent(var: f64, exponent: i64) -> i64 {
+    if (exponent == 0 && ordinary(var)) || var == 0.0 || !var.is_finite() {
+        return 0;
+    }
+    (-(exponent_of(half_power(var)) + exponent)).clamp(-1022, 1022)
+}
+
+/// Of such a channel, 1 / sqrt(var + eps) of its elements times 2^`unit`; 0 where that is 1 / 0.
+pub fn inverse_std(var: f64, exponent: i64, eps: f64, unit: i64) -> f64 {
+    // In the elements' own scale only if eps is so large in the other that their variance is nothing beside it.
+    let tiny = exponent < 0 && eps > f64::from_bits((1023 - 400) << 52);
+    let exponent = if tiny { 0 } else { exponent };
+    let var = if tiny { 0.0 } else { var };
+    let shifted = var + times_power(eps, -2 * exponent);
+    if shifted == 0.0 { 0.0 } else { times_power(1.0 / shifted.sqrt(), -exponent - unit) }
+}
+
+/// The mean in two parts, times 2^`exponent`.
+#[inline(always)]
+pub fn in_unit((mean, mean_low): (f64, f64), exponent: i64) -> (f64, f64) {
+    (times_power(mean, exponent), times_power(mean_low, exponent))
+}
+
+/// The unit of sums of gradients with given statistics: without it, products with deviations could leave f64's range.
+#[inline(always)]
+pub fn given_unit(invstd: f64) -> f64 {
+    if ordinary(invstd) | !invstd.is_finite() { 1.0 } else { power_of_two(invstd) }
 }

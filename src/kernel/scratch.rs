@@ -16,7 +16,7 @@ pub const SUMS: usize = if COLUMNS > BAND * LANES { COLUMNS } else { BAND * LANE
 const _: () = assert!(SPAN <= COLUMNS && GROUP * LANES <= COLUMNS);
 
 /// The most coefficients per channel that a kernel takes.
-pub const COEFFICIENTS: usize = 7;
+pub const COEFFICIENTS: usize = 10;
 
 /// What a task needs beside its part of the tensors. Kept per thread: clearing it anew would cost a small problem more
 /// than its arithmetic.
@@ -33,12 +33,21 @@ pub struct Scratch<T> {
 
 /// What a block is summed in.
 pub struct Sums {
-    /// Two sums per lane and channel of the block at hand; a vector of padding lets the last store be whole.
-    pub(crate) lanes: [[f64; SUMS + LANES]; 2],
+    /// Two sums or two pairs of them per lane and channel of the block at hand; a vector of padding lets the last store be
+    /// whole.
+    pub(crate) lanes: [[f64; SUMS + LANES]; 4],
     /// The same, summed over lanes.
-    pub(crate) totals: [[f64; BAND]; 2],
+    pub(crate) totals: [[f64; BAND]; 4],
     /// What a block's sums are about, per column ([`Columns`](super::columns::Columns)).
     pub(crate) centers: [f64; COLUMNS + LANES],
+    /// Powers of two that x is multiplied by before, per column.
+    pub(crate) units: [f64; COLUMNS + LANES],
+    /// The same per channel, in statistics.
+    pub(crate) channel_units: [f64; BAND],
+    /// In backward of f64: the mean beside its center, where `pivots` has the low part of it.
+    pub(crate) besides: [f64; BAND],
+    /// Of f64: whether there is a unit other than 1, or in backward a center other than 0.
+    pub(crate) scaled: bool,
     /// The pivot per channel that a block's sums are about; in backward, what the mean is beside its center.
     pub(crate) pivots: [f64; BAND],
 }
@@ -68,10 +77,15 @@ macro_rules! with_scratch {
                 const LAYOUT: Layout = Layout::new::<Scratch<$element>>();
                 // SAFETY: its size is not 0. Zeros are a value of it: it is made of numbers and a `bool`. The box has the
                 // memory from the global allocator, with the layout that it gives it back with.
-                unsafe {
+                let mut scratch = unsafe {
                     let at = alloc_zeroed(LAYOUT).cast::<Scratch<$element>>();
                     if at.is_null() { None } else { Some(Box::from_raw(at)) }
-                }
+                }?;
+                // Units are 1 until one is set.
+                scratch.sums.units.fill(1.0);
+                scratch.sums.channel_units.fill(1.0);
+                scratch.scales.unit.fill(1.0);
+                Some(scratch)
             }
 
             impl WithScratch for $element {

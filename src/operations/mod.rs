@@ -5,18 +5,21 @@ use std::ops::Range;
 
 use crate::ground::error::Error;
 use crate::ground::geometry::{Block, Geometry, Pattern};
+use crate::ground::moments::MergeWeights;
 use crate::ground::sizes::GROUP;
 use crate::ground::slices::{Input, Output};
-use crate::ground::welford::{MergeWeights, Moments, Welford};
+use crate::ground::welford::Welford;
 use crate::kernel::Vectorized;
 use crate::kernel::channels::*;
 use crate::kernel::columns::Columns;
 use crate::kernel::map::Map;
 use crate::kernel::map::formulas::{Formula, FrozenGradient, InputGradient, Normalize, NormalizeBatch};
 use crate::kernel::map::pipelined::Pipelined;
-use crate::kernel::reduce::{GradientTerms, Interleave, NoInterleave, Pivoted, Plain, Reduce, Terms};
+use crate::kernel::precision::GradientSums;
+use crate::kernel::reduce::{Interleave, NoInterleave, Reduce};
 use crate::kernel::scales::{GRADIENT, ORDINARY_GRADIENT, ORDINARY_SCALE, SCALE, Scales};
 use crate::kernel::scratch::{Scratch, Sums};
+use crate::kernel::terms::Terms;
 use crate::schedule::engine::{self, Operation, Task};
 use crate::simd::Level;
 
@@ -82,13 +85,13 @@ impl<T: Vectorized> Given<'_, T> {
         task: &mut Task<'_, T>,
         channels: &Range<usize>,
         (gamma, eps): (Option<&[T]>, f64),
-        (normalize, sums): (bool, &[GradientSums]),
+        (normalize, sums): (bool, &[T::Gradients]),
     ) {
         match self {
             Given::Batch(states) => {
                 // Copied, since LLVM vectorizes a loop over three of a state's four fields with loads that go past the last
                 // state, into memory that may not be there (AVX2, rustc 1.95; tests/memory.rs).
-                let mut moments = [Moments::default(); GROUP];
+                let mut moments = [T::Moments::default(); GROUP];
                 for (moments, state) in moments.iter_mut().zip(&states[channels.clone()]) {
                     *moments = state.moments();
                 }
@@ -109,9 +112,9 @@ impl<T: Vectorized> Task<'_, T> {
     fn batch_scales(
         &mut self,
         channels: &Range<usize>,
-        moments: &[Moments],
+        moments: &[T::Moments],
         (gamma, eps): (Option<&[T]>, f64),
-        (normalize, sums): (bool, &[GradientSums]),
+        (normalize, sums): (bool, &[T::Gradients]),
     ) {
         let gamma = gamma.map(|gamma| &gamma[channels.clone()]);
         let (count, scratch) = (self.geometry.m() as f64, &mut *self.scratch);
@@ -134,7 +137,9 @@ impl<T: Vectorized> Task<'_, T> {
     fn lay_out_centers(&mut self, channels: &Range<usize>) {
         let columns = Columns::of_sums(self.geometry, channels);
         if columns != Columns::CHANNELS {
-            let kernel = LayOutCenters { sums: &mut self.scratch.sums, channels: channels.len(), columns };
+            let sums = &mut self.scratch.sums;
+            let scaled = sums.scaled;
+            let kernel = LayOutCenters { sums, scaled, channels: channels.len(), columns };
             T::dispatch(self.level, kernel);
         }
     }
@@ -246,7 +251,7 @@ pub struct Forward<'a, T> {
 }
 
 impl<T: Vectorized> Operation<T> for Forward<'_, T> {
-    type State = Moments;
+    type State = T::Moments;
     const READS: usize = 1;
     const FINISH_DERIVES: bool = false;
 
@@ -256,43 +261,51 @@ impl<T: Vectorized> Operation<T> for Forward<'_, T> {
 
     fn prepare(&self, _: &mut Task<'_, T>, _: &Range<usize>) {}
 
-    /// Plain sums first. Where the variance is small against the mean they are too coarse, and a second look, at
+    /// Plain sums first. Where the variance is small against the mean they are too coarse, and another look, at
     /// elements that are still in cache, takes sums about the mean that they gave.
-    fn reduce(&self, task: &mut Task<'_, T>, channels: &Range<usize>, block: &Block, states: &mut [Moments]) {
+    fn reduce(
+        &self,
+        task: &mut Task<'_, T>,
+        channels: &Range<usize>,
+        block: &Block,
+        states: &mut [T::Moments],
+    ) {
         let count = block.count() as f64;
         let part = (channels, block);
         match (task.pending.clone(), self.y) {
             (Some(pending), Some(y)) => {
-                task.sums_and_map(Plain, NormalizeBatch, [self.x], y, part, &pending);
+                let (terms, formula) = (T::Plain::default(), NormalizeBatch);
+                task.sums_and_map(terms, formula, [self.x], y, part, &pending);
             }
-            _ => task.sums(Plain, [self.x], part),
+            _ => task.sums(T::Plain::default(), [self.x], part),
         }
-        let mut again = false;
-        let sums = &mut task.scratch.sums;
-        let condition = Condition { sums, channels: channels.len(), count, again: &mut again };
-        T::dispatch(task.level, condition);
-        if again {
+        for look in 0..T::LOOKS {
+            let again = T::look_again(task.level, &mut task.scratch.sums, (channels.len(), count), look == 0);
+            if !again {
+                break;
+            }
+            task.scratch.sums.scaled = T::PAIRS;
             task.lay_out_centers(channels);
-            task.sums(Pivoted, [self.x], part);
+            task.sums(T::Pivoted::default(), [self.x], part);
         }
-        T::dispatch(task.level, BlockMoments { sums: &task.scratch.sums, count, moments: states });
+        T::moments(task.level, &task.scratch.sums, count, states);
     }
 
-    fn merge(&self, level: Level, left: (&mut [Moments], usize), right: (&[Moments], usize)) {
+    fn merge(&self, level: Level, left: (&mut [T::Moments], usize), right: (&[T::Moments], usize)) {
         let weights = MergeWeights::new(left.1 as u64, right.1 as u64);
         T::dispatch(level, Merge { left: left.0, right: right.0, weights });
     }
 
-    fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, moments: &[Moments]) {
+    fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, moments: &[T::Moments]) {
         let Affine { gamma, eps, .. } = self.affine;
         task.batch_scales(channels, moments, (gamma, eps), (true, &[]));
     }
 
-    fn finish(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[Moments]) {
+    fn finish(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[T::Moments]) {
         // SAFETY: in bounds; each channel belongs to one task.
         let out = unsafe { self.states.part(channels.clone()) };
         for (out, state) in out.iter_mut().zip(states) {
-            *out = Welford::from_moments(task.geometry.m() as u64, *state);
+            *out = Welford::of(task.geometry.m() as u64, *state);
         }
     }
 
@@ -304,7 +317,7 @@ impl<T: Vectorized> Operation<T> for Forward<'_, T> {
         task.scratch.ordinary
     }
 
-    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, _: &[Moments]) {
+    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, _: &[T::Moments]) {
         self.affine.coefficients(task, channels, at);
     }
 
@@ -375,8 +388,22 @@ pub struct Backward<'a, T> {
     pub dvar: Option<Output<'a, T>>,
 }
 
+impl<T: Vectorized> Backward<'_, T> {
+    /// The sums of a block, while the group that was put off is mapped if there is one.
+    fn reduce_by(&self, terms: impl Terms<2>, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) {
+        let inputs = [self.x, self.dy];
+        match (task.pending.clone(), self.dx) {
+            (Some(pending), Some(dx)) => {
+                let formula = InputGradient;
+                task.sums_and_map::<_, _, 2, ORDINARY_GRADIENT>(terms, formula, inputs, dx, part, &pending);
+            }
+            _ => task.sums(terms, inputs, part),
+        }
+    }
+}
+
 impl<T: Vectorized> Operation<T> for Backward<'_, T> {
-    type State = GradientSums;
+    type State = T::Gradients;
     const READS: usize = 2;
     const FINISH_DERIVES: bool = true;
 
@@ -386,12 +413,16 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
     }
 
     fn prepare(&self, task: &mut Task<'_, T>, channels: &Range<usize>) {
-        let Sums { centers, pivots, .. } = &mut task.scratch.sums;
-        for ((channel, center), beside) in channels.clone().zip(centers).zip(pivots) {
-            (*center, *beside) = match self.given {
-                Given::Batch(states) => (states[channel].moments().mean, states[channel].moments().mean_low),
-                Given::Frozen { mean, .. } => (mean[channel].to_f64(), 0.0),
-            };
+        let count = task.geometry.m() as f64;
+        let sums = &mut task.scratch.sums;
+        sums.scaled = false;
+        for (i, channel) in channels.clone().enumerate() {
+            match self.given {
+                Given::Batch(states) => T::batch_center(sums, i, states[channel].moments(), count),
+                Given::Frozen { mean, var } => {
+                    T::given_center(sums, i, mean[channel].to_f64(), var[channel].to_f64() + self.eps);
+                }
+            }
         }
         task.lay_out_centers(channels);
     }
@@ -401,38 +432,34 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
         task: &mut Task<'_, T>,
         channels: &Range<usize>,
         block: &Block,
-        states: &mut [GradientSums],
+        states: &mut [T::Gradients],
     ) {
-        let (inputs, part) = ([self.x, self.dy], (channels, block));
-        match (task.pending.clone(), self.dx) {
-            (Some(pending), Some(dx)) => {
-                let (terms, formula) = (GradientTerms, InputGradient);
-                task.sums_and_map::<_, _, 2, ORDINARY_GRADIENT>(terms, formula, inputs, dx, part, &pending);
-            }
-            _ => task.sums(GradientTerms, inputs, part),
+        let part = (channels, block);
+        if T::PAIRS && task.scratch.sums.scaled {
+            self.reduce_by(T::ScaledGradient::default(), task, part);
+        } else {
+            self.reduce_by(T::Gradient::default(), task, part);
         }
-        let Sums { totals: [dy, dy_d], pivots, .. } = &task.scratch.sums;
         for (i, state) in states.iter_mut().enumerate() {
-            *state = GradientSums { dy: dy[i], dy_d: dy_d[i] - pivots[i] * dy[i] };
+            *state = T::Gradients::of_block(&task.scratch.sums, i);
         }
     }
 
-    fn merge(&self, _: Level, left: (&mut [GradientSums], usize), right: (&[GradientSums], usize)) {
+    fn merge(&self, _: Level, left: (&mut [T::Gradients], usize), right: (&[T::Gradients], usize)) {
         for (left, right) in left.0.iter_mut().zip(right.0) {
-            left.dy += right.dy;
-            left.dy_d += right.dy_d;
+            *left = left.merge(*right);
         }
     }
 
-    fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, sums: &[GradientSums]) {
+    fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, sums: &[T::Gradients]) {
         self.given.scales(task, channels, (self.gamma, self.eps), (false, sums));
     }
 
     /// dL/dmean and dL/dvar as S. Ioffe and C. Szegedy (2015) write them. In the former, the term with dL/dvar has the
     /// factor sum(x - mean), which is zero for a batch's own mean and not part of it for a frozen one.
-    fn finish(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[GradientSums]) {
-        let Scales { gain, invstd, .. } = &task.scratch.scales;
-        let write = |output: &Option<Output<'_, T>>, value: &dyn Fn(usize, &GradientSums) -> f64| {
+    fn finish(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[T::Gradients]) {
+        let Scales { unit, gain, invstd, .. } = &task.scratch.scales;
+        let write = |output: &Option<Output<'_, T>>, value: &dyn Fn(usize, &T::Gradients) -> f64| {
             if let Some(output) = output {
                 // SAFETY: in bounds; each channel belongs to one task.
                 let out = unsafe { output.part(channels.clone()) };
@@ -441,10 +468,12 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
                 }
             }
         };
-        write(&self.dbeta, &|_, sums| sums.dy);
-        write(&self.dgamma, &|i, sums| sums.dy_d * invstd[i]);
-        write(&self.dmean, &|i, sums| -(gain[i] * sums.dy));
-        write(&self.dvar, &|i, sums| -0.5 * gain[i] * invstd[i] * (sums.dy_d * invstd[i]));
+        write(&self.dbeta, &|_, sums| sums.dy());
+        write(&self.dgamma, &|i, sums| sums.dy_d() * invstd[i]);
+        write(&self.dmean, &|i, sums| -(gain[i] * sums.dy()) * unit[i]);
+        write(&self.dvar, &|i, sums| {
+            -0.5 * gain[i] * invstd[i] * (sums.dy_d() * invstd[i]) * unit[i] * unit[i]
+        });
     }
 
     fn maps(&self) -> bool {
@@ -455,7 +484,7 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
         task.scratch.ordinary && matches!(self.given, Given::Batch(_))
     }
 
-    fn coefficients(&self, task: &mut Task<'_, T>, _: &Range<usize>, at: usize, states: &[GradientSums]) {
+    fn coefficients(&self, task: &mut Task<'_, T>, _: &Range<usize>, at: usize, states: &[T::Gradients]) {
         T::dispatch(task.level, Deviations { at, scratch: task.scratch });
         // Frozen statistics' dx has no part in them, and must not: it is the same with other gradients and without.
         let sums = if matches!(self.given, Given::Batch(_)) { states } else { &[] };
@@ -475,7 +504,7 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
                 if task.scratch.ordinary {
                     task.apply::<_, 2, ORDINARY_GRADIENT>(InputGradient, inputs, dx, part);
                 } else {
-                    task.apply::<_, 2, 7>(InputGradient, inputs, dx, part);
+                    task.apply::<_, 2, 10>(InputGradient, inputs, dx, part);
                 }
             }
             Given::Frozen { .. } => {

@@ -116,6 +116,26 @@ macro_rules! wide {
             each!(4, I => unsafe { _mm256_add_pd(a[I], b[I]) })
         }
         #[inline(always)]
+        fn sub_wide(self, a: Four, b: Four) -> Four {
+            // SAFETY: `self` is proof that the CPU has AVX2.
+            each!(4, I => unsafe { _mm256_sub_pd(a[I], b[I]) })
+        }
+        #[inline(always)]
+        fn sub_by(self, one: Four, a: Four, b: Four) -> Four {
+            // SAFETY: `self` is proof that the CPU has FMA.
+            each!(4, I => unsafe { _mm256_fmsub_pd(a[I], one[I], b[I]) })
+        }
+        #[inline(always)]
+        fn mul_wide(self, a: Four, b: Four) -> Four {
+            // SAFETY: `self` is proof that the CPU has AVX2.
+            each!(4, I => unsafe { _mm256_mul_pd(a[I], b[I]) })
+        }
+        #[inline(always)]
+        fn product_rest(self, a: Four, b: Four, product: Four) -> Four {
+            // SAFETY: `self` is proof that the CPU has FMA.
+            each!(4, I => unsafe { _mm256_fmsub_pd(a[I], b[I], product[I]) })
+        }
+        #[inline(always)]
         fn keep_first(self, v: Four, k: usize) -> Four {
             let mask = first_64(self, k);
             // SAFETY: `self` is proof that the CPU has AVX2.
@@ -218,6 +238,19 @@ impl Lanes<f32> for Avx2 {
         })
     }
     #[inline(always)]
+    fn narrow(self, v: Four) -> Two {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(2, I => unsafe { _mm256_set_m128(_mm256_cvtpd_ps(v[2 * I + 1]), _mm256_cvtpd_ps(v[2 * I])) })
+    }
+    #[inline(always)]
+    fn zero_unless_finite(self, v: Two) -> Two {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(2, I => unsafe {
+            let none = _mm256_sub_ps(v[I], v[I]);
+            _mm256_and_ps(v[I], _mm256_cmp_ps::<_CMP_ORD_Q>(none, none))
+        })
+    }
+    #[inline(always)]
     fn widen(self, v: Two) -> Four {
         // SAFETY: `self` is proof that the CPU has AVX2.
         each!(4, I => unsafe {
@@ -308,6 +341,18 @@ impl Lanes<f64> for Avx2 {
         each!(4, I => unsafe {
             let nan = _mm256_cmp_pd::<_CMP_UNORD_Q>(v[I], v[I]);
             _mm256_blendv_pd(v[I], _mm256_set1_pd(f64::NAN), nan)
+        })
+    }
+    #[inline(always)]
+    fn narrow(self, v: Four) -> Four {
+        v
+    }
+    #[inline(always)]
+    fn zero_unless_finite(self, v: Four) -> Four {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(4, I => unsafe {
+            let none = _mm256_sub_pd(v[I], v[I]);
+            _mm256_and_pd(v[I], _mm256_cmp_pd::<_CMP_ORD_Q>(none, none))
         })
     }
     #[inline(always)]

@@ -70,6 +70,26 @@ macro_rules! wide {
             unsafe { (_mm512_add_pd(a.0, b.0), _mm512_add_pd(a.1, b.1)) }
         }
         #[inline(always)]
+        fn sub_wide(self, a: Pair, b: Pair) -> Pair {
+            // SAFETY: `self` is proof that the CPU has AVX-512F.
+            unsafe { (_mm512_sub_pd(a.0, b.0), _mm512_sub_pd(a.1, b.1)) }
+        }
+        #[inline(always)]
+        fn sub_by(self, one: Pair, a: Pair, b: Pair) -> Pair {
+            // SAFETY: `self` is proof that the CPU has AVX-512F.
+            unsafe { (_mm512_fmsub_pd(a.0, one.0, b.0), _mm512_fmsub_pd(a.1, one.1, b.1)) }
+        }
+        #[inline(always)]
+        fn mul_wide(self, a: Pair, b: Pair) -> Pair {
+            // SAFETY: `self` is proof that the CPU has AVX-512F.
+            unsafe { (_mm512_mul_pd(a.0, b.0), _mm512_mul_pd(a.1, b.1)) }
+        }
+        #[inline(always)]
+        fn product_rest(self, a: Pair, b: Pair, product: Pair) -> Pair {
+            // SAFETY: `self` is proof that the CPU has AVX-512F.
+            unsafe { (_mm512_fmsub_pd(a.0, b.0, product.0), _mm512_fmsub_pd(a.1, b.1, product.1)) }
+        }
+        #[inline(always)]
         fn keep_first(self, v: Pair, k: usize) -> Pair {
             let mask = first(k);
             // SAFETY: `self` is proof that the CPU has AVX-512F.
@@ -161,6 +181,23 @@ impl Lanes<f32> for Avx512 {
         unsafe {
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
             _mm512_mask_mov_ps(v, nan, _mm512_set1_ps(f32::NAN))
+        }
+    }
+    #[inline(always)]
+    fn narrow(self, v: Pair) -> __m512 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe {
+            let (low, high) = (_mm512_cvtpd_ps(v.0), _mm256_castps_pd(_mm512_cvtpd_ps(v.1)));
+            let low = _mm512_castps_pd(_mm512_castps256_ps512(low));
+            _mm512_castpd_ps(_mm512_insertf64x4::<1>(low, high))
+        }
+    }
+    #[inline(always)]
+    fn zero_unless_finite(self, v: __m512) -> __m512 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe {
+            let none = _mm512_sub_ps(v, v);
+            _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_ORD_Q>(none, none), v)
         }
     }
     #[inline(always)]
@@ -264,6 +301,20 @@ impl Lanes<f64> for Avx512 {
             }
         }
         (half(v.0), half(v.1))
+    }
+    #[inline(always)]
+    fn narrow(self, v: Pair) -> Pair {
+        v
+    }
+    #[inline(always)]
+    fn zero_unless_finite(self, v: Pair) -> Pair {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe {
+            let none = (_mm512_sub_pd(v.0, v.0), _mm512_sub_pd(v.1, v.1));
+            let low = _mm512_cmp_pd_mask::<_CMP_ORD_Q>(none.0, none.0);
+            let high = _mm512_cmp_pd_mask::<_CMP_ORD_Q>(none.1, none.1);
+            (_mm512_maskz_mov_pd(low, v.0), _mm512_maskz_mov_pd(high, v.1))
+        }
     }
     #[inline(always)]
     fn widen(self, v: Pair) -> Pair {

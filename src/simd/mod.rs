@@ -2,7 +2,8 @@
 //!
 //! Kernels are generic over [`Lanes`] and never name an instruction set. What keeps their bits equal on all of them:
 //! only IEEE add, subtract and multiply; a fused multiply-add only where the product is exact in f64, so that fusing
-//! changes nothing; no horizontal operation (sums over lanes go through memory in a fixed order).
+//! changes nothing, or for what a product's rounding left, which has one value however it is found; no horizontal
+//! operation (sums over lanes go through memory in a fixed order).
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -84,8 +85,12 @@ pub trait Lanes<T>: Copy {
     fn mul(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// Every NaN replaced by the canonical one: whose NaN survives an operation differs between CPUs.
     fn canonical_nan(self, v: Self::Vector) -> Self::Vector;
+    /// Every NaN and infinity replaced by 0.
+    fn zero_unless_finite(self, v: Self::Vector) -> Self::Vector;
 
     fn widen(self, v: Self::Vector) -> Self::Wide;
+    /// The nearest elements.
+    fn narrow(self, v: Self::Wide) -> Self::Vector;
     fn zero_wide(self) -> Self::Wide;
     fn splat_wide(self, value: f64) -> Self::Wide;
     /// # Safety
@@ -95,6 +100,13 @@ pub trait Lanes<T>: Copy {
     /// `N` values can be written at `at`.
     unsafe fn store_wide(self, at: *mut f64, v: Self::Wide);
     fn add_wide(self, a: Self::Wide, b: Self::Wide) -> Self::Wide;
+    fn sub_wide(self, a: Self::Wide, b: Self::Wide) -> Self::Wide;
+    /// a * one - b, where `one` is 1: by a fused multiply-add where there is one, since sums keep the adders busy and leave the
+    /// multipliers idle. (A 1 that the compiler knew would make it a subtraction.)
+    fn sub_by(self, one: Self::Wide, a: Self::Wide, b: Self::Wide) -> Self::Wide;
+    fn mul_wide(self, a: Self::Wide, b: Self::Wide) -> Self::Wide;
+    /// a * b - product, rounded once: of the rounded product, what its rounding left, exactly.
+    fn product_rest(self, a: Self::Wide, b: Self::Wide, product: Self::Wide) -> Self::Wide;
     /// sum + `SCALE` * a.
     fn add_scaled(self, sum: Self::Wide, a: Self::Wide) -> Self::Wide;
     /// Zero in all lanes but the first `k` <= `N`.

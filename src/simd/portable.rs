@@ -87,6 +87,29 @@ unsafe fn write_first<T>(at: *mut T, lanes: [T; 8], k: usize) {
     }
 }
 
+/// a * b - product without fused operations: by Dekker's product where nothing of it leaves f64's range, else one by one,
+/// since `mul_add` is a call where the build has no such instruction.
+#[inline(always)]
+fn product_rest(a: f64x4, b: f64x4, product: f64x4) -> f64x4 {
+    const LARGE: f64 = f64::from_bits((1023 + 990) << 52);
+    const SMALL: f64 = f64::from_bits((1023 - 900) << 52);
+    let near = a.abs().simd_lt(f64x4::splat(LARGE))
+        & b.abs().simd_lt(f64x4::splat(LARGE))
+        & product.abs().simd_lt(f64x4::splat(LARGE));
+    let zero = f64x4::splat(0.0);
+    let far = product.abs().simd_gt(f64x4::splat(SMALL)) | a.simd_eq(zero) | b.simd_eq(zero);
+    if (near & far).all() {
+        let splitter = f64x4::splat(((1u32 << 27) + 1) as f64);
+        let (a_scaled, b_scaled) = (a * splitter, b * splitter);
+        let (a_high, b_high) = (a_scaled - (a_scaled - a), b_scaled - (b_scaled - b));
+        let (a_low, b_low) = (a - a_high, b - b_high);
+        (((a_high * b_high - product) + a_high * b_low) + a_low * b_high) + a_low * b_low
+    } else {
+        let (a, b, product) = (a.to_array(), b.to_array(), product.to_array());
+        f64x4::new(from_fn(|i| a[i].mul_add(b[i], -product[i])))
+    }
+}
+
 /// What is the same for both elements.
 macro_rules! wide {
     () => {
@@ -130,6 +153,22 @@ macro_rules! wide {
         #[inline(always)]
         fn add_scaled(self, sum: Pair, a: Pair) -> Pair {
             from_fn(|i| sum[i] + a[i])
+        }
+        #[inline(always)]
+        fn sub_wide(self, a: Pair, b: Pair) -> Pair {
+            from_fn(|i| a[i] - b[i])
+        }
+        #[inline(always)]
+        fn sub_by(self, _: Pair, a: Pair, b: Pair) -> Pair {
+            from_fn(|i| a[i] - b[i])
+        }
+        #[inline(always)]
+        fn mul_wide(self, a: Pair, b: Pair) -> Pair {
+            from_fn(|i| a[i] * b[i])
+        }
+        #[inline(always)]
+        fn product_rest(self, a: Pair, b: Pair, product: Pair) -> Pair {
+            from_fn(|i| product_rest(a[i], b[i], product[i]))
         }
         #[inline(always)]
         fn keep_first(self, v: Pair, k: usize) -> Pair {
@@ -212,6 +251,16 @@ impl Lanes<f32> for Portable {
         if nan.any() { nan.bitselect(f32x8::splat(f32::NAN), v) } else { v }
     }
     #[inline(always)]
+    fn narrow(self, v: Pair) -> f32x8 {
+        let [a, b] = v.map(f64x4::to_array);
+        f32x8::new(from_fn(|i| if i < 4 { a[i] as f32 } else { b[i - 4] as f32 }))
+    }
+    #[inline(always)]
+    fn zero_unless_finite(self, v: f32x8) -> f32x8 {
+        let finite = (v - v).simd_eq(f32x8::splat(0.0));
+        finite & v
+    }
+    #[inline(always)]
     fn widen(self, v: f32x8) -> Pair {
         let v = v.to_array();
         [0, 4].map(|i| f64x4::new([v[i] as f64, v[i + 1] as f64, v[i + 2] as f64, v[i + 3] as f64]))
@@ -290,7 +339,55 @@ impl Lanes<f64> for Portable {
         })
     }
     #[inline(always)]
+    fn narrow(self, v: Pair) -> Pair {
+        v
+    }
+    #[inline(always)]
+    fn zero_unless_finite(self, v: Pair) -> Pair {
+        from_fn(|i| (v[i] - v[i]).simd_eq(f64x4::splat(0.0)) & v[i])
+    }
+    #[inline(always)]
     fn widen(self, v: Pair) -> Pair {
         v
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With `mul_add`, which rounds once, of any bits: numbers near each other, far from each other, at the ends of the range.
+    #[test]
+    fn what_a_product_leaves_is_exact() {
+        let mut bits = 1u64;
+        let mut next = || {
+            bits = bits.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            bits ^ bits >> 29
+        };
+        for i in 0..400_000 {
+            let numbers: [[f64; 4]; 2] = from_fn(|_| {
+                from_fn(|_| match (i % 4, next()) {
+                    (0, bits) => f64::from_bits(bits),
+                    (1, bits) => f64::from_bits(bits >> 12 | 0x3ff0_0000_0000_0000),
+                    (2, bits) => f64::from_bits(bits & 0x800f_ffff_ffff_ffff | (bits & 0x7ff) << 52),
+                    (_, bits) => {
+                        if bits % 3 == 0 {
+                            0.0
+                        } else {
+                            f64::from_bits(bits & 0xbfff_ffff_ffff_ffff)
+                        }
+                    }
+                })
+            });
+            let [a, b] = numbers.map(f64x4::new);
+            let rest = product_rest(a, b, a * b).to_array();
+            for ((a, b), rest) in numbers[0].iter().zip(&numbers[1]).zip(rest) {
+                let expected = a.mul_add(*b, -(a * b));
+                assert!(
+                    rest == expected || (rest.is_nan() && expected.is_nan()),
+                    "{a:e} * {b:e}: {rest:e}, {expected:e}"
+                );
+            }
+        }
     }
 }

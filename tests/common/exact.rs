@@ -1,11 +1,11 @@
-//! An exact oracle for one channel: sums in double-double arithmetic (about 106 bits), the rest in f64.
+//! An exact oracle for one channel, in double-double arithmetic (about 106 bits).
 //!
-//! What it returns is off by some 2^-50 of the same magnitudes that the accuracy contract's bounds are made of, and so
-//! by less than a millionth of each bound.
+//! What it returns is off by some 2^-90 of the same magnitudes that the accuracy contract's bounds are made of. Elements so
+//! large or so small that their squares leave f64's range are scaled by a power of two.
 
 use std::ops::{Add, Mul, Neg};
 
-use batchnorm::{Element, Shape};
+use batchnorm::{Element, Shape, Welford, WelfordParts};
 
 /// An unevaluated sum hi + lo with |lo| at most half an ulp of hi.
 #[derive(Debug, Clone, Copy, Default)]
@@ -41,6 +41,21 @@ impl Dd {
         let hi = self.hi / divisor;
         let back = Self::product(hi, divisor);
         Self::renormalized(hi, ((self.hi - back.hi) - back.lo + self.lo) / divisor)
+    }
+
+    /// 1 / sqrt(self), of a positive number.
+    fn inverse_root(self) -> Self {
+        // One step of Newton's method, from a root that is right to f64's last bits, of a number near 1.
+        let half = (self.hi.log2() / 2.0) as i32;
+        let near = self.times_power(-2 * half);
+        let root = Self { hi: 1.0 / near.hi.sqrt(), lo: 0.0 };
+        let off = -(near * (root * root)) + 1.0;
+        (root + root * Self { hi: off.hi / 2.0, lo: off.lo / 2.0 }).times_power(-half)
+    }
+
+    /// Times 2^exponent.
+    fn times_power(self, exponent: i32) -> Self {
+        Self { hi: times_power(self.hi, exponent), lo: times_power(self.lo, exponent) }
     }
 
     /// Rounded to f64.
@@ -86,13 +101,20 @@ impl Neg for Dd {
     }
 }
 
+/// x * 2^exponent, in steps that leave f64's range only if the outcome does.
+pub fn times_power(x: f64, exponent: i32) -> f64 {
+    let power = |exponent: i32| f64::from_bits(((exponent.clamp(-1022, 1022) + 1023) as u64) << 52);
+    let (half, quarter) = (exponent / 2, exponent / 4);
+    x * power(quarter) * power(half - quarter) * power(quarter) * power(exponent - half - quarter)
+}
+
 /// The elements of one channel of a tensor, sample after sample.
 pub fn channel<T: Element>(shape: &Shape, tensor: &[T], channel: usize) -> Vec<T> {
     let offsets = (0..shape.batch()).flat_map(|n| (0..shape.spatial()).map(move |s| (n, s)));
     offsets.map(|(n, s)| tensor[shape.offset(n, channel, s)]).collect()
 }
 
-/// Mean and sum of squared deviations of a channel.
+/// Mean and sum of squared deviations of a channel, of elements times 2^-`exponent`.
 #[derive(Debug, Clone, Copy)]
 pub struct Statistics {
     /// sum(x) / m.
@@ -101,24 +123,54 @@ pub struct Statistics {
     pub m2: Dd,
     /// m.
     pub count: f64,
+    /// 0 unless elements are so large or so small that squares would leave f64's range.
+    pub exponent: i32,
 }
 
 impl Statistics {
     /// Of finite elements.
     pub fn of<T: Element>(x: &[T]) -> Self {
         let count = x.len() as f64;
-        let mean = x.iter().fold(Dd::default(), |sum, x| sum + x.to_f64()).over(count);
+        let largest = x.iter().fold(0f64, |largest, x| largest.max(x.to_f64().abs()));
+        let exponent =
+            if largest == 0.0 || (1e-90..1e90).contains(&largest) { 0 } else { largest.log2() as i32 };
+        let scaled = || x.iter().map(|x| times_power(x.to_f64(), -exponent));
+        let mean = scaled().fold(Dd::default(), |sum, x| sum + x).over(count);
         let square = |d: Dd| {
             let square = Dd::product(d.hi, d.hi);
             Dd { hi: square.hi, lo: square.lo + 2.0 * d.hi * d.lo }
         };
-        let m2 = x.iter().fold(Dd::default(), |m2, x| m2 + square(deviation(x.to_f64(), mean)));
-        Self { mean, m2, count }
+        let m2 = scaled().fold(Dd::default(), |m2, x| m2 + square(deviation(x, mean)));
+        Self { mean, m2, count, exponent }
     }
 
-    /// The biased variance.
+    /// The mean of the elements as they are.
+    pub fn mean(&self) -> f64 {
+        times_power(self.mean.value(), self.exponent)
+    }
+
+    /// How far from that a number is, in the scaled elements' measure.
+    pub fn mean_distance(&self, other: f64) -> f64 {
+        self.mean.distance(times_power(other, -self.exponent))
+    }
+
+    /// The biased variance of the elements as they are; infinite or 0 where that leaves f64's range.
     pub fn var(&self) -> f64 {
+        times_power(self.scaled_var(), 2 * self.exponent)
+    }
+
+    /// Of the scaled ones.
+    pub fn scaled_var(&self) -> f64 {
         self.m2.over(self.count).value()
+    }
+
+    /// How far from that a state's is.
+    pub fn var_distance(&self, state: &Welford) -> f64 {
+        let WelfordParts { m2, m2_low, exponent, .. } = state.into_parts();
+        let var = (Dd { hi: m2, lo: m2_low }).over(self.count);
+        let var = var.times_power(2 * (exponent as i32 - self.exponent));
+        let exact = self.m2.over(self.count);
+        ((var.hi - exact.hi) + (var.lo - exact.lo)).abs()
     }
 }
 
@@ -130,19 +182,41 @@ fn deviation(x: f64, mean: Dd) -> Dd {
 /// An exact value, and the magnitude that its error bound is a share of.
 #[derive(Debug, Clone, Copy)]
 pub struct Value {
-    /// The value.
+    /// The value, rounded.
     pub value: f64,
+    /// What is to be added to that.
+    pub low: f64,
     /// The sum of the absolute values of its terms.
     pub scale: f64,
+}
+
+impl Value {
+    fn new(value: Dd, scale: f64) -> Self {
+        Self { value: value.hi, low: if value.lo.is_nan() { 0.0 } else { value.lo }, scale }
+    }
+
+    fn scaled(self, factor: Dd, exponent: i32) -> Self {
+        let value = (Dd { hi: self.value, lo: self.low } * factor).times_power(exponent);
+        Self::new(value, times_power(self.scale * factor.hi.abs(), exponent))
+    }
+
+    /// How far a number is from it.
+    pub fn distance(&self, other: f64) -> f64 {
+        ((other - self.value) - self.low).abs()
+    }
 }
 
 /// Normalization by some statistics.
 #[derive(Debug, Clone, Copy)]
 pub struct Normalization {
-    /// The mean.
+    /// The mean, of elements times 2^-`exponent`.
     pub mean: Dd,
-    /// 1 / sqrt(var + eps), or 0 where that is 1 / 0 in training.
+    /// 1 / sqrt(var + eps), or 0 where that is 1 / 0 in training; of those elements.
+    scaled_invstd: Dd,
+    /// The same of the elements as they are, infinite where that leaves f64's range.
     pub invstd: f64,
+    /// See [`Statistics`].
+    exponent: i32,
     /// The scale.
     pub gamma: f64,
     /// The shift.
@@ -152,25 +226,51 @@ pub struct Normalization {
 impl Normalization {
     /// By a batch's own statistics.
     pub fn training(statistics: &Statistics, eps: f64, gamma: f64, beta: f64) -> Self {
-        let var = statistics.var() + eps;
-        let invstd = if var == 0.0 { 0.0 } else { 1.0 / var.sqrt() };
-        Self { mean: statistics.mean, invstd, gamma, beta }
+        let Statistics { mean, exponent, .. } = *statistics;
+        let var = statistics.m2.over(statistics.count);
+        let scaled_eps = times_power(eps, -2 * exponent);
+        let scaled_invstd = if var.hi == 0.0 && eps == 0.0 {
+            Dd::default()
+        } else if var.hi == 0.0 || scaled_eps > 1e200 {
+            // The variance is nothing beside it.
+            (Dd { hi: eps, lo: 0.0 }).inverse_root().times_power(exponent)
+        } else {
+            (var + scaled_eps).inverse_root()
+        };
+        let invstd = times_power(scaled_invstd.value(), -exponent);
+        Self { mean, scaled_invstd, invstd, exponent, gamma, beta }
     }
 
     /// By given statistics.
     pub fn inference(mean: f64, var: f64, eps: f64, gamma: f64, beta: f64) -> Self {
-        Self { mean: Dd { hi: mean, lo: 0.0 }, invstd: 1.0 / (var + eps).sqrt(), gamma, beta }
+        let shifted = Dd::sum(var, eps);
+        let exponent =
+            if (1e-180..1e180).contains(&shifted.hi) { 0 } else { (shifted.hi.log2() / 2.0) as i32 };
+        let invstd = shifted.inverse_root();
+        let scaled_invstd = invstd.times_power(exponent);
+        let mean = Dd { hi: times_power(mean, -exponent), lo: 0.0 };
+        Self { mean, scaled_invstd, invstd: invstd.value(), exponent, gamma, beta }
+    }
+
+    /// The deviation of an element, scaled.
+    fn deviation(&self, x: f64) -> Dd {
+        deviation(times_power(x, -self.exponent), self.mean)
     }
 
     /// (x - mean) * invstd.
+    fn exact_xhat(&self, x: f64) -> Dd {
+        self.deviation(x) * self.scaled_invstd
+    }
+
+    /// (x - mean) * invstd, rounded.
     pub fn xhat(&self, x: f64) -> f64 {
-        deviation(x, self.mean).value() * self.invstd
+        self.exact_xhat(x).value()
     }
 
     /// gamma * xhat + beta, beside |gamma * xhat| + |beta|.
     pub fn y(&self, x: f64) -> Value {
-        let scaled = self.gamma * self.xhat(x);
-        Value { value: scaled + self.beta, scale: scaled.abs() + self.beta.abs() }
+        let scaled = self.exact_xhat(x) * Dd { hi: self.gamma, lo: 0.0 };
+        Value::new(scaled + self.beta, scaled.hi.abs() + self.beta.abs())
     }
 }
 
@@ -192,19 +292,17 @@ impl Gradients {
         let (mut sum, mut product) = (Dd::default(), Dd::default());
         let (mut sum_scale, mut product_scale) = (0.0, 0.0);
         for (x, dy) in x.iter().zip(dy) {
-            let (d, dy) = (deviation(x.to_f64(), normalization.mean), dy.to_f64());
+            let (d, dy) = (normalization.deviation(x.to_f64()), dy.to_f64());
             sum = sum + dy;
             product = product + Dd::product(dy, d.hi) + dy * d.lo;
             sum_scale += dy.abs();
             product_scale += (dy * d.hi).abs();
         }
+        let product = Value::new(product, product_scale);
         Self {
             normalization,
-            dbeta: Value { value: sum.value(), scale: sum_scale },
-            dgamma: Value {
-                value: product.value() * normalization.invstd,
-                scale: product_scale * normalization.invstd,
-            },
+            dbeta: Value::new(sum, sum_scale),
+            dgamma: product.scaled(normalization.scaled_invstd, 0),
             count: x.len() as f64,
             through_statistics,
         }
@@ -212,15 +310,17 @@ impl Gradients {
 
     /// gamma * invstd * (dy - mean(dy) - xhat * mean(dy * xhat)), beside the sum of the terms' absolute values.
     pub fn dx(&self, x: f64, dy: f64) -> Value {
-        let Normalization { gamma, invstd, .. } = self.normalization;
-        let (mut value, mut scale) = (dy, dy.abs());
+        let Normalization { gamma, scaled_invstd, exponent, .. } = self.normalization;
+        let (mut value, mut scale) = (Dd { hi: dy, lo: 0.0 }, dy.abs());
         if self.through_statistics {
-            let mean_dy = self.dbeta.value / self.count;
-            let along_x = self.normalization.xhat(x) * (self.dgamma.value / self.count);
-            value = (value - mean_dy) - along_x;
-            scale += mean_dy.abs() + along_x.abs();
+            let mean = |Value { value, low, .. }: Value| (Dd { hi: value, lo: low }).over(self.count);
+            let mean_dy = mean(self.dbeta);
+            let along_x = self.normalization.exact_xhat(x) * mean(self.dgamma);
+            value = value + -mean_dy + -along_x;
+            scale += mean_dy.hi.abs() + along_x.hi.abs();
         }
-        Value { value: gamma * invstd * value, scale: gamma.abs() * invstd * scale }
+        let gain = scaled_invstd * Dd { hi: gamma, lo: 0.0 };
+        Value::new(value, scale).scaled(gain, -exponent)
     }
 
     /// dL/dmean as the 2015 paper writes it.

@@ -248,9 +248,6 @@ impl<T: Contract> Model<T> {
             assert!(got.iter().all(|got| got.to_f64().is_nan()), "{}: {got:?}", what("statistics"));
             return;
         }
-        if !T::in_range(x) {
-            return;
-        }
         let before = self.batches as f64;
         let (old, new) = match self.update.rule {
             UpdateRule::Decay(decay) => (decay, 1.0 - decay),
@@ -258,7 +255,7 @@ impl<T: Contract> Model<T> {
             UpdateRule::Cumulative => (before / (before + 1.0), 1.0 / (before + 1.0)),
         };
         let exact = Statistics::of(x);
-        let (mean, biased) = (exact.mean.value(), exact.var());
+        let (mean, biased) = (exact.mean(), exact.var());
         let correction = match self.update.variance {
             RunningVariance::Unbiased => exact.count / (exact.count - 1.0),
             RunningVariance::Biased => 1.0,
@@ -270,7 +267,7 @@ impl<T: Contract> Model<T> {
         for ((name, batch, bound, running), got) in batch.into_iter().zip(got) {
             let (old, added) = (old * running.to_f64(), new * batch);
             if (old + added).is_finite() {
-                let exact = Value { value: old + added, scale: old.abs() + added.abs() };
+                let exact = Value { value: old + added, low: 0.0, scale: old.abs() + added.abs() };
                 let bound = Bound { absolute: new.abs() * bound, ..Bound::of_scale(T::OF_SUMS) };
                 assert_value(what(name), got, exact, bound);
             } else {

@@ -82,18 +82,25 @@ impl Formula<2, ORDINARY_GRADIENT> for InputGradient {
 }
 
 /// For any channel: with the half of gamma * invstd that is a power of two multiplied into each term, the rest into the sum
-/// ([`super::channels::GradientFactors`]).
-impl Formula<2, 7> for InputGradient {
-    const ROWS: [usize; 7] = GRADIENT;
+/// ([`crate::kernel::channels::GradientFactors`]). Where gamma * invstd is huge, terms that cancel leave roundings which it would make
+/// infinite: there what the sum is off by, in f64, is taken off again.
+impl Formula<2, 10> for InputGradient {
+    const ROWS: [usize; 10] = GRADIENT;
 
     #[inline(always)]
     fn apply<T, S: Lanes<T>>(
         s: S,
         [x, dy]: [S::Vector; 2],
-        [h, l, mean_dy, slope, rest, prescale, half]: [S::Vector; 7],
+        [h, l, mean_dy, slope, rest, prescale, half, mean_dy_low, slope_low, fine]: [S::Vector; 10],
     ) -> S::Vector {
         let (x, dy) = (s.mul(x, prescale), s.mul(dy, half));
-        <Self as Formula<2, 5>>::apply(s, [x, dy], [h, l, mean_dy, slope, rest])
+        let sum = s.sub(s.sub(dy, mean_dy), s.mul(s.sub(s.sub(x, h), l), slope));
+        let d = s.sub_wide(s.sub_wide(s.widen(x), s.widen(h)), s.widen(l));
+        let along_x = s.mul_wide(d, s.add_wide(s.widen(slope), s.widen(slope_low)));
+        let without_mean = s.sub_wide(s.sub_wide(s.widen(dy), s.widen(mean_dy)), s.widen(mean_dy_low));
+        let off = s.narrow(s.sub_wide(s.widen(sum), s.sub_wide(without_mean, along_x)));
+        // Nothing where the sum is infinite, which it then is to stay.
+        s.mul(s.sub(sum, s.mul(s.zero_unless_finite(off), fine)), rest)
     }
 }
 

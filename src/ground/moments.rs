@@ -1,0 +1,227 @@
+//! Mean and sum of squared deviations of some elements of a channel, in the forms in which kernels carry whole arrays of them.
+//!
+//! They merge by the pairwise update of T. F. Chan, G. H. Golub and R. J. LeVeque, "Updating formulae and a pairwise
+//! algorithm for computing sample variances" (1979), which generalises B. P. Welford's one-element update (1962). The
+//! mean is an unevaluated sum of two f64: next to a large mean one f64 is not fine enough to give x - mean to the last bits.
+
+#![forbid(unsafe_code)]
+
+use super::double::{Double, times_power};
+
+/// The factors of a merge, which follow from the two counts alone and so are the same for all channels of a tile.
+#[derive(Clone, Copy)]
+pub struct MergeWeights {
+    share: f64,
+    weight: f64,
+    fine_share: Double,
+    fine_weight: Double,
+}
+
+impl MergeWeights {
+    /// To merge moments of `right` elements into those of `left`; not both 0.
+    pub fn new(left: u64, right: u64) -> Self {
+        let total = left.saturating_add(right) as f64;
+        let (left, right) = (left as f64, right as f64);
+        let share = right / total;
+        let fine_share = Double { high: right, low: 0.0 }.over(total);
+        let fine_weight = fine_share.times(Double { high: left, low: 0.0 });
+        Self { share, weight: left * share, fine_share, fine_weight }
+    }
+}
+
+/// A form of moments.
+pub trait Form: Copy + Default + Send + Sync + 'static {
+    /// The moments of both: of `left` elements, and of `right` others.
+    fn merge(self, right: Self, weights: MergeWeights) -> Self;
+    /// The mean and what its rounding left, of the elements times 2^-`exponent`.
+    fn mean(self) -> (f64, f64);
+    /// The sum of squared deviations of those.
+    fn m2(self) -> f64;
+    /// 0 unless squares leave f64's range.
+    fn exponent(self) -> i64;
+    /// With all that the finest form holds.
+    fn fine(self) -> FineMoments;
+    /// What this form holds of it.
+    fn of(fine: FineMoments) -> Self;
+}
+
+/// Of f32 elements, whose squares are far from the ends of f64's range.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Moments {
+    /// The mean, rounded.
+    mean: f64,
+    /// What is to be added to `mean`; small against it.
+    mean_low: f64,
+    /// The sum of squared deviations from the mean.
+    m2: f64,
+}
+
+impl Moments {
+    const NAN: Self = Self { mean: f64::NAN, mean_low: 0.0, m2: f64::NAN };
+
+    /// The moments of a block of `count` elements from its sums of d = x - pivot and of d * d.
+    #[inline(always)]
+    pub fn from_sums(pivot: f64, sum: f64, squares: f64, count: f64) -> Self {
+        let offset = sum / count;
+        let Double { high: mean, low: mean_low } = Double::sum(pivot, offset);
+        let m2 = squares - sum * offset;
+        // Rounding can leave a tiny negative M2 where all elements are (nearly) equal; NaN stays NaN.
+        Self { mean, mean_low, m2: if m2 < 0.0 { 0.0 } else { m2 } }.canonical()
+    }
+
+    /// Every NaN becomes the canonical one: which NaN an operation returns differs between CPUs.
+    #[inline(always)]
+    fn canonical(self) -> Self {
+        if self.mean.is_nan() || self.m2.is_nan() || self.mean.is_infinite() { Self::NAN } else { self }
+    }
+}
+
+impl Form for Moments {
+    #[inline(always)]
+    fn merge(self, right: Self, weights: MergeWeights) -> Self {
+        let delta = (right.mean - self.mean) + (right.mean_low - self.mean_low);
+        let Double { high: mean, low: error } = Double::sum(self.mean, delta * weights.share);
+        Self {
+            mean,
+            mean_low: self.mean_low + error,
+            m2: (self.m2 + right.m2) + delta * (delta * weights.weight),
+        }
+        .canonical()
+    }
+
+    #[inline(always)]
+    fn mean(self) -> (f64, f64) {
+        (self.mean, self.mean_low)
+    }
+
+    #[inline(always)]
+    fn m2(self) -> f64 {
+        self.m2
+    }
+
+    #[inline(always)]
+    fn exponent(self) -> i64 {
+        0
+    }
+
+    fn fine(self) -> FineMoments {
+        let Self { mean: high, mean_low: low, m2 } = self;
+        FineMoments { mean: Double { high, low }, m2: Double { high: m2, low: 0.0 }, exponent: 0 }
+    }
+
+    fn of(fine: FineMoments) -> Self {
+        let FineMoments { mean, m2, exponent } = fine;
+        if exponent == 0 {
+            return Self { mean: mean.high, mean_low: mean.low, m2: m2.high + m2.low };
+        }
+        let [mean, mean_low] = [mean.high, mean.low].map(|part| times_power(part, exponent));
+        Self { mean, mean_low, m2: times_power(m2.high + m2.low, 2 * exponent) }
+    }
+}
+
+/// The exponent of moments of elements whose squares leave f64's range, one way or the other.
+pub const EXPONENT: i64 = 600;
+
+/// Sums of squares, with what they are off by, are far from the ends of f64's range between these: the products of merges
+/// too, and squares of the differences of neighbouring numbers.
+const SQUARES: [f64; 2] = [f64::from_bits((1023 - 860) << 52), f64::from_bits((1023 + 900) << 52)];
+
+/// The exponent for elements of this sum of squares, or of this square.
+#[inline(always)]
+pub fn exponent_for(squares: f64) -> i64 {
+    match squares {
+        _ if squares < SQUARES[0] => -EXPONENT,
+        _ if squares <= SQUARES[1] => 0,
+        _ => EXPONENT,
+    }
+}
+
+/// Of f64 elements times 2^-`exponent`, to twice f64's precision.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct FineMoments {
+    pub mean: Double,
+    pub m2: Double,
+    /// 0, `EXPONENT` or -`EXPONENT`, the least being what zeros have: of two, the larger one keeps what matters.
+    pub exponent: i64,
+}
+
+impl FineMoments {
+    const NAN: Self = Self {
+        mean: Double { high: f64::NAN, low: 0.0 },
+        m2: Double { high: f64::NAN, low: 0.0 },
+        exponent: 0,
+    };
+
+    /// The moments of a block of `count` elements from sums of d = x * 2^-`exponent` - pivot and of d * d.
+    #[inline(always)]
+    pub fn from_sums(pivot: f64, [sum, squares]: [Double; 2], count: f64, exponent: i64) -> Self {
+        let sum = Double::sum(sum.high, sum.low);
+        let offset = sum.over(count);
+        let mean = Double::sum(pivot, offset.high);
+        let mean = Double::fast_sum(mean.high, mean.low + offset.low);
+        let m2 = squares.add(sum.times(offset).minus());
+        let m2 = if m2.high < 0.0 { Double::default() } else { m2 };
+        Self { mean, m2, exponent }.canonical()
+    }
+
+    /// Of one element.
+    pub fn of_one(x: f64) -> Self {
+        let exponent = exponent_for(x * x);
+        let mean = Double { high: times_power(x, -exponent), low: 0.0 };
+        Self { mean, m2: Double::default(), exponent }.canonical()
+    }
+
+    #[inline(always)]
+    fn canonical(self) -> Self {
+        if self.mean.high.is_finite() && self.m2.high.is_finite() { self } else { Self::NAN }
+    }
+
+    /// The same with another exponent.
+    fn with_exponent(self, exponent: i64) -> Self {
+        let by = self.exponent - exponent;
+        let times = |Double { high, low }, exponent| Double {
+            high: times_power(high, exponent),
+            low: times_power(low, exponent),
+        };
+        Self { mean: times(self.mean, by), m2: times(self.m2, 2 * by), exponent }
+    }
+}
+
+impl Form for FineMoments {
+    #[inline(always)]
+    fn merge(self, right: Self, weights: MergeWeights) -> Self {
+        let (mut left, mut right) = (self, right);
+        if left.exponent != right.exponent {
+            let exponent = left.exponent.max(right.exponent);
+            (left, right) = (left.with_exponent(exponent), right.with_exponent(exponent));
+        }
+        let delta = right.mean.add(left.mean.minus());
+        let mean = left.mean.add(delta.times(weights.fine_share));
+        let between = delta.times(delta).times(weights.fine_weight);
+        Self { mean, m2: left.m2.add(right.m2).add(between), exponent: left.exponent }.canonical()
+    }
+
+    #[inline(always)]
+    fn mean(self) -> (f64, f64) {
+        (self.mean.high, self.mean.low)
+    }
+
+    #[inline(always)]
+    fn m2(self) -> f64 {
+        self.m2.high + self.m2.low
+    }
+
+    #[inline(always)]
+    fn exponent(self) -> i64 {
+        self.exponent
+    }
+
+    fn fine(self) -> FineMoments {
+        self
+    }
+
+    fn of(fine: FineMoments) -> Self {
+        let zero = (fine.mean.high, fine.mean.low, fine.m2.high) == (0.0, 0.0, 0.0);
+        if zero { Self { exponent: -EXPONENT, ..Self::default() } } else { fine }
+    }
+}
