@@ -259,7 +259,8 @@ batchnorm_status batchnorm_training(const batchnorm_problem *problem, const batc
  * Normalizes `x` by a given mean and variance per channel: y = gamma * (x - mean) / sqrt(var + eps) + beta. NaN in channels
  * whose var + eps is negative.
  */
-batchnorm_status batchnorm_inference(const batchnorm_problem *problem, const batchnorm_inference_args *args);
+batchnorm_status batchnorm_inference(const batchnorm_problem *problem,
+                                     const batchnorm_inference_args *args);
 
 /**
  * The gradients of a forward pass, from its input and the gradient of its output. With invstd = 1 / sqrt(var + eps) and
