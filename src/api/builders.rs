@@ -10,7 +10,9 @@ use crate::api::shape::Shape;
 use crate::ground::error::{Error, check_eps, check_len, check_optional};
 use crate::ground::slices::{Input, Output};
 use crate::ground::welford::Welford;
-use crate::operations::{self, Affine, Element, Forward, Given, Job};
+use crate::operations::forward::Forward;
+use crate::operations::given::{Affine, Given};
+use crate::operations::{Element, Job, backward, inference};
 use crate::simd::Level;
 
 /// Runs a job, unless there is nothing to do.
@@ -259,7 +261,7 @@ impl<'a, T: Element> Inference<'a, T> {
         let (x, y) = x_and_y(&shape, x, y)?;
         let given = frozen_of(&shape, given("mean", frozen)?)?;
         let affine = params.checked(shape.channels())?;
-        run(&shape, Job::Inference(operations::Inference { x, y, affine, given }))
+        run(&shape, Job::Inference(inference::Inference { x, y, affine, given }))
     }
 }
 
@@ -396,7 +398,7 @@ impl<'a, T: Element> Backward<'a, T> {
             outputs.for_each(|output| output.fill(T::default()));
         }
         let [dgamma, dbeta, dmean, dvar] = per_channel.map(|(_, output)| output.map(Output::new));
-        let job = operations::Backward { x, dy, given, gamma, eps, dx, dgamma, dbeta, dmean, dvar };
+        let job = backward::Backward { x, dy, given, gamma, eps, dx, dgamma, dbeta, dmean, dvar };
         run(&shape, Job::Backward(job))
     }
 }

@@ -6,7 +6,7 @@ use super::Map;
 use super::formulas::Formula;
 use super::planes::Plane;
 use crate::ground::sizes::LANES;
-use crate::kernel::reduce::Interleave;
+use crate::kernel::reduce::interleave::Interleave;
 use crate::simd::Lanes;
 
 /// The map of a group, by non-temporal stores, while another of as many channels is summed: a vector of each in turns,

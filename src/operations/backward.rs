@@ -1,0 +1,155 @@
+//! Backward, through a batch's statistics and with frozen ones.
+
+use std::ops::Range;
+
+use crate::ground::geometry::Block;
+use crate::ground::slices::{Input, Output};
+use crate::kernel::Vectorized;
+use crate::kernel::channels::*;
+use crate::kernel::map::formulas::{FrozenGradient, InputGradient};
+use crate::kernel::precision::GradientSums;
+use crate::kernel::scales::{GRADIENT, ORDINARY_GRADIENT, Scales};
+use crate::kernel::terms::Terms;
+use crate::operations::given::Given;
+use crate::schedule::engine::{Operation, Task};
+use crate::simd::Level;
+
+/// Gradients, each optional.
+pub struct Backward<'a, T> {
+    pub x: Input<'a, T>,
+    pub dy: Input<'a, T>,
+    pub given: Given<'a, T>,
+    pub gamma: Option<&'a [T]>,
+    pub eps: f64,
+    pub dx: Option<Output<'a, T>>,
+    pub dgamma: Option<Output<'a, T>>,
+    pub dbeta: Option<Output<'a, T>>,
+    pub dmean: Option<Output<'a, T>>,
+    pub dvar: Option<Output<'a, T>>,
+}
+
+impl<T: Vectorized> Backward<'_, T> {
+    /// The sums of a block, while the group that was put off is mapped if there is one.
+    fn reduce_by(&self, terms: impl Terms<2>, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) {
+        let inputs = [self.x, self.dy];
+        match (task.pending.clone(), self.dx) {
+            (Some(pending), Some(dx)) => {
+                let formula = InputGradient;
+                task.sums_and_map::<_, _, 2, ORDINARY_GRADIENT>(terms, formula, inputs, dx, part, &pending);
+            }
+            _ => task.sums(terms, inputs, part),
+        }
+    }
+}
+
+impl<T: Vectorized> Operation<T> for Backward<'_, T> {
+    type State = T::Gradients;
+    const READS: usize = 2;
+    const FINISH_DERIVES: bool = true;
+
+    fn reduces(&self) -> bool {
+        let per_channel = [&self.dgamma, &self.dbeta, &self.dmean, &self.dvar];
+        per_channel.iter().any(|output| output.is_some()) || matches!(self.given, Given::Batch(_))
+    }
+
+    fn prepare(&self, task: &mut Task<'_, T>, channels: &Range<usize>) {
+        let count = task.geometry.m() as f64;
+        let sums = &mut task.scratch.sums;
+        sums.scaled = false;
+        for (i, channel) in channels.clone().enumerate() {
+            match self.given {
+                Given::Batch(states) => T::batch_center(sums, i, states[channel].moments(), count),
+                Given::Frozen { mean, var } => {
+                    T::given_center(sums, i, mean[channel].to_f64(), var[channel].to_f64() + self.eps);
+                }
+            }
+        }
+        task.lay_out_centers(channels);
+    }
+
+    fn reduce(
+        &self,
+        task: &mut Task<'_, T>,
+        channels: &Range<usize>,
+        block: &Block,
+        states: &mut [T::Gradients],
+    ) {
+        let part = (channels, block);
+        if T::PAIRS && task.scratch.sums.scaled {
+            self.reduce_by(T::ScaledGradient::default(), task, part);
+        } else {
+            self.reduce_by(T::Gradient::default(), task, part);
+        }
+        for (i, state) in states.iter_mut().enumerate() {
+            *state = T::Gradients::of_block(&task.scratch.sums, i);
+        }
+    }
+
+    fn merge(&self, _: Level, left: (&mut [T::Gradients], usize), right: (&[T::Gradients], usize)) {
+        for (left, right) in left.0.iter_mut().zip(right.0) {
+            *left = left.merge(*right);
+        }
+    }
+
+    fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, sums: &[T::Gradients]) {
+        self.given.scales(task, channels, (self.gamma, self.eps), (false, sums));
+    }
+
+    /// dL/dmean and dL/dvar as S. Ioffe and C. Szegedy (2015) write them. In the former, the term with dL/dvar has the
+    /// factor sum(x - mean), which is zero for a batch's own mean and not part of it for a frozen one.
+    fn finish(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[T::Gradients]) {
+        let Scales { unit, gain, invstd, .. } = &task.scratch.scales;
+        let write = |output: &Option<Output<'_, T>>, value: &dyn Fn(usize, &T::Gradients) -> f64| {
+            if let Some(output) = output {
+                // SAFETY: in bounds; each channel belongs to one task.
+                let out = unsafe { output.part(channels.clone()) };
+                for (i, (out, sums)) in out.iter_mut().zip(states).enumerate() {
+                    *out = T::from_f64(value(i, sums));
+                }
+            }
+        };
+        write(&self.dbeta, &|_, sums| sums.dy());
+        write(&self.dgamma, &|i, sums| sums.dy_d() * invstd[i]);
+        write(&self.dmean, &|i, sums| -(gain[i] * sums.dy()) * unit[i]);
+        write(&self.dvar, &|i, sums| {
+            -0.5 * gain[i] * invstd[i] * (sums.dy_d() * invstd[i]) * unit[i] * unit[i]
+        });
+    }
+
+    fn maps(&self) -> bool {
+        self.dx.is_some()
+    }
+
+    fn can_pipeline(&self, task: &Task<'_, T>) -> bool {
+        task.scratch.ordinary && matches!(self.given, Given::Batch(_))
+    }
+
+    fn coefficients(&self, task: &mut Task<'_, T>, _: &Range<usize>, at: usize, states: &[T::Gradients]) {
+        T::dispatch(task.level, Deviations { at, scratch: task.scratch });
+        // Frozen statistics' dx has no part in them, and must not: it is the same with other gradients and without.
+        let sums = if matches!(self.given, Given::Batch(_)) { states } else { &[] };
+        let count = task.geometry.m() as f64;
+        T::dispatch(task.level, GradientFactors { sums, count, at, scratch: task.scratch });
+    }
+
+    fn lay_out(&self, task: &mut Task<'_, T>, channels: &Range<usize>) {
+        task.lay_out_rows(channels, &GRADIENT, ORDINARY_GRADIENT);
+    }
+
+    fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
+        let Some(dx) = self.dx else { return };
+        match self.given {
+            Given::Batch(_) => {
+                let (inputs, part) = ([self.x, self.dy], (channels, column, part));
+                if task.scratch.ordinary {
+                    task.apply::<_, 2, ORDINARY_GRADIENT>(InputGradient, inputs, dx, part);
+                } else {
+                    task.apply::<_, 2, 10>(InputGradient, inputs, dx, part);
+                }
+            }
+            Given::Frozen { .. } => {
+                task.apply(FrozenGradient, [self.dy], dx, (channels, column, part));
+            }
+        }
+    }
+}

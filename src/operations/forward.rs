@@ -1,0 +1,105 @@
+//! Statistics and training.
+
+use std::ops::Range;
+
+use crate::ground::geometry::Block;
+use crate::ground::moments::MergeWeights;
+use crate::ground::slices::{Input, Output};
+use crate::ground::welford::Welford;
+use crate::kernel::Vectorized;
+use crate::kernel::channels::*;
+use crate::kernel::map::formulas::NormalizeBatch;
+use crate::kernel::scales::{ORDINARY_SCALE, SCALE};
+use crate::operations::given::Affine;
+use crate::schedule::engine::{Operation, Task};
+use crate::simd::Level;
+
+/// Statistics, and with `y` the normalization by them.
+pub struct Forward<'a, T> {
+    pub x: Input<'a, T>,
+    pub y: Option<Output<'a, T>>,
+    pub affine: Affine<'a, T>,
+    pub states: Output<'a, Welford>,
+}
+
+impl<T: Vectorized> Operation<T> for Forward<'_, T> {
+    type State = T::Moments;
+    const READS: usize = 1;
+    const FINISH_DERIVES: bool = false;
+
+    fn reduces(&self) -> bool {
+        true
+    }
+
+    fn prepare(&self, _: &mut Task<'_, T>, _: &Range<usize>) {}
+
+    /// Plain sums first. Where the variance is small against the mean they are too coarse, and another look, at
+    /// elements that are still in cache, takes sums about the mean that they gave.
+    fn reduce(
+        &self,
+        task: &mut Task<'_, T>,
+        channels: &Range<usize>,
+        block: &Block,
+        states: &mut [T::Moments],
+    ) {
+        let count = block.count() as f64;
+        let part = (channels, block);
+        match (task.pending.clone(), self.y) {
+            (Some(pending), Some(y)) => {
+                let (terms, formula) = (T::Plain::default(), NormalizeBatch);
+                task.sums_and_map(terms, formula, [self.x], y, part, &pending);
+            }
+            _ => task.sums(T::Plain::default(), [self.x], part),
+        }
+        for look in 0..T::LOOKS {
+            let again = T::look_again(task.level, &mut task.scratch.sums, (channels.len(), count), look == 0);
+            if !again {
+                break;
+            }
+            task.scratch.sums.scaled = T::PAIRS;
+            task.lay_out_centers(channels);
+            task.sums(T::Pivoted::default(), [self.x], part);
+        }
+        T::moments(task.level, &task.scratch.sums, count, states);
+    }
+
+    fn merge(&self, level: Level, left: (&mut [T::Moments], usize), right: (&[T::Moments], usize)) {
+        let weights = MergeWeights::new(left.1 as u64, right.1 as u64);
+        T::dispatch(level, Merge { left: left.0, right: right.0, weights });
+    }
+
+    fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, moments: &[T::Moments]) {
+        let Affine { gamma, eps, .. } = self.affine;
+        task.batch_scales(channels, moments, (gamma, eps), (true, &[]));
+    }
+
+    fn finish(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[T::Moments]) {
+        // SAFETY: in bounds; each channel belongs to one task.
+        let out = unsafe { self.states.part(channels.clone()) };
+        for (out, state) in out.iter_mut().zip(states) {
+            *out = Welford::of(task.geometry.m() as u64, *state);
+        }
+    }
+
+    fn maps(&self) -> bool {
+        self.y.is_some()
+    }
+
+    fn can_pipeline(&self, task: &Task<'_, T>) -> bool {
+        task.scratch.ordinary
+    }
+
+    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, _: &[T::Moments]) {
+        self.affine.coefficients(task, channels, at);
+    }
+
+    fn lay_out(&self, task: &mut Task<'_, T>, channels: &Range<usize>) {
+        task.lay_out_rows(channels, &SCALE, ORDINARY_SCALE);
+    }
+
+    fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
+        if let Some(y) = self.y {
+            task.normalize(NormalizeBatch, self.x, y, (channels, column, part));
+        }
+    }
+}

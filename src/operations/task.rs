@@ -1,0 +1,155 @@
+//! What the operations have a task do: sums, scales, coefficients, maps.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use crate::ground::geometry::{Block, Geometry, Pattern};
+use crate::ground::slices::{Input, Output};
+use crate::kernel::Vectorized;
+use crate::kernel::channels::*;
+use crate::kernel::columns::Columns;
+use crate::kernel::map::Map;
+use crate::kernel::map::formulas::{Formula, Normalize};
+use crate::kernel::map::pipelined::Pipelined;
+use crate::kernel::reduce::Reduce;
+use crate::kernel::reduce::interleave::{Interleave, NoInterleave};
+use crate::kernel::scales::ORDINARY_SCALE;
+use crate::kernel::scratch::{Scratch, Sums};
+use crate::kernel::terms::Terms;
+use crate::schedule::engine::Task;
+use crate::simd::Level;
+
+impl<T: Vectorized> Task<'_, T> {
+    /// As [`Given::scales`], of the batch's own moments.
+    pub fn batch_scales(
+        &mut self,
+        channels: &Range<usize>,
+        moments: &[T::Moments],
+        (gamma, eps): (Option<&[T]>, f64),
+        (normalize, sums): (bool, &[T::Gradients]),
+    ) {
+        let gamma = gamma.map(|gamma| &gamma[channels.clone()]);
+        let (count, scratch) = (self.geometry.m() as f64, &mut *self.scratch);
+        T::dispatch(self.level, BatchScales { moments, count, gamma, eps, normalize, sums, scratch });
+    }
+
+    /// Lays out the coefficients of these channels, which have been written from column 0 on, for the loops over them: the
+    /// first `ordinary` rows where no channel needs the others.
+    pub fn lay_out_rows(&mut self, channels: &Range<usize>, rows: &[usize], ordinary: usize) {
+        let rows = if self.scratch.ordinary { &rows[..ordinary] } else { rows };
+        let columns = Columns::of_map(self.geometry, channels);
+        let whole_rows = self.geometry.pattern == Pattern::Across && channels.len() == self.geometry.c;
+        if columns != Columns::CHANNELS || whole_rows {
+            let kernel = LayOut { scratch: self.scratch, rows, channels: channels.len(), columns };
+            T::dispatch(self.level, kernel);
+        }
+    }
+
+    /// Lays out centers for the loops over these channels.
+    pub fn lay_out_centers(&mut self, channels: &Range<usize>) {
+        let columns = Columns::of_sums(self.geometry, channels);
+        if columns != Columns::CHANNELS {
+            let sums = &mut self.scratch.sums;
+            let scaled = sums.scaled;
+            let kernel = LayOutCenters { sums, scaled, channels: channels.len(), columns };
+            T::dispatch(self.level, kernel);
+        }
+    }
+
+    /// Sums over a block, to the scratch.
+    pub fn sums<O: Terms<IN>, const IN: usize>(
+        &mut self,
+        terms: O,
+        inputs: [Input<'_, T>; IN],
+        part: (&Range<usize>, &Block),
+    ) {
+        sum_up(self.level, self.geometry, terms, inputs, part, &mut self.scratch.sums, NoInterleave);
+    }
+
+    /// The same, while the group that was put off is mapped.
+    pub fn sums_and_map<O: Terms<IN>, F: Formula<IN, K>, const IN: usize, const K: usize>(
+        &mut self,
+        terms: O,
+        formula: F,
+        inputs: [Input<'_, T>; IN],
+        output: Output<'_, T>,
+        part: (&Range<usize>, &Block),
+        pending: &Range<usize>,
+    ) {
+        let (level, geometry) = (self.level, self.geometry);
+        let whole = Block { samples: 0..geometry.n, positions: 0..geometry.s };
+        let (map, sums) = self.map_of(formula, inputs, output, (pending, 0, &whole));
+        sum_up(level, geometry, terms, inputs, part, sums, Pipelined(map));
+    }
+
+    /// Normalizes a part, by a formula of its own if all channels are ordinary.
+    pub fn normalize(
+        &mut self,
+        ordinary: impl Formula<1, ORDINARY_SCALE>,
+        x: Input<'_, T>,
+        y: Output<'_, T>,
+        part: (&Range<usize>, usize, &Block),
+    ) {
+        if self.scratch.ordinary {
+            self.apply(ordinary, [x], y, part);
+        } else {
+            self.apply::<_, 1, 5>(Normalize, [x], y, part);
+        }
+    }
+
+    /// Maps a part.
+    pub fn apply<O: Formula<IN, K>, const IN: usize, const K: usize>(
+        &mut self,
+        formula: O,
+        inputs: [Input<'_, T>; IN],
+        output: Output<'_, T>,
+        part: (&Range<usize>, usize, &Block),
+    ) {
+        let level = self.level;
+        let (map, _) = self.map_of(formula, inputs, output, part);
+        T::dispatch(level, map);
+    }
+
+    /// The map of a part, and what can be summed in beside it.
+    pub fn map_of<'b, O: Formula<IN, K>, const IN: usize, const K: usize>(
+        &'b mut self,
+        _: O,
+        inputs: [Input<'b, T>; IN],
+        output: Output<'b, T>,
+        (channels, column, part): (&Range<usize>, usize, &Block),
+    ) -> (Map<'b, T, O, IN, K>, &'b mut Sums) {
+        let (channels, part) = (channels.clone(), part.clone());
+        let Scratch { sums, coefficients, .. } = &mut *self.scratch;
+        let map = Map {
+            geometry: self.geometry,
+            inputs,
+            output,
+            channels,
+            column,
+            part,
+            store: self.store,
+            prefetch: self.prefetch,
+            l1_ways: self.l1_ways,
+            coefficients,
+            formula: PhantomData,
+        };
+        (map, sums)
+    }
+}
+
+/// Sums over a block, to `sums`, with something else interleave.
+fn sum_up<T: Vectorized, O: Terms<IN>, M: Interleave<T>, const IN: usize>(
+    level: Level,
+    geometry: &Geometry,
+    _: O,
+    inputs: [Input<'_, T>; IN],
+    (channels, block): (&Range<usize>, &Block),
+    sums: &mut Sums,
+    interleave: M,
+) {
+    let (channels, block) = (channels.clone(), block.clone());
+    T::dispatch(
+        level,
+        Reduce { geometry, inputs, channels, block, sums, interleave, terms: PhantomData::<O> },
+    );
+}
