@@ -228,7 +228,7 @@ fn exported_symbols() {
     let mut exported: Vec<&str> = listed.lines().filter_map(|line| line.split_whitespace().last()).collect();
     let header = std::fs::read_to_string(root().join("include/batchnorm.h")).unwrap();
     let mut declared: Vec<&str> = header
-        .split(['(', ' ', '*', '\n'])
+        .split(['(', ')', ' ', '*', '\n'])
         .filter(|word| word.starts_with("batchnorm_") && header.contains(&format!("{word}(")))
         .collect();
     exported.sort_unstable();
