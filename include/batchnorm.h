@@ -22,9 +22,24 @@
  * batchnorm_last_message says which argument it is.
  *
  * All functions may be called from any thread, at the same time if none writes what another uses. Large problems run on
- * the program's pool, which the first of them starts; where it cannot be started, on the calling thread. A child of fork()
+ * the library's pool, which the first of them starts; where it cannot be started, on the calling thread. A child of fork()
  * has none of the pool's threads: its calls work, on their own thread, whatever others were doing at the fork. (The one
  * exception: a fork while the program's very first call was under way on another thread.)
+ *
+ * A program with threads of its own names them in the problem, and no second pool starts beside them. With OpenMP:
+ *
+ *   static size_t threads(void *context) { return (size_t)omp_get_max_threads(); }
+ *   static int32_t inside(void *context) { return omp_in_parallel(); }
+ *   static void run(void *context, size_t tasks, batchnorm_task task, void *argument) {
+ *   #pragma omp parallel for schedule(static, 1)
+ *     for (size_t i = 0; i < tasks; i++) task(argument, i);
+ *   }
+ *   batchnorm_threadpool openmp = {.size = sizeof openmp, .threads = threads, .run = run, .inside = inside};
+ *   problem.threadpool = &openmp;
+ *
+ * With TBB, `threads` returns tbb::this_task_arena::max_concurrency(), and `run` calls
+ *
+ *   tbb::parallel_for(size_t(0), tasks, [=](size_t i) { task(argument, i); });
  *
  * Results have the same bits however they are computed, in any floating-point environment, which the caller has back as it
  * was.
@@ -80,7 +95,38 @@ typedef enum batchnorm_status {
   BATCHNORM_STATUS_OUT_OF_MEMORY = 15,
 } batchnorm_status;
 
-/* The problem: element, layout, sizes. */
+/* Threads of the program's own. */
+
+/** A task of the library's, to be called with the argument that came with it and each number below the number of tasks. */
+typedef void (*batchnorm_task)(void *argument, size_t number);
+
+/**
+ * The threads of the program's own, as functions that get `context`, may be called from any thread, and neither throw nor
+ * jump out.
+ */
+typedef struct batchnorm_threadpool {
+  /** sizeof(batchnorm_threadpool). */
+  size_t size;
+  /** Whatever the functions want. */
+  void *context;
+  /** How many tasks can run at the same time; at least 1. */
+  size_t (*threads)(void *context);
+  /**
+   * Calls `task` with `argument` and each number below `tasks`, which is at most what `threads` says, and returns when
+   * all calls have: in any order, on any threads, late or one after the other. A call that is left out is made up for;
+   * one that is under way when `run` returns, or comes later, uses memory that is gone.
+   */
+  void (*run)(void *context, size_t tasks, batchnorm_task task, void *argument);
+  /** Whether the calling thread is running a task of the pool's, so that the call stays on it: 0 or not. Null for never. */
+  int32_t (*inside)(void *context);
+  /**
+   * Whether the threads are at hand within a microsecond or two (they spin), so that problems of less than a megabyte
+   * are worth it: 0 or not. Null for never.
+   */
+  int32_t (*awake)(void *context);
+} batchnorm_threadpool;
+
+/* The problem: element, layout, sizes, threads. */
 
 /** Elements are `float`. */
 #define BATCHNORM_F32 0
@@ -92,8 +138,8 @@ typedef enum batchnorm_status {
 #define BATCHNORM_NHWC 1
 
 /**
- * The tensors of a call: element, layout and sizes; and how many threads may work on them. Every field but the size may
- * be left 0, which is its default.
+ * The tensors of a call: element, layout and sizes; and how many threads, and whose, may work on them. Every field but the
+ * size may be left 0, which is its default.
  */
 typedef struct batchnorm_problem {
   /** sizeof(batchnorm_problem). */
@@ -113,6 +159,8 @@ typedef struct batchnorm_problem {
    * same bits with any number.
    */
   size_t threads;
+  /** The program's own threads; null for the library's pool. Results have the same bits on all. */
+  const batchnorm_threadpool *threadpool;
 } batchnorm_problem;
 
 /* The statistics of a channel. */

@@ -75,7 +75,7 @@ struct element<float> : std::integral_constant<std::uint32_t, BATCHNORM_F32> {};
 template <>
 struct element<double> : std::integral_constant<std::uint32_t, BATCHNORM_F64> {};
 
-// The sizes of a call's tensors, and how many threads may work on them. Its element is that of the operation.
+// The sizes of a call's tensors, and how many threads, and whose, may work on them. Its element is that of the operation.
 class problem {
  public:
   problem(batchnorm::layout layout, std::size_t batch, std::size_t channels,
@@ -98,6 +98,13 @@ class problem {
     problem_.threads = threads;
     return *this;
   }
+
+  // Threads of the program's own, in place of the library's pool. They stay as long as operations on the problem run.
+  problem &threadpool(const batchnorm_threadpool &threadpool) {
+    problem_.threadpool = &threadpool;
+    return *this;
+  }
+  problem &threadpool(const batchnorm_threadpool &&) = delete;
 
   std::size_t channels() const noexcept { return problem_.channels; }
 

@@ -2,6 +2,7 @@
 //! shared and the static library, with results that are compared to the bit.
 
 use std::ffi::{OsStr, c_void};
+use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::ptr::{null, null_mut};
@@ -198,6 +199,16 @@ fn children_of_fork_finish_their_calls() {
     assert_eq!(printed, "400 children finished\n");
 }
 
+/// OpenMP's and others: tests/c/openmp.c.
+#[test]
+fn the_programs_own_threads_get_the_same_bits() {
+    let link = ["-fopenmp", "-L"].map(OsStr::new).into_iter();
+    let link: Vec<_> = link.chain([libraries().as_os_str(), OsStr::new("-lbatchnorm")]).collect();
+    let program = compile("cc", "-std=c11", "tests/c/openmp.c", "openmp", &link);
+    let printed = run(Command::new(program).env("LD_LIBRARY_PATH", libraries()).env("OMP_NUM_THREADS", "3"));
+    assert_eq!(printed, "openmp\nawake\nserial\nlate\n");
+}
+
 /// batchnorm.hpp: tests/c/layer.cpp.
 #[test]
 fn the_cpp_layer_has_the_types_and_throws() {
@@ -217,7 +228,7 @@ fn exported_symbols() {
     let mut exported: Vec<&str> = listed.lines().filter_map(|line| line.split_whitespace().last()).collect();
     let header = std::fs::read_to_string(root().join("include/batchnorm.h")).unwrap();
     let mut declared: Vec<&str> = header
-        .split(['(', ' ', '*', '\n'])
+        .split(['(', ')', ' ', '*', '\n'])
         .filter(|word| word.starts_with("batchnorm_") && header.contains(&format!("{word}(")))
         .collect();
     exported.sort_unstable();
@@ -783,13 +794,57 @@ fn fields_of_the_problem_that_mean_nothing_are_errors() {
             problem(&pointers).threads = 0;
             assert!(arena.memory == default.memory, "{} has other bits on {threads}", function.name);
         }
-        // An older caller's problem, which has no threads: whatever lies there is not looked at.
-        let mut arena = Arena::new(function);
-        let pointers = arena.pointers();
-        problem(&pointers).size = known - size_of::<usize>();
-        problem(&pointers).threads = usize::MAX;
+        // Older callers' problems, which have no threads, or none of their own: whatever lies there is not looked at.
+        for size in [offset_of!(Problem, threads), offset_of!(Problem, threadpool)] {
+            let mut arena = Arena::new(function);
+            let pointers = arena.pointers();
+            problem(&pointers).size = size;
+            problem(&pointers).threads = 1;
+            problem(&pointers).threadpool = null::<HostPool>().wrapping_byte_add(1);
+            assert_eq!((function.call)(&pointers, 0.5), Status::Ok, "{}", last_message());
+        }
+        let set =
+            |pool: *const HostPool| move |p: &mut Vec<*mut u8>, _: &mut f64| problem(p).threadpool = pool;
+        let right = host_pool();
+        for size in [0, 8, size_of::<HostPool>() - 8, size_of::<HostPool>() - 1, 4097] {
+            let words =
+                [&format!("threadpool->size is {size}, must be set to sizeof(batchnorm_threadpool)")[..]];
+            refused(function, Status::Size, &words, set(&HostPool { size, ..right }));
+        }
+        let later = Longer(HostPool { size: size_of::<Longer<HostPool>>(), ..right }, [0, 1]);
+        refused(function, Status::Size, &["threadpool->size is", "is set"], set(&later.0));
+        let misaligned = (&raw const right).wrapping_byte_add(4);
+        refused(function, Status::Misaligned, &["threadpool is 0x"], set(misaligned));
+        let missing = HostPool { threads: None, ..right };
+        refused(function, Status::NullPointer, &["threadpool->threads is null"], set(&missing));
+        let missing = HostPool { run: None, ..right };
+        refused(function, Status::NullPointer, &["threadpool->run is null"], set(&missing));
+        // Those that may be missing are: the same bits. What is written may not be the pool.
+        let (mut arena, mut default) = (Arena::new(function), Arena::new(function));
+        let (pointers, default_pointers) = (arena.pointers(), default.pointers());
+        problem(&pointers).threadpool = &right;
         assert_eq!((function.call)(&pointers, 0.5), Status::Ok, "{}", last_message());
+        assert_eq!((function.call)(&default_pointers, 0.5), Status::Ok);
+        problem(&pointers).threadpool = null();
+        assert!(arena.memory == default.memory, "{} has other bits on a host's threads", function.name);
+        let written = function.arguments.iter().position(|argument| argument.written).unwrap();
+        refused(function, Status::Overlap, &["overlaps threadpool"], |p, _| {
+            problem(p).threadpool = &right;
+            p[written] = (&raw const right).cast_mut().cast();
+        });
     }
+}
+
+/// A host's pool that is right, of one thread.
+fn host_pool() -> HostPool {
+    unsafe extern "C" fn threads(_: *mut c_void) -> usize {
+        1
+    }
+    unsafe extern "C" fn run(_: *mut c_void, tasks: usize, task: HostTask, argument: *mut c_void) {
+        // SAFETY: the argument that came with it, and each number.
+        (0..tasks).for_each(|number| unsafe { task(argument, number) });
+    }
+    sized!(HostPool { threads: Some(threads), run: Some(run) })
 }
 
 /// A struct of arguments with 16 bytes behind it, as a later version might have it.

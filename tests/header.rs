@@ -1,22 +1,23 @@
-//! include/batchnorm.h is what cbindgen makes of src/ffi, a section of each file.
+//! include/batchnorm.h is what cbindgen makes of src/ffi and of C's threads, a section of each file.
 //! `UPDATE_HEADER=1 cargo test --features capi --test header` writes it anew.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
 /// The files, in the order of the header, and what it says of each.
-const SECTIONS: [(&str, &str); 6] = [
-    ("status", "What became of a call."),
-    ("problem", "The problem: element, layout, sizes."),
-    ("state", "The statistics of a channel."),
-    ("operations", "The operations."),
-    ("running", "Running statistics and parameters."),
-    ("library", "Errors in words, threads, instruction sets, version."),
+const SECTIONS: [(&str, &str); 7] = [
+    ("ffi/status", "What became of a call."),
+    ("threads/host", "Threads of the program's own."),
+    ("ffi/problem", "The problem: element, layout, sizes, threads."),
+    ("ffi/state", "The statistics of a channel."),
+    ("ffi/operations", "The operations."),
+    ("ffi/running", "Running statistics and parameters."),
+    ("ffi/library", "Errors in words, threads, instruction sets, version."),
 ];
 
 /// The declarations of a file.
 fn section(root: &Path, file: &str, config: &cbindgen::Config) -> String {
-    let source = root.join(format!("src/ffi/{file}.rs"));
+    let source = root.join(format!("src/{file}.rs"));
     // Types of other files are named, and declared in their sections.
     let mut config = cbindgen::Config { header: None, ..config.clone() };
     config.export.include = config.export.rename.keys().cloned().collect();

@@ -132,7 +132,7 @@ impl Arguments {
         }
         // SAFETY: not null, aligned, and the size comes first.
         let size = unsafe { at.cast::<usize>().read() };
-        if size < S::FIRST || size > LARGEST {
+        if size < S::FIRST || size > LARGEST || !size.is_multiple_of(align_of::<S>()) {
             let must = format!("must be set to sizeof({}), which is {known} in this version", S::NAME);
             return Err(Failure(Status::Size, format!("{name}->size is {size}, {must}")));
         }
@@ -259,6 +259,8 @@ mod tests {
             (&[0, 1, 2], "grown->size is 0, must be set to sizeof(grown), which is 24 in this version"),
             (&[8, 1, 2], "grown->size is 8, must be set to sizeof(grown), which is 24 in this version"),
             (&[15, 1, 2], "grown->size is 15, must be set to sizeof(grown), which is 24 in this version"),
+            // Half a field, which could be half a pointer.
+            (&[20, 1, 2], "grown->size is 20, must be set to sizeof(grown), which is 24 in this version"),
             (&[5000, 1, 2], "grown->size is 5000, must be set to sizeof(grown), which is 24 in this version"),
         ] {
             assert_eq!(read(words), Err((Status::Size, message.to_owned())));

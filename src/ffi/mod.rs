@@ -20,3 +20,5 @@ pub use problem::{BATCHNORM_F32, BATCHNORM_F64, BATCHNORM_NCHW, BATCHNORM_NHWC, 
 pub use running::*;
 pub use state::*;
 pub use status::Status;
+
+pub use crate::threads::host::{HostPool, HostTask};

@@ -3,9 +3,11 @@
 use std::mem::offset_of;
 
 use super::arguments::{Arguments, Failure, Versioned};
+use super::status::Status;
 use crate::api::shape::{Layout, Shape};
 use crate::ground::error::Error;
 use crate::threads;
+use crate::threads::host::{Host, HostPool};
 
 /// Elements are `float`.
 pub const BATCHNORM_F32: u32 = 0;
@@ -17,8 +19,8 @@ pub const BATCHNORM_NCHW: u32 = 0;
 /// The order NHWC: the channels of a position are adjacent.
 pub const BATCHNORM_NHWC: u32 = 1;
 
-/// The tensors of a call: element, layout and sizes; and how many threads may work on them. Every field but the size may
-/// be left 0, which is its default.
+/// The tensors of a call: element, layout and sizes; and how many threads, and whose, may work on them. Every field but the
+/// size may be left 0, which is its default.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Problem {
@@ -37,14 +39,23 @@ pub struct Problem {
     /// The most threads to work on a call: 0 for as many as the pool has, 1 for the calling thread alone. Results have the
     /// same bits with any number.
     pub threads: usize,
+    /// The program's own threads; null for the library's pool. Results have the same bits on all.
+    pub threadpool: *const HostPool,
 }
 
-const _: () = assert!(size_of::<Problem>() == 7 * size_of::<usize>() + 8, "no padding");
+const _: () = assert!(size_of::<Problem>() == 8 * size_of::<usize>() + 8, "no padding");
+const _: () = assert!(size_of::<HostPool>() == 6 * size_of::<usize>(), "no padding");
 
-// SAFETY: numbers without padding, the size first.
+// SAFETY: numbers and a pointer without padding, the size first.
 unsafe impl Versioned for Problem {
     const NAME: &'static str = "batchnorm_problem";
     const FIRST: usize = offset_of!(Problem, threads);
+}
+
+// SAFETY: pointers without padding, the size first; functions may be null.
+unsafe impl Versioned for HostPool {
+    const NAME: &'static str = "batchnorm_threadpool";
+    const FIRST: usize = size_of::<HostPool>();
 }
 
 /// What a problem's elements are.
@@ -70,15 +81,17 @@ pub struct Checked {
     pub shape: Shape,
     pub element: ElementType,
     threads: usize,
+    host: Option<Host>,
 }
 
 impl Checked {
     /// # Safety
-    /// `problem` is null, or points to one of the size that it says.
+    /// `problem` is null, or points to one of the size that it says; so does `threadpool` in it, whose functions do what
+    /// they have to.
     pub unsafe fn new(arguments: &mut Arguments, problem: *const Problem) -> Result<Self, Failure> {
         // SAFETY: says the caller.
         let problem = unsafe { arguments.sized("problem", problem)? };
-        let Problem { element, layout, batch, channels, spatial, threads, .. } = problem;
+        let Problem { element, layout, batch, channels, spatial, threads, threadpool, .. } = problem;
         let element = match element {
             BATCHNORM_F32 => ElementType::F32,
             BATCHNORM_F64 => ElementType::F64,
@@ -90,11 +103,36 @@ impl Checked {
             _ => return Err(Failure::unknown("layout", layout, "0 (NCHW) or 1 (NHWC)")),
         };
         let shape = Shape::new(layout, batch, channels, &spatial.map(|axis| axis.max(1)))?;
-        Ok(Self { shape, element, threads })
+        // SAFETY: says the caller.
+        let host = unsafe { Self::host(arguments, threadpool)? };
+        Ok(Self { shape, element, threads, host })
     }
 
-    /// Runs `body` on as many threads as the problem says.
+    /// # Safety
+    /// As of `new`.
+    unsafe fn host(arguments: &mut Arguments, pool: *const HostPool) -> Result<Option<Host>, Failure> {
+        if pool.is_null() {
+            return Ok(None);
+        }
+        // SAFETY: says the caller.
+        let pool = unsafe { arguments.sized("threadpool", pool)? };
+        // SAFETY: says the caller.
+        match unsafe { Host::new(&pool) } {
+            Some(host) => Ok(Some(host)),
+            None => {
+                let name = if pool.threads.is_none() { "threads" } else { "run" };
+                let message = format!("threadpool->{name} is null, must be a function");
+                Err(Failure(Status::NullPointer, message))
+            }
+        }
+    }
+
+    /// Runs `body` on the problem's threads, and as many of them as it says.
     pub fn run(&self, body: impl FnOnce() -> Result<(), Error>) -> Result<(), Failure> {
-        Ok(threads::limit(self.threads, body)?)
+        let limited = || threads::limit(self.threads, body);
+        Ok(match &self.host {
+            Some(host) => threads::with(host, limited),
+            None => limited(),
+        }?)
     }
 }

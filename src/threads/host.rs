@@ -1,4 +1,4 @@
-//! A C host's threads, as two or three functions of its own.
+//! A C host's threads, as functions of its own.
 
 use std::ffi::c_void;
 
@@ -7,30 +7,37 @@ use super::pool::Pool;
 /// A task of the library's, to be called with the argument that came with it and each number below the number of tasks.
 pub type HostTask = unsafe extern "C" fn(argument: *mut c_void, number: usize);
 
-/// The functions of a host. Each gets `context`.
+/// The threads of the program's own, as functions that get `context`, may be called from any thread, and neither throw nor
+/// jump out.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct HostPool {
-    /// Whatever the host's functions want.
+    /// sizeof(batchnorm_threadpool).
+    pub size: usize,
+    /// Whatever the functions want.
     pub context: *mut c_void,
     /// How many tasks can run at the same time; at least 1.
     pub threads: Option<unsafe extern "C" fn(context: *mut c_void) -> usize>,
-    /// Whether the calling thread is running a task of the host's, from which its threads are not to be asked for more: 0
-    /// or not. Null for never.
-    pub inside: Option<unsafe extern "C" fn(context: *mut c_void) -> i32>,
-    /// Calls `task` with `argument` and each number below `tasks`, in any order, on any threads, and returns when all
-    /// calls have.
+    /// Calls `task` with `argument` and each number below `tasks`, which is at most what `threads` says, and returns when
+    /// all calls have: in any order, on any threads, late or one after the other. A call that is left out is made up for;
+    /// one that is under way when `run` returns, or comes later, uses memory that is gone.
     pub run: Option<
         unsafe extern "C" fn(context: *mut c_void, tasks: usize, task: HostTask, argument: *mut c_void),
     >,
+    /// Whether the calling thread is running a task of the pool's, so that the call stays on it: 0 or not. Null for never.
+    pub inside: Option<unsafe extern "C" fn(context: *mut c_void) -> i32>,
+    /// Whether the threads are at hand within a microsecond or two (they spin), so that problems of less than a megabyte
+    /// are worth it: 0 or not. Null for never.
+    pub awake: Option<unsafe extern "C" fn(context: *mut c_void) -> i32>,
 }
 
 /// A [`HostPool`] whose functions are there and do what they have to.
 pub struct Host {
     context: *mut c_void,
     threads: unsafe extern "C" fn(*mut c_void) -> usize,
-    inside: Option<unsafe extern "C" fn(*mut c_void) -> i32>,
     run: unsafe extern "C" fn(*mut c_void, usize, HostTask, *mut c_void),
+    inside: Option<unsafe extern "C" fn(*mut c_void) -> i32>,
+    awake: Option<unsafe extern "C" fn(*mut c_void) -> i32>,
 }
 
 // SAFETY: the context is the functions' own, which may be called from any thread, says the caller of `new`.
@@ -43,8 +50,8 @@ impl Host {
     /// The functions can be called with the context as long as this is used, from any thread. They neither throw nor jump
     /// out. None of `run`'s calls of `task` is under way, or still to come, when it returns.
     pub unsafe fn new(pool: &HostPool) -> Option<Self> {
-        let HostPool { context, threads, inside, run } = *pool;
-        Some(Self { context, threads: threads?, inside, run: run? })
+        let HostPool { context, threads, run, inside, awake, .. } = *pool;
+        Some(Self { context, threads: threads?, run: run?, inside, awake })
     }
 }
 
@@ -57,6 +64,11 @@ impl Pool for Host {
     fn inside(&self) -> bool {
         // SAFETY: as above.
         self.inside.is_some_and(|inside| unsafe { inside(self.context) } != 0)
+    }
+
+    fn awake(&self) -> bool {
+        // SAFETY: as above.
+        self.awake.is_some_and(|awake| unsafe { awake(self.context) } != 0)
     }
 
     fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
@@ -97,15 +109,24 @@ mod tests {
     fn functions_are_a_pool() {
         let runs = AtomicUsize::new(0);
         let context = (&raw const runs).cast_mut().cast();
-        let functions = HostPool { context, threads: Some(three), inside: None, run: Some(counted) };
+        let functions = HostPool {
+            size: size_of::<HostPool>(),
+            context,
+            threads: Some(three),
+            run: Some(counted),
+            inside: None,
+            awake: None,
+        };
         // SAFETY: the functions above keep to it.
         let new = |functions| unsafe { Host::new(&functions) };
         let host = new(functions).unwrap();
         let sum = AtomicUsize::new(0);
         host.run(5, &|number| _ = sum.fetch_add(1 << number, Ordering::Relaxed));
-        assert_eq!((host.threads(), host.inside(), runs.load(Ordering::Relaxed)), (3, false, 1));
+        assert_eq!((host.threads(), runs.load(Ordering::Relaxed)), (3, 1));
+        assert_eq!((host.inside(), host.awake()), (false, false));
         assert_eq!(sum.into_inner(), 31);
         assert!(new(HostPool { inside: Some(yes), ..functions }).unwrap().inside());
+        assert!(new(HostPool { awake: Some(yes), ..functions }).unwrap().awake());
         assert!(new(HostPool { threads: None, ..functions }).is_none());
         assert!(new(HostPool { run: None, ..functions }).is_none());
     }

@@ -1,34 +1,12 @@
 /* Calls the whole interface; compiled as C11 and as C++17. Prints a hash of all results, which tests/c_api.rs compares
  * with that of the Rust functions. */
 
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include "batchnorm.h"
-
 #define N 3
 #define C 37
 #define H 9
 #define W 11
 #define LEN (N * C * H * W)
-
-#define CHECK(condition)                                                             \
-  do {                                                                               \
-    if (!(condition)) {                                                              \
-      char message[200];                                                             \
-      batchnorm_last_message(message, sizeof message);                               \
-      fprintf(stderr, "line %d: %s (last message: %s)\n", __LINE__, #condition, message); \
-      exit(1);                                                                       \
-    }                                                                                \
-  } while (0)
-#define OK(call) CHECK((call) == BATCHNORM_STATUS_OK)
-
-/* The arguments of an operation, all 0 but the size. */
-#define ARGS(name)                \
-  batchnorm_##name##_args name;   \
-  memset(&name, 0, sizeof name);  \
-  name.size = sizeof name
+#include "every.h"
 
 #ifdef __cplusplus
 #define ASSERT static_assert
@@ -45,7 +23,11 @@ FOLLOWS(batchnorm_problem, batch, layout);
 FOLLOWS(batchnorm_problem, channels, batch);
 FOLLOWS(batchnorm_problem, spatial, channels);
 FOLLOWS(batchnorm_problem, threads, spatial);
-ASSERT(sizeof(batchnorm_problem) >= offsetof(batchnorm_problem, threads) + sizeof(size_t), "batchnorm_problem");
+FOLLOWS(batchnorm_problem, threadpool, threads);
+ASSERT(sizeof(batchnorm_problem) >= offsetof(batchnorm_problem, threadpool) + sizeof(void *), "batchnorm_problem");
+FOLLOWS(batchnorm_threadpool, context, size);
+FOLLOWS(batchnorm_threadpool, run, threads);
+FOLLOWS(batchnorm_threadpool, awake, inside);
 FOLLOWS(batchnorm_training_args, x, size);
 FOLLOWS(batchnorm_training_args, eps, beta);
 FOLLOWS(batchnorm_training_args, states, y);
@@ -57,41 +39,6 @@ FOLLOWS(batchnorm_step_args, parameter, gradient);
 ASSERT(offsetof(batchnorm_state, mean_low) == 16 && offsetof(batchnorm_state, m2) == 24, "batchnorm_state");
 ASSERT(BATCHNORM_STATUS_OK == 0 && BATCHNORM_STATUS_SIZE == 12 &&
        BATCHNORM_STATUS_OUT_OF_MEMORY == 15, "batchnorm_status");
-
-static uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t len) {
-  const unsigned char *at = (const unsigned char *)bytes;
-  size_t i;
-  for (i = 0; i < len; i++) hash = (hash ^ at[i]) * 0x100000001b3u;
-  return hash;
-}
-
-static batchnorm_problem problem_of(uint32_t element, uint32_t layout, size_t threads, size_t n, size_t c, size_t h,
-                                    size_t w) {
-  batchnorm_problem problem;
-  memset(&problem, 0, sizeof problem);
-  problem.size = sizeof problem;
-  problem.element = element;
-  problem.layout = layout;
-  problem.batch = n;
-  problem.channels = c;
-  problem.spatial[0] = h;
-  problem.spatial[1] = w;
-  problem.threads = threads;
-  return problem;
-}
-
-#define T float
-#define ELEMENT BATCHNORM_F32
-#define FUNCTION(name) name##_f32
-#include "element.h"
-#undef T
-#undef ELEMENT
-#undef FUNCTION
-
-#define T double
-#define ELEMENT BATCHNORM_F64
-#define FUNCTION(name) name##_f64
-#include "element.h"
 
 /* Large enough for the pool. */
 static uint64_t large(size_t threads, uint64_t hash) {
@@ -118,17 +65,6 @@ static uint64_t large(size_t threads, uint64_t hash) {
   OK(batchnorm_backward(&problem, &backward));
   hash = hash_bytes(hash_bytes(hash, y, sizeof y), states, sizeof states);
   return hash_bytes(hash_bytes(hash, dx, sizeof dx), dgamma, sizeof dgamma);
-}
-
-/* The program's threads are this many, as far as its system tells. */
-static int threads_are(int expected) {
-  FILE *status = fopen("/proc/self/status", "r");
-  char line[200];
-  int threads = expected;
-  if (status == NULL) return 1;
-  while (fgets(line, sizeof line, status) != NULL) sscanf(line, "Threads: %d", &threads);
-  fclose(status);
-  return threads == expected;
 }
 
 int main(void) {

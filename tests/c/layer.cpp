@@ -82,7 +82,26 @@ static void everything(const char *name) {
   std::cout << name << '\n';
 }
 
+// A pool that runs tasks one after the other, and counts the runs.
+static void threads_of_its_own() {
+  int runs = 0;
+  batchnorm_threadpool pool = {};
+  pool.size = sizeof pool;
+  pool.context = &runs;
+  pool.threads = [](void *) -> std::size_t { return 2; };
+  pool.run = [](void *context, std::size_t tasks, batchnorm_task task, void *argument) {
+    ++*static_cast<int *>(context);
+    for (std::size_t i = 0; i < tasks; i++) task(argument, i);
+  };
+  const batchnorm::problem problem = batchnorm::problem(batchnorm::nchw, 16, 16, {64, 32}).threadpool(pool);
+  const std::vector<float> x(problem.size(), 3);
+  std::vector<batchnorm::state> states(16);
+  batchnorm::statistics<float>(problem).x(x).states(states).run();
+  CHECK(runs > 0 && states[15].mean() == 3);
+}
+
 int main() {
+  threads_of_its_own();
   everything<float>("float");
   everything<double>("double");
   THROWS(SIZE, "spatial has more than 3 axes", batchnorm::problem(batchnorm::nhwc, 1, 1, {1, 2, 3, 4}));
