@@ -43,7 +43,7 @@ pub struct Problem {
     pub threadpool: *const HostPool,
 }
 
-const _: () = assert!(size_of::<Problem>() == 8 * size_of::<usize>() + 8, "no padding");
+const _: () = assert!(size_of::<Problem>() == size_of::<[usize; 8]>() + size_of::<[u32; 2]>(), "no padding");
 const _: () = assert!(size_of::<HostPool>() == 6 * size_of::<usize>(), "no padding");
 
 // SAFETY: numbers and a pointer without padding, the size first.

@@ -255,6 +255,7 @@ impl Lanes<f32> for Portable {
         let [a, b] = v.map(f64x4::to_array);
         f32x8::new(from_fn(|i| if i < 4 { a[i] as f32 } else { b[i - 4] as f32 }))
     }
+    #[expect(clippy::eq_op, reason = "0 for finite numbers, NaN for others")]
     #[inline(always)]
     fn zero_unless_finite(self, v: f32x8) -> f32x8 {
         let finite = (v - v).simd_eq(f32x8::splat(0.0));
@@ -342,6 +343,7 @@ impl Lanes<f64> for Portable {
     fn narrow(self, v: Pair) -> Pair {
         v
     }
+    #[expect(clippy::eq_op, reason = "0 for finite numbers, NaN for others")]
     #[inline(always)]
     fn zero_unless_finite(self, v: Pair) -> Pair {
         from_fn(|i| (v[i] - v[i]).simd_eq(f64x4::splat(0.0)) & v[i])

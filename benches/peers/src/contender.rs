@@ -1,16 +1,8 @@
 //! Whoever is timed: an operation that can be done again and again, and the thread that it is done on.
 
-use std::time::Duration;
-
-use batchnorm::Layout;
-
 use crate::Result;
-use crate::plain_loops::{PlainLoops, Operation};
-use crate::ours;
-use crate::problem::{Layer, Order, Tensors};
-
-/// Time to find the fastest plain loops in.
-const CALIBRATION: Duration = Duration::from_millis(60);
+use crate::plain_loops::PlainLoops;
+use crate::problem::{Order, Tensors};
 
 /// Someone to compare with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,27 +38,6 @@ impl Peer {
             Self::Candle => "candle",
             #[cfg(feature = "burn")]
             Self::Burn => "burn",
-        }
-    }
-
-    /// Its contenders, one for each order of memory that it has the operation for.
-    #[cfg_attr(
-        not(any(feature = "onednn", feature = "candle", feature = "burn")),
-        expect(unused_variables, reason = "without peers there is nothing to do")
-    )]
-    fn contenders<'a>(
-        self,
-        operation: Operation,
-        layer: &'a Layer,
-        tensors: &[Tensors],
-    ) -> Result<Vec<Contender<'a>>> {
-        match self {
-            #[cfg(feature = "onednn")]
-            Self::OneDnn => crate::onednn::contenders(operation, layer, tensors),
-            #[cfg(feature = "candle")]
-            Self::Candle => crate::candle::contenders(operation, layer, &tensors[0]),
-            #[cfg(feature = "burn")]
-            Self::Burn => crate::burn::contenders(operation, layer, &tensors[0]),
         }
     }
 }
@@ -138,7 +109,7 @@ impl Contender<'_> {
 }
 
 /// Calls a function on a thread of the pool.
-fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+pub fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     rayon::scope(|_| work())
 }
 
@@ -148,41 +119,4 @@ impl Run for PlainLoops {
         PlainLoops::run(self, &tensors.x, &tensors.dy, &mut tensors.out);
         Ok(())
     }
-}
-
-/// The plain loops, ours and the peers, in this order.
-pub fn all<'a>(
-    operation: Operation,
-    layer: &'a Layer,
-    tensors: &mut [Tensors],
-    peers: &[Peer],
-) -> Result<Vec<Contender<'a>>> {
-    let mut contenders = plain_loops(operation, layer, tensors)?;
-    contenders.extend(ours::contenders(operation, layer)?);
-    for peer in peers {
-        contenders.extend(peer.contenders(operation, layer, tensors)?);
-    }
-    Ok(contenders)
-}
-
-/// The plain loops of NCHW, and of NHWC if other passes are needed there.
-fn plain_loops<'a>(
-    operation: Operation,
-    layer: &'a Layer,
-    tensors: &mut [Tensors],
-) -> Result<Vec<Contender<'a>>> {
-    let mut contenders = Vec::new();
-    let mut seen = Vec::new();
-    for (layout, tensors) in [Layout::Nchw, Layout::Nhwc].into_iter().zip(tensors) {
-        let shape = layer.shape(layout)?;
-        let passes = in_pool(|| operation.passes(&shape, size_of::<f32>()));
-        if !seen.contains(&passes) {
-            seen.push(passes);
-            let Tensors { order, x, dy, out } = tensors;
-            let (loops, _) = in_pool(|| PlainLoops::measure(operation, &shape, x, dy, out, CALIBRATION));
-            let place = Place::Pool(Box::new(loops));
-            contenders.push(Contender { role: Role::PlainLoops, name: PLAIN_LOOPS, order: *order, place });
-        }
-    }
-    Ok(contenders)
 }

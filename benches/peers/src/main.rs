@@ -7,13 +7,14 @@ mod burn;
 mod candle;
 mod contender;
 mod csv;
-#[path = "../../plain_loops/mod.rs"]
-#[allow(dead_code, reason = "shared with the library's benchmarks, which use the rest")]
-mod plain_loops;
+mod field;
 #[cfg(feature = "onednn")]
 mod onednn;
 mod options;
 mod ours;
+#[path = "../../plain_loops/mod.rs"]
+#[allow(dead_code, reason = "shared with the library's benchmarks, which use the rest")]
+mod plain_loops;
 mod problem;
 #[path = "../../shapes/mod.rs"]
 #[allow(dead_code, reason = "shared with the library's benchmarks, which use the rest")]
@@ -79,7 +80,7 @@ fn run(options: &Options) -> Result<()> {
         let mut problem = Problem::new(&shape.dims)?;
         for (&operation, rows) in options.operations.iter().zip(&mut rows) {
             let Problem { layer, tensors } = &mut problem;
-            let mut contenders = contender::all(operation, layer, tensors, &options.peers)?;
+            let mut contenders = field::all(operation, layer, tensors, &options.peers)?;
             bar.set_message(format!("{shape} {}: do all agree?", operation.name()));
             agreement::check(layer, tensors, &mut contenders)
                 .map_err(|error| format!("{} of {shape}: {error}", operation.name()))?;

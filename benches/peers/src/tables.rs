@@ -89,7 +89,8 @@ fn ratios(rows: &[Row], peers: &[Column]) -> Vec<Vec<String>> {
     // nChw16c is no layout of ours; it counts among the best.
     let comparable = peers.iter().filter(|(_, order)| *order != Order::Blocked);
     let comparable: Vec<&Column> = comparable.collect();
-    let mut head = ["shape", "plain loops / ours nchw", "plain loops / ours nhwc"].map(str::to_owned).to_vec();
+    let mut head =
+        ["shape", "plain loops / ours nchw", "plain loops / ours nhwc"].map(str::to_owned).to_vec();
     head.extend(comparable.iter().map(|(name, order)| format!("{name} / ours {}", order.name())));
     head.extend(["best peer / ours nchw", "best peer / best ours"].map(str::to_owned));
 
