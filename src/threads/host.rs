@@ -3,6 +3,7 @@
 use std::ffi::c_void;
 
 use super::pool::Pool;
+use super::sync::{AtomicUsize, LOOKS, Ordering, hint};
 
 /// A task of the library's, to be called with the argument that came with it and each number below the number of tasks.
 pub type HostTask = unsafe extern "C" fn(argument: *mut c_void, number: usize);
@@ -75,19 +76,44 @@ impl Pool for Host {
         /// # Safety
         /// `argument` is the one that `run` passes, and `run` has not returned.
         unsafe extern "C" fn call(argument: *mut c_void, number: usize) {
-            // SAFETY: it points to `task` below, says the caller.
-            let task = unsafe { *argument.cast::<&(dyn Fn(usize) + Sync)>() };
-            task(number);
+            // SAFETY: it points to `round` below, says the caller.
+            unsafe { &*argument.cast::<Round<'_>>() }.call(number);
         }
+        let looks = if self.awake() { 0 } else { LOOKS };
+        let round = Round { task, looks, begun: AtomicUsize::new(0), ended: AtomicUsize::new(0) };
         // SAFETY: as above; no call of `call` goes on once it has returned.
-        unsafe { (self.run)(self.context, tasks, call, (&raw const task).cast_mut().cast()) }
+        unsafe { (self.run)(self.context, tasks, call, (&raw const round).cast_mut().cast()) }
+    }
+}
+
+/// The calls of a task.
+struct Round<'a> {
+    task: &'a (dyn Fn(usize) + Sync),
+    /// How often to look for others' ends before a call returns. A thread whose host lets it sleep as soon as it has to wait
+    /// takes longer to wake up than the others take to end, which end at about the same time.
+    looks: usize,
+    begun: AtomicUsize,
+    ended: AtomicUsize,
+}
+
+impl Round<'_> {
+    fn call(&self, number: usize) {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        (self.task)(number);
+        self.ended.fetch_add(1, Ordering::Relaxed);
+        // Of those that have begun: others may come on this very thread.
+        for _ in 0..self.looks {
+            if self.ended.load(Ordering::Relaxed) >= self.begun.load(Ordering::Relaxed) {
+                break;
+            }
+            hint::spin_loop();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
     unsafe extern "C" fn three(_: *mut c_void) -> usize {
         3
