@@ -29,7 +29,7 @@ pub struct Backward<'a, T> {
 }
 
 impl<T: Vectorized> Backward<'_, T> {
-    /// The sums of a block, while the group that was put off is mapped if there is one.
+    /// The sums of a block, while the pending group is mapped, if there is one.
     fn reduce_by(&self, terms: impl Terms<2>, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) {
         let inputs = [self.x, self.dy];
         match (task.pending.clone(), self.dx) {

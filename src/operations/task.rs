@@ -66,7 +66,7 @@ impl<T: Vectorized> Task<'_, T> {
         sum_up(self.level, self.geometry, terms, inputs, part, &mut self.scratch.sums, NoInterleave);
     }
 
-    /// The same, while the group that was put off is mapped.
+    /// The same, while the pending group is mapped.
     pub fn sums_and_map<O: Terms<IN>, F: Formula<IN, K>, const IN: usize, const K: usize>(
         &mut self,
         terms: O,

@@ -53,7 +53,7 @@ pub struct Map<'a, T, O, const IN: usize, const K: usize> {
     pub formula: PhantomData<O>,
 }
 
-/// As of the reduction, but for the sake of the stores too: each asks for its line first, and at a jump for its page.
+/// How far ahead to prefetch, in bytes, as in reductions; stores wait for their line too, and at a jump for its page.
 const AHEAD_BYTES: usize = 8192;
 
 impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Kernel<T> for Map<'_, T, O, IN, K> {

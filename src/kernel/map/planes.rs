@@ -19,12 +19,12 @@ pub struct Plane<V, const K: usize> {
     pub k: [V; K],
 }
 
-/// What to ask for along a run.
+/// What to prefetch along a run.
 pub struct Ahead {
-    /// The elements up to here ask the first of `ahead` further on, the others the second.
+    /// Elements up to here prefetch the first of `ahead` further on, the others the second.
     near: usize,
     ahead: [usize; 2],
-    /// How far on to ask for inputs instead, if not for this task's; 0 asks for nothing new.
+    /// How far on to prefetch inputs instead, if not this task's.
     next: Option<usize>,
 }
 
@@ -40,7 +40,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         let width = self.channels.len();
         let at = |sample| self.geometry.offset(sample, self.channels.start, positions.start);
         // The run of a sample's channels is contiguous. After it the next sample's is read, or one of those
-        // after that: what lies pipelined it is another task's, and asking to write that would take it away.
+        // after that: what lies pipelined it is another task's, and prefetching that to write it would take it away.
         let len = positions.len();
         let run = width * len;
         let (runs, rest) = (AHEAD_BYTES / size_of::<T>() / run, AHEAD_BYTES / size_of::<T>() % run);

@@ -74,20 +74,18 @@ struct Sweep<const IN: usize, T> {
     /// Elements from one row to the next.
     stride: usize,
     rows: usize,
-    /// Elements from what is read to what will be read a while later, and is asked for now.
+    /// Elements from what is read to what is prefetched.
     ahead: usize,
 }
 
-/// How far ahead in the order of reading to prefetch: 200 ns at the 40 GB/s that a core gets, enough for a miss of
-/// caches and TLB at a jump to another sample. Half or twice of it lose 5 to 20 %; none, 30 to 60 % (beyond L2).
+/// How far ahead in the order of reading to prefetch, in bytes: what a core reads while a miss of caches and TLB takes.
 const AHEAD_BYTES: usize = 8192;
 
 impl<T: Copy, O: Terms<IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, M, IN> {
     /// That in elements.
     const AHEAD: usize = AHEAD_BYTES / size_of::<T>();
 
-    /// The same along planes: of pairs twice as far, since their arithmetic keeps what is read next waiting (two inputs: 1.05 to
-    /// 1.07 times as fast).
+    /// The same along planes: of pairs twice as far, since their arithmetic keeps what is read next waiting.
     const AHEAD_ALONG: usize = Self::AHEAD * if O::PAIRS { 2 } else { 1 };
 
     /// Adds whole vectors into their sums.

@@ -7,7 +7,7 @@ use crate::ground::sizes::LANES;
 use crate::kernel::terms::Terms;
 use crate::simd::Lanes;
 
-/// Of one sample's planes of a group, the later ones to ask for.
+/// Of one sample's planes of a group, the later ones, to prefetch.
 struct Later {
     /// Channels to go on, modulo those of the group.
     channels: usize,
@@ -54,8 +54,8 @@ impl<T: Copy, O: Terms<IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, 
         }
     }
 
-    /// Where the planes, or the segments of them, are that are read so much later than one sample's that it takes about as
-    /// long as what is asked for does to come.
+    /// Where the planes, or the segments of them, are that are read so much later than one sample's that a prefetch takes about
+    /// as long.
     #[inline(always)]
     fn later(&self, sample: usize, step: usize) -> Later {
         let (Geometry { n, s: plane, .. }, positions) = (*self.geometry, &self.block.positions);
