@@ -224,8 +224,10 @@ fn measure_with<T: Contract>(
     let smallest = T::from_f64(T::NORMAL).to_f64();
     let largest = T::from_f64(if T::BITS == 23 { f64::from(f32::MAX) } else { f64::MAX }).to_f64();
     let given_mean: Vec<T> = exact.iter().map(|exact| T::from_f64(exact.mean() * 0.99)).collect();
-    let given_var: Vec<T> =
-        exact.iter().map(|exact| T::from_f64((exact.var() * 1.1).clamp(smallest, largest))).collect();
+    // Of f64 not so small that x / sqrt(var) would be beyond the range.
+    let least = |exact: &Statistics| if T::BITS == 52 { (exact.mean() / 2f64.powi(52)).powi(2) } else { 0.0 };
+    let given_var = |exact: &Statistics| (exact.var() * 1.1).max(least(exact)).clamp(smallest, largest);
+    let given_var: Vec<T> = exact.iter().map(|exact| T::from_f64(given_var(exact))).collect();
 
     for setting in settings {
         let mut params = Params::new(setting.eps);

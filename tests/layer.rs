@@ -465,7 +465,8 @@ fn streaming_statistics_are_those_of_the_whole_data_set() {
             for state in [state, at_once] {
                 let bound = T::MEAN[0] * expected.mean.abs() + T::MEAN[1] * std + 1e-13 * expected.mean.abs();
                 assert!((state.mean() - expected.mean).abs() <= bound, "{state:?} {expected:?}");
-                let bound = T::VAR * expected.var + (1e-13 * expected.mean).powi(2);
+                // What the reference's plain sums may be off by, beside.
+                let bound = (T::VAR + 1e-13) * expected.var + (1e-13 * expected.mean).powi(2);
                 assert!((state.variance() - expected.var).abs() <= bound, "{state:?} {expected:?}");
             }
         }

@@ -104,11 +104,13 @@ impl Form for Moments {
         0
     }
 
+    #[inline(always)]
     fn fine(self) -> FineMoments {
         let Self { mean: high, mean_low: low, m2 } = self;
         FineMoments { mean: Double { high, low }, m2: Double { high: m2, low: 0.0 }, exponent: 0 }
     }
 
+    #[inline(always)]
     fn of(fine: FineMoments) -> Self {
         let FineMoments { mean, m2, exponent } = fine;
         if exponent == 0 {

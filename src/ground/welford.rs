@@ -39,6 +39,9 @@ pub struct Welford {
 /// assert_eq!(Welford::from_parts(parts)?, state);
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
+///
+/// With the feature `serde` both are serialized as these fields, of which the low parts and the exponent may be left out.
+/// (serde_json gives back every bit with its feature `float_roundtrip`, and has no NaN.)
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct WelfordParts {
@@ -98,6 +101,7 @@ impl Welford {
         WelfordParts { count, mean, mean_low, m2, m2_low, exponent }
     }
 
+    #[inline(always)]
     pub(crate) fn of(count: u64, moments: impl Form) -> Self {
         let FineMoments { mean, m2, exponent } = moments.fine();
         let (m2, m2_low) = (m2.high, m2.low);
@@ -111,16 +115,16 @@ impl Welford {
         Self { count, mean: rounded, mean_low, m2, m2_low, exponent }
     }
 
+    #[inline(always)]
     pub(crate) fn moments<M: Form>(&self) -> M {
-        let Self { mean, mean_low, m2, m2_low, .. } = *self;
+        let Self { mean: high, mean_low: low, m2, m2_low, exponent, .. } = *self;
         let m2 = Double { high: m2, low: m2_low };
+        if exponent == 0 {
+            return M::of(FineMoments { mean: Double { high, low }, m2, exponent });
+        }
         // States from C may have any.
-        let exponent = self.exponent.signum() * EXPONENT;
-        let mean = Double { high: mean, low: mean_low };
-        M::of(match exponent {
-            0 => FineMoments { mean, m2, exponent },
-            _ => FineMoments { mean: Double::sum(times_power(mean.high, -exponent), mean.low), m2, exponent },
-        })
+        let exponent = exponent.signum() * EXPONENT;
+        M::of(FineMoments { mean: Double::sum(times_power(high, -exponent), low), m2, exponent })
     }
 
     /// Takes in one element: Welford's own update. Exact enough for any data, but a division per element; the

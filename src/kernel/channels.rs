@@ -38,14 +38,16 @@ pub struct Deviations<'a, T> {
     pub scratch: &'a mut Scratch<T>,
 }
 
-impl<T: Scalar> Kernel<T> for Deviations<'_, T> {
+impl<T: Precision> Kernel<T> for Deviations<'_, T> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
         let Scratch { scales, coefficients, ordinary, .. } = self.scratch;
         let Scales { len, ordinary: all_ordinary, unit, prescale, mean_high, mean_low, .. } = &*scales;
         *ordinary &= all_ordinary;
         let mut scale = *prescale;
-        scale.iter_mut().zip(unit).for_each(|(scale, unit)| *scale *= unit);
+        if T::PAIRS {
+            scale.iter_mut().zip(unit).for_each(|(scale, unit)| *scale *= unit);
+        }
         for (row, values) in [(PRESCALE, &scale), (MEAN_HIGH, mean_high), (MEAN_LOW, mean_low)] {
             let row = &mut coefficients[row][self.at..][..*len];
             row.iter_mut().zip(values).for_each(|(k, value)| *k = T::from_f64(*value));
@@ -111,9 +113,10 @@ impl<T: Precision> Kernel<T> for GradientFactors<'_, T> {
         for i in 0..GROUP {
             let (mean, along) = (mean_dy[i], slope[i]);
             let usual = (prescale[i] == 1.0) & ordinary(gain[i]) & ordinary(mean) & ordinary(along);
-            let usual = usual & (unit[i] == 1.0);
+            let usual = usual & (!T::PAIRS | (unit[i] == 1.0));
             others |= u64::from(!usual & (i < *len));
-            let half = if usual { 1.0 } else { half_power(gain[i]) * half_power(unit[i]) };
+            let unit_half = if T::PAIRS { half_power(unit[i]) } else { 1.0 };
+            let half = if usual { 1.0 } else { half_power(gain[i]) * unit_half };
             // Gradients near the largest number have coefficients beyond it, though what they give may not be.
             let large = (mean * half).abs().max((along * half).abs()) > T::LARGEST / 4.0;
             halves[i] = half * if large { 1.0 / 256.0 } else { 1.0 };
@@ -122,22 +125,22 @@ impl<T: Precision> Kernel<T> for GradientFactors<'_, T> {
         *all_ordinary &= others == 0;
         let mut rest = halves;
         for (rest, (gain, unit)) in rest[..*len].iter_mut().zip(gain.iter().zip(unit)) {
-            *rest = gain * inverse_power(*rest) * unit;
+            *rest = gain * inverse_power(*rest) * if T::PAIRS { *unit } else { 1.0 };
         }
         for (row, values) in [(HALF, halves), (REST, rest), (MEAN_DY, mean_dy), (SLOPE, slope)] {
             let row = &mut coefficients[row][self.at..][..*len];
             row.iter_mut().zip(values).for_each(|(k, value)| *k = T::from_f64(value));
         }
-        for row in [MEAN_DY_LOW, SLOPE_LOW, FINE] {
-            coefficients[row][self.at..][..*len].fill(T::default());
-        }
+        // Where it stays 0, the low parts have no part in the outcome, whatever was there.
+        coefficients[FINE][self.at..][..*len].fill(T::default());
         for (i, gain) in gain.iter().enumerate().take(if others == 0 { 0 } else { *len }) {
             let at = self.at + i;
             for (row, low, value) in [(MEAN_DY, MEAN_DY_LOW, mean_dy[i]), (SLOPE, SLOPE_LOW, slope[i])] {
                 let rest = value - coefficients[row][at].to_f64();
                 coefficients[low][at] = T::from_f64(if rest.is_finite() { rest } else { 0.0 });
             }
-            coefficients[FINE][at] = T::from_f64(if gain.abs() * unit[i] > FINE_GAIN { 1.0 } else { 0.0 });
+            coefficients[FINE][at] =
+                T::from_f64(if !T::PAIRS & (gain.abs() > FINE_GAIN) { 1.0 } else { 0.0 });
         }
     }
 }
@@ -304,7 +307,7 @@ impl<T: Precision> BatchScales<'_, T> {
             scales.start(self.moments.len(), self.gamma);
             for (i, moments) in self.moments.iter().enumerate().take(GROUP) {
                 let (var, exponent) = (moments.m2() / count, moments.exponent());
-                let unit = unit_exponent(var, exponent);
+                let unit = unit_exponent(var, exponent, eps);
                 let invstd = inverse_std(var, exponent, eps, unit);
                 let flat = normalize & (var == 0.0);
                 let gain = scales.gain[i] * if flat { 0.0 } else { invstd };

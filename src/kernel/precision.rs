@@ -6,7 +6,7 @@ use super::looks::{BlockMoments, Condition, PairCondition, PairMoments};
 use super::scales::{given_unit, in_unit, unit_exponent};
 use super::scratch::Sums;
 use super::terms::*;
-use crate::ground::double::{Double, power};
+use crate::ground::double::{Double, power, times_power};
 use crate::ground::moments::{FineMoments, Form, Moments};
 use crate::ground::scalar::{Scalar, Sealed};
 use crate::simd::{Dispatch, Level};
@@ -30,8 +30,8 @@ pub trait Precision: Scalar {
     /// The sums of gradients of these.
     type Gradients: GradientSums;
 
-    /// Before sums of gradients: center and unit of channel `i`, from the batch's own moments of `count` elements.
-    fn batch_center(sums: &mut Sums, i: usize, moments: Self::Moments, count: f64);
+    /// Before sums of gradients: center and unit of channel `i`, from the batch's own moments, their count, and eps.
+    fn batch_center(sums: &mut Sums, i: usize, moments: Self::Moments, count_eps: (f64, f64));
     /// The same from a given mean, and variance + eps.
     fn given_center(sums: &mut Sums, i: usize, mean: f64, shifted: f64);
     /// After a look at a block: whether another one is needed, for which pivots, centers and units are written then.
@@ -50,7 +50,7 @@ impl Precision for f32 {
     type Moments = Moments;
     type Gradients = PlainGradients;
 
-    fn batch_center(sums: &mut Sums, i: usize, moments: Moments, _: f64) {
+    fn batch_center(sums: &mut Sums, i: usize, moments: Moments, _: (f64, f64)) {
         (sums.centers[i], sums.pivots[i]) = moments.mean();
     }
 
@@ -80,16 +80,16 @@ impl Precision for f64 {
     type Moments = FineMoments;
     type Gradients = FineGradients;
 
-    fn batch_center(sums: &mut Sums, i: usize, moments: FineMoments, count: f64) {
+    fn batch_center(sums: &mut Sums, i: usize, moments: FineMoments, (count, eps): (f64, f64)) {
         let var = moments.m2() / count;
-        let unit = unit_exponent(var, moments.exponent());
-        let mean = in_unit(moments.mean(), moments.exponent() + unit);
-        center(sums, i, mean, power(unit), mean.0 * mean.0 <= var * Self::CONDITION_LIMIT);
+        let unit = unit_exponent(var, moments.exponent(), eps);
+        let exponent = moments.exponent() + unit;
+        center(sums, i, in_unit(moments.mean(), exponent), power(unit), times_power(var, 2 * exponent));
     }
 
     fn given_center(sums: &mut Sums, i: usize, mean: f64, shifted: f64) {
         let unit = given_unit(1.0 / shifted.sqrt());
-        center(sums, i, (mean * unit, 0.0), unit, mean * mean <= shifted * Self::CONDITION_LIMIT);
+        center(sums, i, (mean * unit, 0.0), unit, shifted * unit * unit);
     }
 
     fn look_again(level: Level, sums: &mut Sums, (channels, count): (usize, f64), first: bool) -> bool {
@@ -103,14 +103,14 @@ impl Precision for f64 {
     }
 }
 
-/// The center of channel `i` of f64: none where the mean is no larger than products of x leave room for, so that most need no
-/// differences.
+/// The center of channel `i` of f64, in its unit: none where the mean is no larger than products of x leave room for, so that
+/// most need no differences.
 #[inline(always)]
-fn center(sums: &mut Sums, i: usize, (mean, low): (f64, f64), unit: f64, near: bool) {
-    let none = near & (unit == 1.0);
+fn center(sums: &mut Sums, i: usize, (mean, low): (f64, f64), unit: f64, var: f64) {
+    let none = mean * mean <= var * f64::CONDITION_LIMIT;
     (sums.centers[i], sums.besides[i]) = if none { (0.0, mean) } else { (mean, 0.0) };
     (sums.pivots[i], sums.units[i]) = (low, unit);
-    sums.scaled |= !none;
+    sums.scaled |= !none | (unit != 1.0);
 }
 
 /// Sums over a channel, or a part of it, of dy and of dy * (x - mean), x in its unit.

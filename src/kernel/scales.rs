@@ -161,21 +161,22 @@ pub fn half_power(x: f64) -> f64 {
 }
 
 /// Of a channel of f64 whose elements, times 2^-`exponent`, have this variance: by which power of two, 2^`k`, its deviations
-/// become about 1. 0 where squares of them are far from the ends of f64's range anyway.
+/// become about 1, unless eps makes so little of them that 1 / sqrt(var + eps) of such would be out of range. 0 where squares of
+/// them are far from the ends of f64's range anyway.
 #[inline(always)]
-pub fn unit_exponent(var: f64, exponent: i64) -> i64 {
+pub fn unit_exponent(var: f64, exponent: i64, eps: f64) -> i64 {
     if (exponent == 0 && ordinary(var)) || var == 0.0 || !var.is_finite() {
         return 0;
     }
-    (-(exponent_of(half_power(var)) + exponent)).clamp(-1022, 1022)
+    let most = if eps == 0.0 { 1022 } else { 500 - exponent_of(half_power(eps)) };
+    (-(exponent_of(half_power(var)) + exponent)).clamp(-1022, most)
 }
 
 /// Of such a channel, 1 / sqrt(var + eps) of its elements times 2^`unit`; 0 where that is 1 / 0.
 pub fn inverse_std(var: f64, exponent: i64, eps: f64, unit: i64) -> f64 {
-    // In the elements' own scale only if eps is so large in the other that their variance is nothing beside it.
-    let tiny = exponent < 0 && eps > f64::from_bits((1023 - 400) << 52);
-    let exponent = if tiny { 0 } else { exponent };
-    let var = if tiny { 0.0 } else { var };
+    // In the elements' own scale where eps is so large in the other that their variance is nothing beside it.
+    let nothing = var == 0.0 || (exponent < 0 && eps > f64::from_bits((1023 - 400) << 52));
+    let (var, exponent) = if nothing { (0.0, 0) } else { (var, exponent) };
     let shifted = var + times_power(eps, -2 * exponent);
     if shifted == 0.0 { 0.0 } else { times_power(1.0 / shifted.sqrt(), -exponent - unit) }
 }

@@ -58,7 +58,9 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
         sums.scaled = false;
         for (i, channel) in channels.clone().enumerate() {
             match self.given {
-                Given::Batch(states) => T::batch_center(sums, i, states[channel].moments(), count),
+                Given::Batch(states) => {
+                    T::batch_center(sums, i, states[channel].moments(), (count, self.eps))
+                }
                 Given::Frozen { mean, var } => {
                     T::given_center(sums, i, mean[channel].to_f64(), var[channel].to_f64() + self.eps);
                 }

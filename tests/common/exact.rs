@@ -43,14 +43,14 @@ impl Dd {
         Self::renormalized(hi, ((self.hi - back.hi) - back.lo + self.lo) / divisor)
     }
 
-    /// 1 / sqrt(self), of a positive number.
-    fn inverse_root(self) -> Self {
+    /// 1 / sqrt(self) of a positive number, as a number near 1 and an exponent.
+    fn inverse_root(self) -> (Self, i32) {
         // One step of Newton's method, from a root that is right to f64's last bits, of a number near 1.
         let half = (self.hi.log2() / 2.0) as i32;
         let near = self.times_power(-2 * half);
         let root = Self { hi: 1.0 / near.hi.sqrt(), lo: 0.0 };
         let off = -(near * (root * root)) + 1.0;
-        (root + root * Self { hi: off.hi / 2.0, lo: off.lo / 2.0 }).times_power(-half)
+        (root + root * Self { hi: off.hi / 2.0, lo: off.lo / 2.0 }, -half)
     }
 
     /// Times 2^exponent.
@@ -211,9 +211,9 @@ impl Value {
 pub struct Normalization {
     /// The mean, of elements times 2^-`exponent`.
     pub mean: Dd,
-    /// 1 / sqrt(var + eps), or 0 where that is 1 / 0 in training; of those elements.
-    scaled_invstd: Dd,
-    /// The same of the elements as they are, infinite where that leaves f64's range.
+    /// 1 / sqrt(var + eps) of the elements as they are, or 0 where that is 1 / 0 in training: a number near 1 and an exponent.
+    root: (Dd, i32),
+    /// The same, infinite where that leaves f64's range.
     pub invstd: f64,
     /// See [`Statistics`].
     exponent: i32,
@@ -229,27 +229,29 @@ impl Normalization {
         let Statistics { mean, exponent, .. } = *statistics;
         let var = statistics.m2.over(statistics.count);
         let scaled_eps = times_power(eps, -2 * exponent);
-        let scaled_invstd = if var.hi == 0.0 && eps == 0.0 {
-            Dd::default()
+        let (root, root_exponent) = if var.hi == 0.0 && eps == 0.0 {
+            (Dd::default(), 0)
         } else if var.hi == 0.0 || scaled_eps > 1e200 {
             // The variance is nothing beside it.
-            (Dd { hi: eps, lo: 0.0 }).inverse_root().times_power(exponent)
+            (Dd { hi: eps, lo: 0.0 }).inverse_root()
         } else {
-            (var + scaled_eps).inverse_root()
+            let (root, root_exponent) = (var + scaled_eps).inverse_root();
+            (root, root_exponent - exponent)
         };
-        let invstd = times_power(scaled_invstd.value(), -exponent);
-        Self { mean, scaled_invstd, invstd, exponent, gamma, beta }
+        Self::new(mean, exponent, (root, root_exponent), gamma, beta)
     }
 
     /// By given statistics.
     pub fn inference(mean: f64, var: f64, eps: f64, gamma: f64, beta: f64) -> Self {
         let shifted = Dd::sum(var, eps);
-        let exponent =
-            if (1e-180..1e180).contains(&shifted.hi) { 0 } else { (shifted.hi.log2() / 2.0) as i32 };
-        let invstd = shifted.inverse_root();
-        let scaled_invstd = invstd.times_power(exponent);
-        let mean = Dd { hi: times_power(mean, -exponent), lo: 0.0 };
-        Self { mean, scaled_invstd, invstd: invstd.value(), exponent, gamma, beta }
+        let root = shifted.inverse_root();
+        let exponent = if (1e-180..1e180).contains(&shifted.hi) { 0 } else { -root.1 };
+        Self::new(Dd { hi: times_power(mean, -exponent), lo: 0.0 }, exponent, root, gamma, beta)
+    }
+
+    fn new(mean: Dd, exponent: i32, root: (Dd, i32), gamma: f64, beta: f64) -> Self {
+        let invstd = times_power(root.0.value(), root.1);
+        Self { mean, root, invstd, exponent, gamma, beta }
     }
 
     /// The deviation of an element, scaled.
@@ -257,19 +259,23 @@ impl Normalization {
         deviation(times_power(x, -self.exponent), self.mean)
     }
 
-    /// (x - mean) * invstd.
-    fn exact_xhat(&self, x: f64) -> Dd {
-        self.deviation(x) * self.scaled_invstd
+    /// (x - mean) * invstd * factor.
+    fn exact_xhat(&self, x: f64, factor: f64) -> Dd {
+        let deviation = self.deviation(x);
+        // Products of subnormal numbers would not be exact.
+        let up = if deviation.hi.abs() < 1e-150 { 600 } else { 0 };
+        let product = deviation.times_power(up) * self.root.0 * Dd { hi: factor, lo: 0.0 };
+        product.times_power(self.root.1 + self.exponent - up)
     }
 
     /// (x - mean) * invstd, rounded.
     pub fn xhat(&self, x: f64) -> f64 {
-        self.exact_xhat(x).value()
+        self.exact_xhat(x, 1.0).value()
     }
 
     /// gamma * xhat + beta, beside |gamma * xhat| + |beta|.
     pub fn y(&self, x: f64) -> Value {
-        let scaled = self.exact_xhat(x) * Dd { hi: self.gamma, lo: 0.0 };
+        let scaled = self.exact_xhat(x, self.gamma);
         Value::new(scaled + self.beta, scaled.hi.abs() + self.beta.abs())
     }
 }
@@ -302,7 +308,7 @@ impl Gradients {
         Self {
             normalization,
             dbeta: Value::new(sum, sum_scale),
-            dgamma: product.scaled(normalization.scaled_invstd, 0),
+            dgamma: product.scaled(normalization.root.0, normalization.root.1 + normalization.exponent),
             count: x.len() as f64,
             through_statistics,
         }
@@ -310,17 +316,16 @@ impl Gradients {
 
     /// gamma * invstd * (dy - mean(dy) - xhat * mean(dy * xhat)), beside the sum of the terms' absolute values.
     pub fn dx(&self, x: f64, dy: f64) -> Value {
-        let Normalization { gamma, scaled_invstd, exponent, .. } = self.normalization;
+        let Normalization { gamma, root, .. } = self.normalization;
         let (mut value, mut scale) = (Dd { hi: dy, lo: 0.0 }, dy.abs());
         if self.through_statistics {
             let mean = |Value { value, low, .. }: Value| (Dd { hi: value, lo: low }).over(self.count);
             let mean_dy = mean(self.dbeta);
-            let along_x = self.normalization.exact_xhat(x) * mean(self.dgamma);
+            let along_x = self.normalization.exact_xhat(x, 1.0) * mean(self.dgamma);
             value = value + -mean_dy + -along_x;
             scale += mean_dy.hi.abs() + along_x.hi.abs();
         }
-        let gain = scaled_invstd * Dd { hi: gamma, lo: 0.0 };
-        Value::new(value, scale).scaled(gain, -exponent)
+        Value::new(value, scale).scaled(root.0 * Dd { hi: gamma, lo: 0.0 }, root.1)
     }
 
     /// dL/dmean as the 2015 paper writes it.
