@@ -1,5 +1,7 @@
 //! Sums over the lanes of a channel.
 
+use std::hint::black_box;
+
 use super::Reduce;
 use super::interleave::Interleave;
 use crate::ground::double::Double;
@@ -13,12 +15,12 @@ use crate::simd::Lanes;
 /// none of loops over them.
 #[inline(always)]
 pub fn sum_lanes_of_planes<T, S: Lanes<T>>(s: S, columns: &[f64], lanes: usize, sums: &mut [f64]) {
-    if lanes <= 4 {
-        for (channel, sum) in sums.iter_mut().enumerate() {
-            let of = |lane: usize| if lane < lanes { columns[channel * lanes + lane] } else { 0.0 };
-            *sum = (of(0) + of(2)) + (of(1) + of(3));
-        }
-        return;
+    match lanes {
+        1 => return sum_few_lanes::<1>(columns, sums),
+        2 => return sum_few_lanes::<2>(columns, sums),
+        3 => return sum_few_lanes::<3>(columns, sums),
+        4 => return sum_few_lanes::<4>(columns, sums),
+        _ => (),
     }
     for (channel, sum) in sums.iter_mut().enumerate() {
         let mut first = [s.zero_wide(); 2];
@@ -34,6 +36,15 @@ pub fn sum_lanes_of_planes<T, S: Lanes<T>>(s: S, columns: &[f64], lanes: usize, 
             }
         }
         *sum = s.sum_lanes(first);
+    }
+}
+
+/// The same of `L` <= 4 lanes: a fixed number, since the compiler gathers where it is none.
+#[inline(always)]
+fn sum_few_lanes<const L: usize>(columns: &[f64], sums: &mut [f64]) {
+    for (sum, lanes) in sums.iter_mut().zip(columns.as_chunks::<L>().0) {
+        let of = |lane: usize| if lane < L { lanes[lane] } else { 0.0 };
+        *sum = (of(0) + of(2)) + (of(1) + of(3));
     }
 }
 
@@ -58,6 +69,8 @@ pub fn sum_lanes_of_plane_pairs([columns, low_columns]: [&[f64]; 2], lanes: usiz
     let [totals, low_totals] = totals;
     for (channel, (total, low_total)) in totals.iter_mut().zip(low_totals).enumerate() {
         let (mut first, mut low_first) = ([0.0; LANES], [0.0; LANES]);
+        // Channel by channel: several at once would be gathered.
+        let channel = black_box(channel);
         for at in (0..lanes).step_by(LANES) {
             let from = channel * lanes + at;
             let (sixteen, low_sixteen) = (&columns[from..][..LANES], &low_columns[from..][..LANES]);
