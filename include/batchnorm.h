@@ -361,15 +361,15 @@ typedef struct batchnorm_step_args {
 } batchnorm_step_args;
 
 /**
- * Takes the statistics of a batch into the running mean and variance of the problem's channels, of whose sizes it looks at
- * no other. Channels of no elements are left as they are.
+ * Takes the statistics of a batch into the running mean and variance of the problem's channels, whose other sizes change
+ * nothing, but have to be a tensor's. Channels of no elements are left as they are.
  */
 batchnorm_status batchnorm_update_running(const batchnorm_problem *problem,
                                           const batchnorm_update_running_args *args);
 
 /**
- * One step of gradient descent on the problem's channels, of whose sizes it looks at no other: parameter -= lr * gradient,
- * for gamma with dgamma, for beta with dbeta.
+ * One step of gradient descent on the problem's channels, whose other sizes change nothing, but have to be a tensor's:
+ * parameter -= lr * gradient, for gamma with dgamma, for beta with dbeta.
  */
 batchnorm_status batchnorm_step(const batchnorm_problem *problem,
                                 const batchnorm_step_args *args);

@@ -67,8 +67,8 @@ unsafe impl Versioned for StepArgs {
 const _: () =
     assert!(size_of::<UpdateRunningArgs>() == 7 * 8 && size_of::<StepArgs>() == 4 * 8, "no padding");
 
-/// Takes the statistics of a batch into the running mean and variance of the problem's channels, of whose sizes it looks at
-/// no other. Channels of no elements are left as they are.
+/// Takes the statistics of a batch into the running mean and variance of the problem's channels, whose other sizes change
+/// nothing, but have to be a tensor's. Channels of no elements are left as they are.
 ///
 /// # Safety
 /// As of `batchnorm_statistics`.
@@ -116,8 +116,8 @@ unsafe fn take_in<T: Element>(
     Ok(update_running(RunningUpdate { rule, variance }, args.batches, states, mean, var)?)
 }
 
-/// One step of gradient descent on the problem's channels, of whose sizes it looks at no other: parameter -= lr * gradient,
-/// for gamma with dgamma, for beta with dbeta.
+/// One step of gradient descent on the problem's channels, whose other sizes change nothing, but have to be a tensor's:
+/// parameter -= lr * gradient, for gamma with dgamma, for beta with dbeta.
 ///
 /// # Safety
 /// As of `batchnorm_statistics`.
