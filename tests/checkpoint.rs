@@ -2,7 +2,7 @@
 
 mod common;
 
-use batchnorm::{BatchNorm, Mode, Parts, RunningUpdate, RunningVariance, Shape, UpdateRule};
+use batchnorm::{BatchNorm, Mode, Parts, RunningUpdate, RunningVariance, Shape, StreamingStatistics, UpdateRule};
 use common::matrix::{Bits, Problem};
 
 /// Some steps of training.
@@ -77,6 +77,21 @@ fn layers_are_equal_if_their_parts_are() {
     assert!(nan != nan.clone());
 }
 
+/// Statistics over a data set may be put away half-way.
+#[test]
+fn streaming_statistics_go_on_from_their_states() {
+    let problem = Problem::<f32>::new(&[3, 4, 7], 1);
+    let shape = Shape::nchw(&problem.dims).unwrap();
+    let mut whole = StreamingStatistics::new(4);
+    whole.update(&shape, &problem.x).unwrap();
+    let mut restored = StreamingStatistics::from(Vec::from(whole.clone()));
+    assert_eq!(restored, whole);
+    for streaming in [&mut whole, &mut restored] {
+        streaming.update(&shape, &problem.dy).unwrap();
+    }
+    assert_eq!((restored.states(), restored.states()[0].count()), (whole.states(), 42));
+}
+
 #[cfg(feature = "serde")]
 mod with_serde {
     use super::*;
@@ -115,6 +130,17 @@ mod with_serde {
         assert_eq!(serde_json::from_str::<Shape>(&text).unwrap(), shape);
         assert_eq!(serde_json::to_string(&[Layout::Nchw, Layout::Nhwc]).unwrap(), r#"["Nchw","Nhwc"]"#);
         assert_eq!(serde_json::to_string(&UpdateRule::Cumulative).unwrap(), r#""Cumulative""#);
+    }
+
+    #[test]
+    fn streaming_statistics_round_trip() {
+        let problem = Problem::<f64>::new(&[3, 4, 7], 2);
+        let mut streaming = StreamingStatistics::new(4);
+        streaming.update(&Shape::nchw(&problem.dims).unwrap(), &problem.x).unwrap();
+        let text = serde_json::to_string(&streaming).unwrap();
+        assert_eq!(text, serde_json::to_string(streaming.states()).unwrap());
+        let restored: StreamingStatistics = serde_json::from_str(&text).unwrap();
+        assert_eq!(restored, streaming);
     }
 
     /// What is read is checked as what is made of parts.

@@ -209,6 +209,7 @@ pub fn call(call: &Call) {
         channels: if call.is_huge() { c.max(3) } else { c },
         spatial,
         threads: call.threads.into(),
+        threadpool: std::ptr::null(),
     };
     // Longer than the struct, for sizes that are: what lies behind it is 0.
     let problem = Longer(problem, [0; LONGEST]);

@@ -12,23 +12,51 @@ use crate::simd::environment;
 /// Per-channel mean and variance of a data set, taken in one batch at a time.
 ///
 /// ```
-/// use batchnorm::{Shape, StreamingStatistics};
+/// use batchnorm::{Shape, StreamingStatistics, Welford};
 /// let mut data_set = StreamingStatistics::new(1);
 /// data_set.update(&Shape::nchw(&[2, 1])?, &[1.0f32, 2.0])?;
 /// data_set.update(&Shape::nchw(&[2, 1])?, &[3.0f32, 4.0])?;
 /// assert_eq!((data_set.states()[0].mean(), data_set.states()[0].variance()), (2.5, 1.25));
+///
+/// // To be stored, and gone on with.
+/// let states: Vec<Welford> = data_set.clone().into();
+/// assert_eq!(StreamingStatistics::from(states), data_set);
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+///
+/// It is what its states are: two are equal if these are, and with the feature `serde` they are written and read.
+#[derive(Debug, Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(from = "Vec<Welford>", into = "Vec<Welford>"))]
 pub struct StreamingStatistics {
     states: Vec<Welford>,
+    /// Room for those of a batch.
     batch: Vec<Welford>,
+}
+
+impl PartialEq for StreamingStatistics {
+    fn eq(&self, other: &Self) -> bool {
+        self.states == other.states
+    }
+}
+
+/// Of what the states have seen, one per channel.
+impl From<Vec<Welford>> for StreamingStatistics {
+    fn from(states: Vec<Welford>) -> Self {
+        Self { batch: vec![Welford::new(); states.len()], states }
+    }
+}
+
+impl From<StreamingStatistics> for Vec<Welford> {
+    fn from(statistics: StreamingStatistics) -> Self {
+        statistics.states
+    }
 }
 
 impl StreamingStatistics {
     /// Of no data yet.
     pub fn new(channels: usize) -> Self {
-        Self { states: vec![Welford::new(); channels], batch: vec![Welford::new(); channels] }
+        vec![Welford::new(); channels].into()
     }
 
     /// Takes in one batch.
