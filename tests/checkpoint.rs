@@ -2,7 +2,9 @@
 
 mod common;
 
-use batchnorm::{BatchNorm, Mode, Parts, RunningUpdate, RunningVariance, Shape, StreamingStatistics, UpdateRule};
+use batchnorm::{
+    BatchNorm, Mode, Parts, RunningUpdate, RunningVariance, Shape, StreamingStatistics, UpdateRule,
+};
 use common::matrix::{Bits, Problem};
 
 /// Some steps of training.

@@ -166,7 +166,7 @@ impl Bound {
 /// Asserts that a result is within its bound and, if it is subnormal, its rounding; unless a term alone leaves the range, and all that it says is lost.
 pub fn assert_value<T: Contract>(what: impl Display, got: T, exact: Value, bound: Bound) {
     let Value { value, scale, .. } = exact;
-    if got == T::from_f64(value) || scale > T::MAX {
+    if got == T::from_f64(value) || scale > T::MAX || scale.is_nan() {
         return;
     }
     let subnormal = got.to_f64().abs() < T::NORMAL;

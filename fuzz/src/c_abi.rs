@@ -367,10 +367,14 @@ impl Call {
         }
     }
 
-    /// Whether a struct is said to be shorter than the first version's; the problem's threads are not part of that.
+    /// Whether a struct is said to be shorter than the first version's, which the problem's threads and thread pool are not
+    /// part of, or to end inside a field.
     fn sizes_are_wrong(&self) -> bool {
-        let spare = |of_problem| if of_problem { -(size_of::<usize>() as i16) } else { 0 };
-        self.sizes_off.is_some_and(|(of_problem, by)| by < spare(of_problem))
+        let word = size_of::<usize>() as i16;
+        let spare = |of_problem| if of_problem { -2 * word } else { 0 };
+        self.sizes_off.is_some_and(|(of_problem, by)| {
+            by < spare(of_problem) || by.clamp(i16::MIN, LONGEST as i16) % word != 0
+        })
     }
 }
 
