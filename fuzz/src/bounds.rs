@@ -113,7 +113,9 @@ impl Contract for f64 {
     }
     fn y_is_promised(normalization: &Normalization) -> bool {
         let Normalization { invstd, gamma, .. } = *normalization;
-        is_in_range::<Self>(gamma) && is_in_range::<Self>(gamma * invstd)
+        // f64's promise is for factors far from the ends of its range, as f32's is for 2^-250 to 2^250.
+        let far = |value: f64| value == 0.0 || (1e-75..=1e75).contains(&value.abs());
+        is_in_range::<Self>(gamma) && far(gamma) && far(invstd) && far(gamma * invstd)
     }
 }
 

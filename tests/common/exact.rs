@@ -46,7 +46,7 @@ impl Dd {
     /// 1 / sqrt(self) of a positive number, as a number near 1 and an exponent.
     fn inverse_root(self) -> (Self, i32) {
         // One step of Newton's method, from a root that is right to f64's last bits, of a number near 1.
-        let half = if self.hi.is_finite() { (self.hi.log2() / 2.0) as i32 } else { 0 };
+        let half = if self.hi.is_normal() { (self.hi.log2() / 2.0) as i32 } else { 0 };
         let near = self.times_power(-2 * half);
         let root = Self { hi: 1.0 / near.hi.sqrt(), lo: 0.0 };
         let off = -(near * (root * root)) + 1.0;
