@@ -113,9 +113,9 @@ impl Contract for f64 {
     }
     fn y_is_promised(normalization: &Normalization) -> bool {
         let Normalization { invstd, gamma, .. } = *normalization;
-        // f64's promise is for factors far from the ends of its range, as f32's is for 2^-250 to 2^250.
-        let far = |value: f64| value == 0.0 || (1e-75..=1e75).contains(&value.abs());
-        is_in_range::<Self>(gamma) && far(gamma) && far(invstd) && far(gamma * invstd)
+        // A product of 0 of numbers other than 0 is out of range, too.
+        let product = gamma * invstd;
+        is_in_range::<Self>(gamma) && is_in_range::<Self>(product) && (product != 0.0 || gamma == 0.0)
     }
 }
 
