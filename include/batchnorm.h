@@ -371,8 +371,7 @@ batchnorm_status batchnorm_update_running(const batchnorm_problem *problem,
  * One step of gradient descent on the problem's channels, whose other sizes change nothing, but have to be a tensor's:
  * parameter -= lr * gradient, for gamma with dgamma, for beta with dbeta.
  */
-batchnorm_status batchnorm_step(const batchnorm_problem *problem,
-                                const batchnorm_step_args *args);
+batchnorm_status batchnorm_step(const batchnorm_problem *problem, const batchnorm_step_args *args);
 
 /* Errors in words, threads, instruction sets, version. */
 
