@@ -4,7 +4,7 @@ use batchnorm::Welford;
 
 use crate::bounds::{Bound, Contract, assert_value, is_in_range};
 use crate::calls::{Call, Wanted};
-use crate::common::exact::{Gradients, Normalization, Statistics, Value};
+use crate::common::exact::{Gradients, Normalization, Statistics};
 use crate::common::matrix::assert_same;
 use crate::forward::{affine, assert_good_same, mended};
 use crate::problem::{self, Run};
@@ -85,17 +85,24 @@ fn check<T: Contract>(
         let exact = Gradients::of(normalization, &x, &dy, states.is_some());
         let gain = (gamma * invstd).abs();
         let [dgamma, dbeta] = [exact.dgamma, exact.dbeta];
-        let dmean = Value { value: exact.dmean(), low: 0.0, scale: gain * dbeta.scale };
-        let dvar = Value { value: exact.dvar(), low: 0.0, scale: 0.5 * gain * invstd * dgamma.scale };
         // Where dy is large next to the mean, whose rounding it multiplies: see "Known limits".
         let of_mean = T::LEFT * dbeta.scale;
         let all = [
             ("dgamma", dgamma, of_mean),
             ("dbeta", dbeta, 0.0),
-            ("dmean", dmean, 0.0),
-            ("dvar", dvar, 0.5 * gain * invstd * of_mean),
+            ("dmean", exact.dmean(), 0.0),
+            ("dvar", exact.dvar(), 0.5 * gain * invstd * of_mean),
         ];
         for (vector, (name, exact, absolute)) in vectors.iter().zip(all) {
+            // Its factor has left f64's range, and so may it, even where gamma is 0.
+            let of_infinite = match name {
+                "dmean" => !dbeta.scale.is_finite(),
+                "dvar" => !dgamma.scale.is_finite(),
+                _ => false,
+            };
+            if of_infinite && !vector[c].to_f64().is_finite() {
+                continue;
+            }
             let what = call.what(name, c);
             let bound = Bound { relative: T::OF_SUMS, absolute };
             assert_value(format_args!("{what}, {normalization:?}"), vector[c], exact, bound);

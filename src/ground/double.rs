@@ -75,6 +75,17 @@ impl Double {
     }
 }
 
+/// The product from left to right, with no end to the exponents on the way.
+pub fn product<const N: usize>(factors: [f64; N]) -> f64 {
+    let mut exponent = 0;
+    let mantissas = factors.map(|factor| {
+        let power = (factor.to_bits() >> 52 & 2047) as i64 - 1023;
+        exponent += power;
+        times_power(factor, -power)
+    });
+    times_power(mantissas.iter().product(), exponent)
+}
+
 /// a as two numbers of 26 bits (Veltkamp).
 #[inline(always)]
 fn split(a: f64) -> [f64; 2] {

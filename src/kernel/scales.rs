@@ -161,14 +161,14 @@ pub fn half_power(x: f64) -> f64 {
 }
 
 /// Of a channel of f64 whose elements, times 2^-`exponent`, have this variance: by which power of two, 2^`k`, its deviations
-/// become about 1, unless eps makes so little of them that 1 / sqrt(var + eps) of such would be out of range. 0 where squares of
+/// become about 1, but no more than by 1 / sqrt(eps), or 1: else 1 / sqrt(var + eps) of such would be far from 1. 0 where squares of
 /// them are far from the ends of f64's range anyway.
 #[inline(always)]
 pub fn unit_exponent(var: f64, exponent: i64, eps: f64) -> i64 {
     if (exponent == 0 && ordinary(var)) || var == 0.0 || !var.is_finite() {
         return 0;
     }
-    let most = if eps == 0.0 { 1022 } else { 500 - exponent_of(half_power(eps)) };
+    let most = if eps == 0.0 { 1022 } else { (-exponent_of(half_power(eps))).max(0) };
     (-(exponent_of(half_power(var)) + exponent)).clamp(-1022, most)
 }
 

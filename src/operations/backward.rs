@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::ground::double::product;
 use crate::ground::geometry::Block;
 use crate::ground::slices::{Input, Output};
 use crate::kernel::Vectorized;
@@ -112,9 +113,9 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
         };
         write(&self.dbeta, &|_, sums| sums.dy());
         write(&self.dgamma, &|i, sums| sums.dy_d() * invstd[i]);
-        write(&self.dmean, &|i, sums| -(gain[i] * sums.dy()) * unit[i]);
+        write(&self.dmean, &|i, sums| product([-gain[i], sums.dy(), unit[i]]));
         write(&self.dvar, &|i, sums| {
-            -0.5 * gain[i] * invstd[i] * (sums.dy_d() * invstd[i]) * unit[i] * unit[i]
+            product([-0.5, gain[i], invstd[i], sums.dy_d() * invstd[i], unit[i], unit[i]])
         });
     }
 

@@ -27,6 +27,13 @@ pub struct Traffic {
     pub maps: bool,
 }
 
+impl Traffic {
+    /// Bytes that are read.
+    fn bytes_read(self, geometry: &Geometry) -> usize {
+        geometry.len().saturating_mul(self.reads * self.element)
+    }
+}
+
 /// How a task goes through its channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Schedule {
@@ -55,20 +62,20 @@ pub fn threads_for(
     awake: impl Fn() -> bool,
     available: impl Fn() -> usize,
 ) -> usize {
-    let bytes = geometry.len().saturating_mul(traffic.reads * traffic.element);
+    let bytes = traffic.bytes_read(geometry);
     let parallel = bytes >= tuning.parallel_bytes_asleep || (bytes >= tuning.parallel_bytes && awake());
     if parallel { available().max(1) } else { 1 }
 }
 
 /// Whether there is enough to do for several threads, if they are awake.
 pub fn is_large(geometry: &Geometry, traffic: Traffic, tuning: &Tuning) -> bool {
-    geometry.len().saturating_mul(traffic.reads * traffic.element) >= tuning.parallel_bytes
+    traffic.bytes_read(geometry) >= tuning.parallel_bytes
 }
 
 impl Setting {
     /// Bytes that are read.
     fn bytes_read(&self) -> usize {
-        self.geometry.len().saturating_mul(self.traffic.reads * self.traffic.element)
+        self.traffic.bytes_read(&self.geometry)
     }
 
     /// Bytes that are read and written.
@@ -206,9 +213,10 @@ impl Setting {
     /// Whether no thread has much more than the mean to do, of so many chunks, of at most so many elements, of every group.
     fn is_even(&self, chunks: usize, elements: usize, group: usize) -> bool {
         let Geometry { c, .. } = self.geometry;
-        let fullest = (chunks * c.div_ceil(group)).div_ceil(self.threads) * group * elements;
-        let percent = self.tuning.fullest_thread_percent;
-        fullest.saturating_mul(self.threads * 100) <= (c * self.geometry.m()).saturating_mul(percent)
+        let units = (chunks * c.div_ceil(group)).div_ceil(self.threads);
+        // A product beyond u128 there is none, of usize on 32 bits there is.
+        let fullest = units as u128 * (group * self.threads * 100) as u128 * elements as u128;
+        fullest <= (c * self.geometry.m()) as u128 * self.tuning.fullest_thread_percent as u128
     }
 
     /// The widest group from `least` to `most` channels, in steps, such that chunks and groups can be shared out evenly; the
@@ -217,8 +225,9 @@ impl Setting {
         let chunks = blocks.chunks();
         let elements = blocks.chunk(0).len() * blocks.get(0).count();
         let is_even = |group: &usize| self.is_even(chunks, elements, *group);
-        let widths = (0..).map(|steps| most.saturating_sub(steps * step)).take_while(|group| *group > least);
-        { widths }.find(is_even).unwrap_or(least)
+        let mut widths =
+            (0..).map(|steps| most.saturating_sub(steps * step)).take_while(|group| *group > least);
+        widths.find(is_even).unwrap_or(least)
     }
 
     /// One tensor's sums wait for each other in a channel without a second one in step. Not where a pair leaves L2 that one

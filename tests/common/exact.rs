@@ -46,7 +46,7 @@ impl Dd {
     /// 1 / sqrt(self) of a positive number, as a number near 1 and an exponent.
     fn inverse_root(self) -> (Self, i32) {
         // One step of Newton's method, from a root that is right to f64's last bits, of a number near 1.
-        let half = if self.hi.is_normal() { (self.hi.log2() / 2.0) as i32 } else { 0 };
+        let half = exponent(self.hi) / 2;
         let near = self.times_power(-2 * half);
         let root = Self { hi: 1.0 / near.hi.sqrt(), lo: 0.0 };
         let off = -(near * (root * root)) + 1.0;
@@ -99,6 +99,11 @@ impl Neg for Dd {
     fn neg(self) -> Self {
         Self { hi: -self.hi, lo: -self.lo }
     }
+}
+
+/// The exponent of a number, or 0 if it has none.
+fn exponent(x: f64) -> i32 {
+    if x.is_finite() && x != 0.0 { x.abs().log2() as i32 } else { 0 }
 }
 
 /// x * 2^exponent, in steps that leave f64's range only if the outcome does.
@@ -195,9 +200,14 @@ impl Value {
         Self { value: value.hi, low: if value.lo.is_nan() { 0.0 } else { value.lo }, scale }
     }
 
-    fn scaled(self, factor: Dd, exponent: i32) -> Self {
-        let value = (Dd { hi: self.value, lo: self.low } * factor).times_power(exponent);
-        Self::new(value, times_power(self.scale * factor.hi.abs(), exponent))
+    /// Times factor * 2^power, of which no product leaves f64's range unless the outcome does.
+    fn scaled(self, factor: Dd, power: i32) -> Self {
+        let [of_value, of_scale, of_factor] = [self.value, self.scale, factor.hi].map(exponent);
+        let factor = factor.times_power(-of_factor);
+        let value = Dd { hi: self.value, lo: self.low }.times_power(-of_value) * factor;
+        let scale = times_power(self.scale, -of_scale) * factor.hi.abs();
+        let power = power + of_factor;
+        Self::new(value.times_power(power + of_value), times_power(scale, power + of_scale))
     }
 
     /// How far a number is from it.
@@ -209,13 +219,14 @@ impl Value {
 /// Normalization by some statistics.
 #[derive(Debug, Clone, Copy)]
 pub struct Normalization {
-    /// The mean, of elements times 2^-`exponent`.
+    /// The mean, of elements times 2^-`mean_exponent`.
     pub mean: Dd,
+    mean_exponent: i32,
     /// 1 / sqrt(var + eps) of the elements as they are, or 0 where that is 1 / 0 in training: a number near 1 and an exponent.
     root: (Dd, i32),
     /// The same, infinite where that leaves f64's range.
     pub invstd: f64,
-    /// See [`Statistics`].
+    /// Of deviations: see [`Statistics`].
     exponent: i32,
     /// The scale.
     pub gamma: f64,
@@ -238,7 +249,7 @@ impl Normalization {
             let (root, root_exponent) = (var + scaled_eps).inverse_root();
             (root, root_exponent - exponent)
         };
-        Self::new(mean, exponent, (root, root_exponent), gamma, beta)
+        Self::new((mean, exponent), exponent, (root, root_exponent), gamma, beta)
     }
 
     /// By given statistics.
@@ -246,26 +257,35 @@ impl Normalization {
         let shifted = Dd::sum(var, eps);
         let root = shifted.inverse_root();
         let exponent = if (1e-180..1e180).contains(&shifted.hi) { 0 } else { -root.1 };
-        Self::new(Dd { hi: times_power(mean, -exponent), lo: 0.0 }, exponent, root, gamma, beta)
+        Self::new((Dd { hi: mean, lo: 0.0 }, 0), exponent, root, gamma, beta)
     }
 
-    fn new(mean: Dd, exponent: i32, root: (Dd, i32), gamma: f64, beta: f64) -> Self {
+    fn new((mean, mean_exponent): (Dd, i32), exponent: i32, root: (Dd, i32), gamma: f64, beta: f64) -> Self {
         let invstd = times_power(root.0.value(), root.1);
-        Self { mean, root, invstd, exponent, gamma, beta }
+        Self { mean, mean_exponent, root, invstd, exponent, gamma, beta }
+    }
+
+    /// The deviation of an element, as a number near 1 and an exponent.
+    fn deviation_and_exponent(&self, x: f64) -> (Dd, i32) {
+        let x = times_power(x, -self.mean_exponent);
+        // A difference may be twice the largest number.
+        let up = if x.abs().max(self.mean.hi.abs()) > 1e300 { 10 } else { 0 };
+        let deviation = deviation(times_power(x, -up), self.mean.times_power(-up));
+        let own = exponent(deviation.hi);
+        (deviation.times_power(-own), own + up + self.mean_exponent)
     }
 
     /// The deviation of an element, scaled.
     fn deviation(&self, x: f64) -> Dd {
-        deviation(times_power(x, -self.exponent), self.mean)
+        let (deviation, exponent) = self.deviation_and_exponent(x);
+        deviation.times_power(exponent - self.exponent)
     }
 
     /// (x - mean) * invstd * factor.
     fn exact_xhat(&self, x: f64, factor: f64) -> Dd {
-        let deviation = self.deviation(x);
-        // Products of subnormal numbers would not be exact.
-        let up = if deviation.hi.abs() < 1e-150 { 600 } else { 0 };
-        let product = deviation.times_power(up) * self.root.0 * Dd { hi: factor, lo: 0.0 };
-        product.times_power(self.root.1 + self.exponent - up)
+        let ((deviation, of_deviation), of_factor) = (self.deviation_and_exponent(x), exponent(factor));
+        let factor = Dd { hi: factor, lo: 0.0 }.times_power(-of_factor);
+        (deviation * self.root.0 * factor).times_power(of_deviation + of_factor + self.root.1)
     }
 
     /// (x - mean) * invstd, rounded.
@@ -284,6 +304,8 @@ impl Normalization {
 #[derive(Debug, Clone, Copy)]
 pub struct Gradients {
     normalization: Normalization,
+    /// sum(dy * (x - mean)), of the scaled elements.
+    product: Value,
     /// sum(dy), beside sum|dy|.
     pub dbeta: Value,
     /// sum(dy * xhat), beside sum|dy * xhat|.
@@ -307,6 +329,7 @@ impl Gradients {
         let product = Value::new(product, product_scale);
         Self {
             normalization,
+            product,
             dbeta: Value::new(sum, sum_scale),
             dgamma: product.scaled(normalization.root.0, normalization.root.1 + normalization.exponent),
             count: x.len() as f64,
@@ -329,12 +352,15 @@ impl Gradients {
     }
 
     /// dL/dmean as the 2015 paper writes it.
-    pub fn dmean(&self) -> f64 {
-        -self.normalization.gamma * self.normalization.invstd * self.dbeta.value
+    pub fn dmean(&self) -> Value {
+        let Normalization { gamma, root, .. } = self.normalization;
+        self.dbeta.scaled(root.0 * Dd { hi: -gamma, lo: 0.0 }, root.1)
     }
 
     /// dL/dvar as the 2015 paper writes it.
-    pub fn dvar(&self) -> f64 {
-        -0.5 * self.normalization.gamma * self.normalization.invstd.powi(2) * self.dgamma.value
+    pub fn dvar(&self) -> Value {
+        let Normalization { gamma, root, exponent, .. } = self.normalization;
+        let cube = root.0 * root.0 * root.0;
+        self.product.scaled(cube * Dd { hi: -0.5 * gamma, lo: 0.0 }, 3 * root.1 + exponent)
     }
 }
