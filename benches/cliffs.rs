@@ -18,9 +18,10 @@ const SPATIAL: [usize; 13] = [1, 2, 3, 4, 9, 16, 25, 49, 64, 100, 196, 784, 12_5
 /// Elements of a tensor: below the least, calls take microseconds, and the time is the call's own.
 const ELEMENTS: std::ops::RangeInclusive<usize> = 1 << 14..=1 << 24;
 
-/// Time for a first measurement of one way, and for one that decides.
+/// Time for one measurement of one way.
 const GLANCE: Duration = Duration::from_millis(2);
-const LOOK: Duration = Duration::from_millis(60);
+/// Rounds, over all ways in turns, that decide: what disturbs the machine for a while disturbs all of them.
+const ROUNDS: usize = 24;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Operation {
@@ -129,7 +130,7 @@ impl Bench {
     }
 
     /// The least time of some calls, which other programs disturb least.
-    fn time(&mut self, dims: [usize; 3], operation: Operation, way: usize, budget: Duration) -> f64 {
+    fn time(&mut self, dims: [usize; 3], operation: Operation, way: usize) -> f64 {
         let [n, c, s] = dims;
         let shape = Shape::new(LAYOUTS[way / 2], n, c, &[s]).expect("a shape of the grid");
         let len = shape.len();
@@ -149,7 +150,7 @@ impl Bench {
                 let start = Instant::now();
                 run(operation, &shape, x, dy, y, &mut channels);
                 least = least.min(start.elapsed().as_secs_f64());
-                if call >= 2 && begin.elapsed() > budget {
+                if call >= 2 && begin.elapsed() > GLANCE {
                     break;
                 }
             }
@@ -158,8 +159,17 @@ impl Bench {
         if way.is_multiple_of(2) { one.install(timed) } else { timed() }
     }
 
-    fn times(&mut self, dims: [usize; 3], budget: Duration) -> Times {
-        OPERATIONS.map(|operation| std::array::from_fn(|way| self.time(dims, operation, way, budget)))
+    /// The least times of so many rounds.
+    fn times(&mut self, dims: [usize; 3], rounds: usize) -> Times {
+        let mut times = [[f64::INFINITY; 4]; OPERATIONS.len()];
+        for _ in 0..rounds {
+            for (times, operation) in times.iter_mut().zip(OPERATIONS) {
+                for (way, time) in times.iter_mut().enumerate() {
+                    *time = time.min(self.time(dims, operation, way));
+                }
+            }
+        }
+        times
     }
 }
 
@@ -229,12 +239,9 @@ fn main() {
     let mut bench = Bench::new();
     let mut broken = Vec::new();
     for &dims in &shapes {
-        let mut times = bench.times(dims, if single { LOOK } else { GLANCE });
+        let mut times = bench.times(dims, if single { ROUNDS } else { 1 });
         if !breaks(dims, &times).is_empty() && !single {
-            let again = bench.times(dims, LOOK);
-            for (time, again) in times.as_flattened_mut().iter_mut().zip(again.as_flattened()) {
-                *time = time.min(*again);
-            }
+            times = bench.times(dims, ROUNDS);
         }
         if single {
             let elements = dims.iter().product::<usize>() as f64;

@@ -35,7 +35,7 @@ macro_rules! knobs {
     };
 }
 
-const KNOBS: [Knob; 19] = knobs![
+const KNOBS: [Knob; 23] = knobs![
     parallel_bytes,
     parallel_bytes_asleep,
     tasks_per_thread,
@@ -50,9 +50,13 @@ const KNOBS: [Knob; 19] = knobs![
     resident_pipelined,
     resident_non_temporal,
     run_bytes,
+    run_bytes_near,
     run_bytes_once,
     many_threads,
     rows_per_thread,
+    row_bytes,
+    row_positions,
+    row_samples,
     parallel_states,
     fullest_thread_percent,
 ];

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use crate::ground::sizes::{GROUP, LANES, SMALL_PLANE, TILE_COLUMNS};
+use crate::ground::sizes::{GROUP, LANES, SMALL_PLANE};
 
 /// Which axis is contiguous.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,14 +30,6 @@ impl Geometry {
     /// Planes of more than [`LANES`] positions only if all of them together fill a few.
     pub fn small_planes(&self) -> bool {
         self.s <= LANES || (self.n > 1 && self.s <= SMALL_PLANE && self.c * self.s >= GROUP)
-    }
-
-    /// Whether planes are so small that an elementwise loop takes them as rows of positions too: those that do not fill
-    /// a vector, and those of few channels, whose coefficients for every position stay in L1. They pay from the second
-    /// sample on.
-    pub fn tiny_planes(&self) -> bool {
-        let few = self.s <= SMALL_PLANE && self.c * self.s <= TILE_COLUMNS;
-        self.n > 1 && (self.s < LANES || few)
     }
 
     /// The number of lanes that a channel's elements are dealt out to: position s goes to lane s of small planes, else to

@@ -30,10 +30,10 @@ impl Columns {
         }
     }
 
-    /// What they are for an elementwise loop over these channels.
-    pub fn of_map(geometry: &Geometry, channels: &Range<usize>) -> Self {
+    /// What they are for an elementwise loop over these channels, which may take planes as rows of positions.
+    pub fn of_map(geometry: &Geometry, channels: &Range<usize>, planes_as_rows: bool) -> Self {
         let positions = match geometry.pattern {
-            Pattern::Along if geometry.tiny_planes() => geometry.s,
+            Pattern::Along if planes_as_rows => geometry.s,
             Pattern::Along => return Self::CHANNELS,
             Pattern::Across => 1,
         };

@@ -37,7 +37,7 @@ impl<T: Vectorized> Task<'_, T> {
     /// first `ordinary` rows where no channel needs the others.
     pub fn lay_out_rows(&mut self, channels: &Range<usize>, rows: &[usize], ordinary: usize) {
         let rows = if self.scratch.ordinary { &rows[..ordinary] } else { rows };
-        let columns = Columns::of_map(self.geometry, channels);
+        let columns = Columns::of_map(self.geometry, channels, self.planes_as_rows);
         let whole_rows = self.geometry.pattern == Pattern::Across && channels.len() == self.geometry.c;
         if columns != Columns::CHANNELS || whole_rows {
             let kernel = LayOut { scratch: self.scratch, rows, channels: channels.len(), columns };
@@ -130,6 +130,7 @@ impl<T: Vectorized> Task<'_, T> {
             store: self.store,
             prefetch: self.prefetch,
             l1_ways: self.l1_ways,
+            planes_as_rows: self.planes_as_rows,
             coefficients,
             formula: PhantomData,
         };

@@ -27,6 +27,8 @@ pub struct Task<'a, T> {
     pub store: Store,
     pub prefetch: Prefetch,
     pub l1_ways: usize,
+    /// Whether a map takes planes as rows of positions.
+    pub planes_as_rows: bool,
     pub scratch: &'a mut Scratch<T>,
     /// A group, of as many channels as the next, whose map is pending until that is reduced. The scratch has its
     /// coefficients.
@@ -134,7 +136,12 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
         (tasks, backwards): (usize, bool),
         body: impl Fn(&mut dyn Iterator<Item = Range<usize>>, &mut Task<'_, T>) + Sync,
     ) {
-        let Self { level, geometry, plan: Plan { store, prefetch, l1_ways, threads, .. }, .. } = *self;
+        let Self {
+            level,
+            geometry,
+            plan: Plan { store, prefetch, l1_ways, planes_as_rows, threads, .. },
+            ..
+        } = *self;
         deal::deal(units, tasks, threads, backwards, &|ranges| {
             environment::in_default(|| {
                 let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
@@ -146,6 +153,7 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
                     store,
                     prefetch,
                     l1_ways,
+                    planes_as_rows,
                     scratch: scratch_memory,
                     pending: None,
                 };

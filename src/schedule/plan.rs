@@ -24,6 +24,8 @@ pub struct Plan {
     pub channel_group: usize,
     /// Channels that are mapped at once.
     pub map_channels: usize,
+    /// Whether planes are mapped as rows of positions.
+    pub planes_as_rows: bool,
     /// Pieces that a plane is mapped in.
     pub plane_segments: usize,
     /// Inputs that a map prefetches.
@@ -72,6 +74,7 @@ impl Plan {
             schedule,
             channel_group,
             map_channels: setting.map_channels(),
+            planes_as_rows: setting.planes_as_rows(),
             plane_segments: setting.plane_segments(),
             prefetch,
             store: setting.store_policy(),
@@ -104,7 +107,7 @@ impl Plan {
         let Geometry { c, s, pattern, .. } = self.geometry;
         match pattern {
             Pattern::Across => s,
-            Pattern::Along if self.geometry.tiny_planes() => 1,
+            Pattern::Along if self.planes_as_rows => 1,
             Pattern::Along => self.map_channels.min(c) * self.plane_segments,
         }
     }
@@ -117,7 +120,7 @@ impl Plan {
     ) -> impl Iterator<Item = (Range<usize>, Block)> {
         let Geometry { s, pattern, .. } = self.geometry;
         let (segments, channels) = (self.plane_segments, span.len());
-        let whole_rows = pattern == Pattern::Across || self.geometry.tiny_planes();
+        let whole_rows = pattern == Pattern::Across || self.planes_as_rows;
         let segment = s.div_ceil(segments).next_multiple_of(LANES);
         rectangles(units, self.units_per_sample()).flat_map(move |(samples, inner)| {
             let planes = if whole_rows { 0..1 } else { inner.clone() };

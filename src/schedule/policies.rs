@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use crate::ground::geometry::{Geometry, Pattern};
-use crate::ground::sizes::{BAND, GROUP, LANES, SPAN, fuzzed};
+use crate::ground::sizes::{BAND, GROUP, LANES, SMALL_PLANE, SPAN, TILE_COLUMNS, fuzzed};
 use crate::kernel::map::{Prefetch, Store};
 use crate::kernel::scratch::{COLUMNS, SUMS};
 use crate::schedule::blocks::Blocks;
@@ -112,7 +112,7 @@ impl Setting {
     /// non-temporal stores need.
     pub fn prefetch_policy(&self, schedule: Schedule) -> Prefetch {
         let resident = schedule == Schedule::ChannelBlocked && self.resident_channels() > 0;
-        let planes = self.geometry.pattern == Pattern::Along && !self.geometry.tiny_planes();
+        let planes = self.geometry.pattern == Pattern::Along && !self.planes_as_rows();
         match resident && planes {
             _ if !self.is_far() => Prefetch::None,
             false => Prefetch::Own,
@@ -126,7 +126,7 @@ impl Setting {
     pub fn software_pipelining(&self) -> bool {
         let Traffic { reads, reduces, maps, .. } = self.traffic;
         let Tuning { resident, resident_pipelined, .. } = self.tuning;
-        let small = self.geometry.small_planes() || self.geometry.tiny_planes();
+        let small = self.geometry.small_planes() || self.planes_as_rows();
         let long_planes = self.geometry.pattern == Pattern::Along && !small;
         let most = self.l2(if reads == 1 { resident_pipelined } else { resident });
         (self.machine.mesh || cfg!(fuzzing))
@@ -192,7 +192,8 @@ impl Setting {
         let run = |bytes: usize| bytes.div_ceil(s * element).min(c).min(GROUP);
         let long = match n {
             1 => 1,
-            _ => run(if maps { self.tuning.run_bytes } else { self.tuning.run_bytes_once }),
+            _ if maps && self.is_far() => run(self.tuning.run_bytes),
+            _ => run(self.tuning.run_bytes_near),
         };
         let resident = if maps { self.resident_channels() } else { GROUP };
         let group = resident.min(c / self.task_count()).clamp(1, GROUP);
@@ -275,12 +276,23 @@ impl Setting {
         self.geometry.m().div_ceil(sets.max(1)) * (reads + usize::from(maps)) > l2_ways
     }
 
+    /// NCHW: whether a map takes small planes as rows of positions, with coefficients for each, which pay from the second sample
+    /// on: those that do not fill a vector; those of few channels, whose coefficients stay in L1; in the caches others too,
+    /// of which most vectors have two.
+    pub fn planes_as_rows(&self) -> bool {
+        let Geometry { n, c, s, pattern, .. } = self.geometry;
+        let Tuning { row_bytes, row_positions, row_samples, .. } = self.tuning;
+        let few = s <= SMALL_PLANE && c * s <= TILE_COLUMNS;
+        let near = s <= row_positions && n >= row_samples && self.bytes_moved() < row_bytes;
+        pattern == Pattern::Along && n > 1 && (s < LANES || few || near)
+    }
+
     /// The channels that are mapped at once, with one set of coefficients.
     pub fn map_channels(&self) -> usize {
         let Geometry { c, s, pattern, .. } = self.geometry;
         let evenly = |most: usize| c.div_ceil(c.div_ceil(most)).next_multiple_of(GROUP.min(most)).min(most);
         match pattern {
-            Pattern::Along if self.geometry.tiny_planes() => evenly((COLUMNS / s).min(SPAN)),
+            Pattern::Along if self.planes_as_rows() => evenly((COLUMNS / s).min(SPAN)),
             Pattern::Along => evenly(SPAN),
             Pattern::Across => {
                 let few_rows = self.geometry.m() < self.threads * self.tuning.rows_per_thread;

@@ -40,14 +40,23 @@ pub struct Tuning {
     pub resident_pipelined: L2Share,
     /// What is left of L2 beside non-temporal stores.
     pub resident_non_temporal: L2Share,
-    /// Bytes of the shortest run of a channel group in a sample: shorter ones waste lines and address translations.
+    /// Bytes of the shortest run, in a sample, of a channel group that is taken whole: shorter ones waste lines and address
+    /// translations.
     pub run_bytes: usize,
-    /// The same of statistics, which come back to no line.
+    /// The same where that saves no look at memory: of statistics, and in the last-level cache.
+    pub run_bytes_near: usize,
+    /// The same of a group whose chunks are shared out.
     pub run_bytes_once: usize,
     /// Threads from which on memory sets the pace, and not the cores.
     pub many_threads: usize,
     /// Rows (NHWC) below which a thread takes fewer channels of more rows, whose coefficients take less time.
     pub rows_per_thread: usize,
+    /// Bytes moved below which small planes are mapped as rows: from memory, rows are too many streams.
+    pub row_bytes: usize,
+    /// The most positions of such planes: longer ones fill vectors of their own.
+    pub row_positions: usize,
+    /// The fewest samples for which their coefficients, one for each position, pay.
+    pub row_samples: usize,
     /// States from which on they are merged by several threads.
     pub parallel_states: usize,
     /// The most that the fullest thread may have of the mean, in percent, for channels to be taken whole.
@@ -71,9 +80,13 @@ impl Tuning {
         resident_pipelined: 7,
         resident_non_temporal: 12,
         run_bytes: fuzzed(1024, 64),
+        run_bytes_near: fuzzed(3072, 128),
         run_bytes_once: fuzzed(512, 64),
         many_threads: 8,
         rows_per_thread: fuzzed(128, 2),
+        row_bytes: fuzzed(8 << 20, 8 << 10),
+        row_positions: 36,
+        row_samples: fuzzed(16, 2),
         parallel_states: fuzzed(4096, 64),
         fullest_thread_percent: 115,
     };

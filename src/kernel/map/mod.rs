@@ -49,6 +49,8 @@ pub struct Map<'a, T, O, const IN: usize, const K: usize> {
     pub prefetch: Prefetch,
     /// Lines of a set of the first cache.
     pub l1_ways: usize,
+    /// Whether planes are taken as rows of positions.
+    pub planes_as_rows: bool,
     pub coefficients: &'a [Row<T>; COEFFICIENTS],
     pub formula: PhantomData<O>,
 }
@@ -61,7 +63,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Kernel<T> for 
     fn run<S: Lanes<T>>(self, s: S) {
         debug_assert!(self.inputs.iter().all(|input| input.len() == self.geometry.len()));
         debug_assert!(self.output.len() == self.geometry.len());
-        let columns = Columns::of_map(self.geometry, &self.channels);
+        let columns = Columns::of_map(self.geometry, &self.channels, self.planes_as_rows);
         let stride = self.stride(columns);
         // SAFETY: inputs and output have the geometry's length, and channels and part lie within it.
         unsafe {
