@@ -35,7 +35,7 @@ macro_rules! knobs {
     };
 }
 
-const KNOBS: [Knob; 23] = knobs![
+const KNOBS: [Knob; 25] = knobs![
     parallel_bytes,
     parallel_bytes_asleep,
     tasks_per_thread,
@@ -50,6 +50,8 @@ const KNOBS: [Knob; 23] = knobs![
     resident_pipelined,
     resident_non_temporal,
     run_bytes,
+    run_bytes_shared,
+    shared_bytes,
     run_bytes_near,
     run_bytes_once,
     many_threads,

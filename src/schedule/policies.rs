@@ -190,17 +190,22 @@ impl Setting {
         let Traffic { element, reduces, maps, .. } = self.traffic;
         let threads = self.threads;
         let run = |bytes: usize| bytes.div_ceil(s * element).min(c).min(GROUP);
+        let resident = if maps { self.resident_channels() } else { GROUP };
+        // The second look is at L2, or else at the last-level cache.
+        let saves_memory = maps && (self.is_far() || self.machine.mesh);
+        let Tuning { run_bytes, run_bytes_shared, run_bytes_near, shared_bytes, .. } = self.tuning;
         let long = match n {
             1 => 1,
-            _ if maps && self.is_far() => run(self.tuning.run_bytes),
-            _ => run(self.tuning.run_bytes_near),
+            _ if saves_memory && resident > 0 => run(run_bytes),
+            _ if saves_memory && self.channel_bytes() <= shared_bytes => run(run_bytes_shared),
+            _ => run(run_bytes_near),
         };
-        let resident = if maps { self.resident_channels() } else { GROUP };
         let group = resident.min(c / self.task_count()).clamp(1, GROUP);
-        let group = self.in_pairs(if group < long && resident >= long { long } else { group });
-        if reduces && group >= long && self.is_even(1, self.geometry.m(), group) {
-            return (Schedule::ChannelBlocked, group);
+        let group = if group < long && resident >= long { long } else { group };
+        if reduces && group >= long && self.is_even(1, self.geometry.m(), self.in_pairs(group)) {
+            return (Schedule::ChannelBlocked, self.in_pairs(group));
         }
+        let group = self.in_pairs(group);
         // With nothing to come back for, and nothing to split otherwise, narrow runs are better than idle threads.
         if reduces && blocks.chunks() == 1 && (!maps || n == 1) {
             return (Schedule::ChannelBlocked, self.even_group(blocks, 1, group.min(c.div_ceil(threads)), 1));

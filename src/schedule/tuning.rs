@@ -43,7 +43,11 @@ pub struct Tuning {
     /// Bytes of the shortest run, in a sample, of a channel group that is taken whole: shorter ones waste lines and address
     /// translations.
     pub run_bytes: usize,
-    /// The same where that saves no look at memory: of statistics, and in the last-level cache.
+    /// The same of one whose second look is not at L2, but at the last-level cache.
+    pub run_bytes_shared: usize,
+    /// Bytes of a channel that are still there.
+    pub shared_bytes: usize,
+    /// The same where that saves no look at memory, nor at a mesh: of statistics, and in the last-level cache.
     pub run_bytes_near: usize,
     /// The same of a group whose chunks are shared out.
     pub run_bytes_once: usize,
@@ -80,7 +84,9 @@ impl Tuning {
         resident_pipelined: 7,
         resident_non_temporal: 12,
         run_bytes: fuzzed(1024, 64),
-        run_bytes_near: fuzzed(3072, 128),
+        run_bytes_shared: fuzzed(3072, 96),
+        shared_bytes: fuzzed(8 << 20, 8 << 10),
+        run_bytes_near: fuzzed(6144, 128),
         run_bytes_once: fuzzed(512, 64),
         many_threads: 8,
         rows_per_thread: fuzzed(128, 2),

@@ -111,6 +111,7 @@ mod tests {
                         store: Store::NonTemporal,
                         prefetch: Prefetch::Own,
                         l1_ways: 8,
+                        planes_as_rows: false,
                         coefficients: &coefficients,
                         formula: PhantomData::<Normalize>,
                     };

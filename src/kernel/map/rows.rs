@@ -116,7 +116,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         // serves few streams at once; but not one, for which coefficients of many channels come from L2 for every row.
         let bytes = stride * size_of::<T>();
         let batch_rows = match (PREFETCH, IN) {
-            (false, _) if bytes.is_multiple_of(4096) && self.l1_ways < 12 => 2,
+            _ if bytes.is_multiple_of(4096) && self.l1_ways < 12 => 2,
             (false, _) if bytes.is_multiple_of(4096 / IN) => 4,
             (false, _) => 8,
             (_, 1) => 4,
