@@ -12,7 +12,7 @@ use crate::kernel::precision::GradientSums;
 use crate::kernel::scales::{GRADIENT, ORDINARY_GRADIENT, Scales};
 use crate::kernel::terms::Terms;
 use crate::operations::given::Given;
-use crate::schedule::engine::{Operation, Task};
+use crate::schedule::engine::{Follow, Operation, Task};
 use crate::simd::Level;
 
 /// Gradients, each optional.
@@ -41,19 +41,43 @@ impl<T: Vectorized> Backward<'_, T> {
             _ => task.sums(terms, inputs, part),
         }
     }
+
+    /// dL/dmean and dL/dvar as S. Ioffe and C. Szegedy (2015) write them. In the former, the term with dL/dvar has the
+    /// factor sum(x - mean), which is zero for a batch's own mean and not part of it for a frozen one.
+    fn write(&self, scales: &Scales, channels: &Range<usize>, states: &[T::Gradients]) {
+        let Scales { unit, gain, invstd, .. } = scales;
+        let write = |output: &Option<Output<'_, T>>, value: &dyn Fn(usize, &T::Gradients) -> f64| {
+            if let Some(output) = output {
+                // SAFETY: in bounds; each channel belongs to one task.
+                let out = unsafe { output.part(channels.clone()) };
+                for (i, (out, sums)) in out.iter_mut().zip(states).enumerate() {
+                    *out = T::from_f64(value(i, sums));
+                }
+            }
+        };
+        write(&self.dbeta, &|_, sums| sums.dy());
+        write(&self.dgamma, &|i, sums| sums.dy_d() * invstd[i]);
+        write(&self.dmean, &|i, sums| product([-gain[i], sums.dy(), unit[i]]));
+        write(&self.dvar, &|i, sums| {
+            product([-0.5, gain[i], invstd[i], sums.dy_d() * invstd[i], unit[i], unit[i]])
+        });
+    }
 }
 
 impl<T: Vectorized> Operation<T> for Backward<'_, T> {
     type State = T::Gradients;
     const READS: usize = 2;
-    const FINISH_DERIVES: bool = true;
 
     fn reduces(&self) -> bool {
         let per_channel = [&self.dgamma, &self.dbeta, &self.dmean, &self.dvar];
         per_channel.iter().any(|output| output.is_some()) || matches!(self.given, Given::Batch(_))
     }
 
-    fn prepare(&self, task: &mut Task<'_, T>, channels: &Range<usize>) {
+    fn maps(&self) -> bool {
+        self.dx.is_some()
+    }
+
+    fn begin(&self, task: &mut Task<'_, T>, channels: &Range<usize>) {
         let count = task.geometry.m() as f64;
         let sums = &mut task.scratch.sums;
         sums.scaled = false;
@@ -70,7 +94,7 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
         task.lay_out_centers(channels);
     }
 
-    fn reduce(
+    fn sum(
         &self,
         task: &mut Task<'_, T>,
         channels: &Range<usize>,
@@ -94,49 +118,27 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
         }
     }
 
-    fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, sums: &[T::Gradients]) {
-        self.given.scales(task, channels, (self.gamma, self.eps), (false, sums));
-    }
-
-    /// dL/dmean and dL/dvar as S. Ioffe and C. Szegedy (2015) write them. In the former, the term with dL/dvar has the
-    /// factor sum(x - mean), which is zero for a batch's own mean and not part of it for a frozen one.
-    fn finish(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[T::Gradients]) {
-        let Scales { unit, gain, invstd, .. } = &task.scratch.scales;
-        let write = |output: &Option<Output<'_, T>>, value: &dyn Fn(usize, &T::Gradients) -> f64| {
-            if let Some(output) = output {
-                // SAFETY: in bounds; each channel belongs to one task.
-                let out = unsafe { output.part(channels.clone()) };
-                for (i, (out, sums)) in out.iter_mut().zip(states).enumerate() {
-                    *out = T::from_f64(value(i, sums));
-                }
+    fn follow(
+        &self,
+        task: &mut Task<'_, T>,
+        channels: &Range<usize>,
+        states: &[T::Gradients],
+        wanted: Follow,
+    ) {
+        let rows = (&GRADIENT[..], ORDINARY_GRADIENT);
+        task.follow(channels, states, wanted.coefficients, rows, |task, group, states, at| {
+            self.given.scales(task, group, (self.gamma, self.eps), (false, states));
+            if wanted.outputs {
+                self.write(&task.scratch.scales, group, states);
             }
-        };
-        write(&self.dbeta, &|_, sums| sums.dy());
-        write(&self.dgamma, &|i, sums| sums.dy_d() * invstd[i]);
-        write(&self.dmean, &|i, sums| product([-gain[i], sums.dy(), unit[i]]));
-        write(&self.dvar, &|i, sums| {
-            product([-0.5, gain[i], invstd[i], sums.dy_d() * invstd[i], unit[i], unit[i]])
+            if let Some(at) = at {
+                T::dispatch(task.level, Deviations { at, scratch: task.scratch });
+                // Frozen statistics' dx has no part in them, and must not: it is the same with other gradients and without.
+                let sums = if matches!(self.given, Given::Batch(_)) { states } else { &[] };
+                let count = task.geometry.m() as f64;
+                T::dispatch(task.level, GradientFactors { sums, count, at, scratch: task.scratch });
+            }
         });
-    }
-
-    fn maps(&self) -> bool {
-        self.dx.is_some()
-    }
-
-    fn can_pipeline(&self, task: &Task<'_, T>) -> bool {
-        task.scratch.ordinary && matches!(self.given, Given::Batch(_))
-    }
-
-    fn coefficients(&self, task: &mut Task<'_, T>, _: &Range<usize>, at: usize, states: &[T::Gradients]) {
-        T::dispatch(task.level, Deviations { at, scratch: task.scratch });
-        // Frozen statistics' dx has no part in them, and must not: it is the same with other gradients and without.
-        let sums = if matches!(self.given, Given::Batch(_)) { states } else { &[] };
-        let count = task.geometry.m() as f64;
-        T::dispatch(task.level, GradientFactors { sums, count, at, scratch: task.scratch });
-    }
-
-    fn lay_out(&self, task: &mut Task<'_, T>, channels: &Range<usize>) {
-        task.lay_out_rows(channels, &GRADIENT, ORDINARY_GRADIENT);
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
@@ -154,5 +156,9 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
                 task.apply(FrozenGradient, [self.dy], dx, (channels, column, part));
             }
         }
+    }
+
+    fn can_pipeline(&self, task: &Task<'_, T>) -> bool {
+        task.scratch.ordinary && matches!(self.given, Given::Batch(_))
     }
 }

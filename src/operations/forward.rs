@@ -11,7 +11,7 @@ use crate::kernel::channels::*;
 use crate::kernel::map::formulas::NormalizeBatch;
 use crate::kernel::scales::{ORDINARY_SCALE, SCALE};
 use crate::operations::given::Affine;
-use crate::schedule::engine::{Operation, Task};
+use crate::schedule::engine::{Follow, Operation, Task};
 use crate::simd::Level;
 
 /// Statistics, and with `y` the normalization by them.
@@ -25,23 +25,20 @@ pub struct Forward<'a, T> {
 impl<T: Vectorized> Operation<T> for Forward<'_, T> {
     type State = T::Moments;
     const READS: usize = 1;
-    const FINISH_DERIVES: bool = false;
 
     fn reduces(&self) -> bool {
         true
     }
 
-    fn prepare(&self, _: &mut Task<'_, T>, _: &Range<usize>) {}
+    fn maps(&self) -> bool {
+        self.y.is_some()
+    }
+
+    fn begin(&self, _: &mut Task<'_, T>, _: &Range<usize>) {}
 
     /// Plain sums first. Where the variance is small against the mean they are too coarse, and another look, at
     /// elements that are still in cache, takes sums about the mean that they gave.
-    fn reduce(
-        &self,
-        task: &mut Task<'_, T>,
-        channels: &Range<usize>,
-        block: &Block,
-        states: &mut [T::Moments],
-    ) {
+    fn sum(&self, task: &mut Task<'_, T>, channels: &Range<usize>, block: &Block, states: &mut [T::Moments]) {
         let count = block.count() as f64;
         let part = (channels, block);
         match (task.pending.clone(), self.y) {
@@ -68,38 +65,31 @@ impl<T: Vectorized> Operation<T> for Forward<'_, T> {
         T::dispatch(level, Merge { left: left.0, right: right.0, weights });
     }
 
-    fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, moments: &[T::Moments]) {
-        let Affine { gamma, eps, .. } = self.affine;
-        task.batch_scales(channels, moments, (gamma, eps), (true, &[]));
-    }
-
-    fn finish(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[T::Moments]) {
-        // SAFETY: in bounds; each channel belongs to one task.
-        let out = unsafe { self.states.part(channels.clone()) };
-        for (out, state) in out.iter_mut().zip(states) {
-            *out = Welford::of(task.geometry.m() as u64, *state);
-        }
-    }
-
-    fn maps(&self) -> bool {
-        self.y.is_some()
-    }
-
-    fn can_pipeline(&self, task: &Task<'_, T>) -> bool {
-        task.scratch.ordinary
-    }
-
-    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, _: &[T::Moments]) {
-        self.affine.coefficients(task, channels, at);
-    }
-
-    fn lay_out(&self, task: &mut Task<'_, T>, channels: &Range<usize>) {
-        task.lay_out_rows(channels, &SCALE, ORDINARY_SCALE);
+    fn follow(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[T::Moments], wanted: Follow) {
+        let rows = (&SCALE[..], ORDINARY_SCALE);
+        task.follow(channels, states, wanted.coefficients, rows, |task, group, states, at| {
+            if wanted.outputs {
+                // SAFETY: in bounds; each channel belongs to one task.
+                let out = unsafe { self.states.part(group.clone()) };
+                for (out, state) in out.iter_mut().zip(states) {
+                    *out = Welford::of(task.geometry.m() as u64, *state);
+                }
+            }
+            if let Some(at) = at {
+                let Affine { gamma, eps, .. } = self.affine;
+                task.batch_scales(group, states, (gamma, eps), (true, &[]));
+                self.affine.coefficients(task, group, at);
+            }
+        });
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
         if let Some(y) = self.y {
             task.normalize(NormalizeBatch, self.x, y, (channels, column, part));
         }
+    }
+
+    fn can_pipeline(&self, task: &Task<'_, T>) -> bool {
+        task.scratch.ordinary
     }
 }

@@ -8,7 +8,7 @@ use crate::kernel::Vectorized;
 use crate::kernel::map::formulas::Normalize;
 use crate::kernel::scales::{ORDINARY_SCALE, SCALE};
 use crate::operations::given::{Affine, Given};
-use crate::schedule::engine::{Operation, Task};
+use crate::schedule::engine::{Follow, Operation, Task};
 use crate::simd::Level;
 
 /// Normalization by given statistics.
@@ -22,30 +22,26 @@ pub struct Inference<'a, T> {
 impl<T: Vectorized> Operation<T> for Inference<'_, T> {
     type State = ();
     const READS: usize = 1;
-    const FINISH_DERIVES: bool = false;
 
     fn reduces(&self) -> bool {
         false
     }
-    fn prepare(&self, _: &mut Task<'_, T>, _: &Range<usize>) {}
-    fn reduce(&self, _: &mut Task<'_, T>, _: &Range<usize>, _: &Block, _: &mut [()]) {}
-    fn merge(&self, _: Level, _: (&mut [()], usize), _: (&[()], usize)) {}
-    fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, _: &[()]) {
-        let Affine { gamma, eps, .. } = self.affine;
-        self.given.scales(task, channels, (gamma, eps), (true, &[]));
-    }
-    fn finish(&self, _: &mut Task<'_, T>, _: &Range<usize>, _: &[()]) {}
-
     fn maps(&self) -> bool {
         true
     }
+    fn begin(&self, _: &mut Task<'_, T>, _: &Range<usize>) {}
+    fn sum(&self, _: &mut Task<'_, T>, _: &Range<usize>, _: &Block, _: &mut [()]) {}
+    fn merge(&self, _: Level, _: (&mut [()], usize), _: (&[()], usize)) {}
 
-    fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize, _: &[()]) {
-        self.affine.coefficients(task, channels, at);
-    }
-
-    fn lay_out(&self, task: &mut Task<'_, T>, channels: &Range<usize>) {
-        task.lay_out_rows(channels, &SCALE, ORDINARY_SCALE);
+    fn follow(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[()], wanted: Follow) {
+        let rows = (&SCALE[..], ORDINARY_SCALE);
+        task.follow(channels, states, wanted.coefficients, rows, |task, group, _, at| {
+            if let Some(at) = at {
+                let Affine { gamma, eps, .. } = self.affine;
+                self.given.scales(task, group, (gamma, eps), (true, &[]));
+                self.affine.coefficients(task, group, at);
+            }
+        });
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {

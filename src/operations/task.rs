@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::ground::geometry::{Block, Geometry, Pattern};
+use crate::ground::sizes::GROUP;
 use crate::ground::slices::{Input, Output};
 use crate::kernel::Vectorized;
 use crate::kernel::channels::*;
@@ -17,6 +18,7 @@ use crate::kernel::scales::ORDINARY_SCALE;
 use crate::kernel::scratch::{Scratch, Sums};
 use crate::kernel::terms::Terms;
 use crate::schedule::engine::Task;
+use crate::schedule::ranges::pieces;
 use crate::simd::Level;
 
 impl<T: Vectorized> Task<'_, T> {
@@ -33,9 +35,31 @@ impl<T: Vectorized> Task<'_, T> {
         T::dispatch(self.level, BatchScales { moments, count, gamma, eps, normalize, sums, scratch });
     }
 
+    /// What follows from states, group by group of channels that are derived at once: `of_group` takes the group, its states
+    /// and the column from which on to write coefficients, which are then laid out: `rows` of them, the first `ordinary` where no
+    /// channel needs the others.
+    pub fn follow<S>(
+        &mut self,
+        channels: &Range<usize>,
+        states: &[S],
+        coefficients: Option<usize>,
+        (rows, ordinary): (&[usize], usize),
+        of_group: impl Fn(&mut Self, &Range<usize>, &[S], Option<usize>),
+    ) {
+        self.scratch.ordinary |= coefficients.is_some();
+        for group in pieces(channels.clone(), GROUP) {
+            let offset = group.start - channels.start;
+            let states = states.get(offset..offset + group.len()).unwrap_or(&[]);
+            of_group(self, &group, states, coefficients.map(|at| at + offset));
+        }
+        if coefficients.is_some() {
+            self.lay_out_rows(channels, rows, ordinary);
+        }
+    }
+
     /// Lays out the coefficients of these channels, which have been written from column 0 on, for the loops over them: the
     /// first `ordinary` rows where no channel needs the others.
-    pub fn lay_out_rows(&mut self, channels: &Range<usize>, rows: &[usize], ordinary: usize) {
+    fn lay_out_rows(&mut self, channels: &Range<usize>, rows: &[usize], ordinary: usize) {
         let rows = if self.scratch.ordinary { &rows[..ordinary] } else { rows };
         let columns = Columns::of_map(self.geometry, channels, self.planes_as_rows);
         let whole_rows = self.geometry.pattern == Pattern::Across && channels.len() == self.geometry.c;

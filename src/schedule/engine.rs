@@ -16,7 +16,7 @@ use crate::kernel::map::{Prefetch, Store};
 use crate::kernel::scratch::Scratch;
 use crate::schedule::plan::Plan;
 use crate::schedule::policies::{Schedule, Traffic};
-use crate::schedule::ranges::{pieces, pieces_at};
+use crate::schedule::ranges::pieces_at;
 use crate::simd::{Level, environment};
 use crate::threads::deal;
 
@@ -35,51 +35,42 @@ pub struct Task<'a, T> {
     pub pending: Option<Range<usize>>,
 }
 
-/// An operation on tensors. The slices of states hold one state for each of `channels`.
+/// What is wanted of channels whose states are known.
+#[derive(Debug, Clone, Copy)]
+pub struct Follow {
+    /// What the operation returns per channel.
+    pub outputs: bool,
+    /// The coefficients that the map takes, from this column of the scratch's on.
+    pub coefficients: Option<usize>,
+}
+
+/// An operation on tensors, in the order of the calls: what is summed and how sums merge, what follows from a channel's state,
+/// what is mapped. The slices of states hold one state for each of `channels`.
 pub trait Operation<T: Vectorized>: Sync {
     /// What the reduction leaves per channel.
     type State: Copy + Default + Send + Sync;
     /// How many tensors it reads.
     const READS: usize;
-    /// Whether `finish` takes what `derive` leaves.
-    const FINISH_DERIVES: bool;
 
     /// Whether there is a reduction.
     fn reduces(&self) -> bool;
-    /// Fills in the coefficients that the reduction takes.
-    fn prepare(&self, task: &mut Task<'_, T>, channels: &Range<usize>);
-    /// The states of one block. Maps as much of the group that is pending.
-    fn reduce(
-        &self,
-        task: &mut Task<'_, T>,
-        channels: &Range<usize>,
-        block: &Block,
-        states: &mut [Self::State],
-    );
-    /// left := left and right together; the counts are the elements per channel that each has seen.
-    fn merge(&self, level: Level, left: (&mut [Self::State], usize), right: (&[Self::State], usize));
-    /// Derives the scales of a group of channels, for `coefficients` and perhaps `finish`.
-    fn derive(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[Self::State]);
-    /// Writes what the operation returns per channel.
-    fn finish(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[Self::State]);
     /// Whether there is a map.
     fn maps(&self) -> bool;
+
+    /// Begins with these channels: what their sums take is put into the scratch.
+    fn begin(&self, task: &mut Task<'_, T>, channels: &Range<usize>);
+    /// The states of one block. Maps as much of the group that is pending.
+    fn sum(&self, task: &mut Task<'_, T>, channels: &Range<usize>, block: &Block, states: &mut [Self::State]);
+    /// left := left and right together; the counts are the elements per channel that each has seen.
+    fn merge(&self, level: Level, left: (&mut [Self::State], usize), right: (&[Self::State], usize));
+    /// What follows from states: outputs per channel, and coefficients.
+    fn follow(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[Self::State], wanted: Follow);
+    /// Maps a part of the tensor; `column` is that of the first of these channels.
+    fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block);
     /// Whether a group that the scratch has the coefficients of can be left pending.
     fn can_pipeline(&self, _: &Task<'_, T>) -> bool {
         false
     }
-    /// Fills in the coefficients that the map takes, from column `at` on.
-    fn coefficients(
-        &self,
-        task: &mut Task<'_, T>,
-        channels: &Range<usize>,
-        at: usize,
-        states: &[Self::State],
-    );
-    /// Lays out the coefficients of these channels, which have been filled in from column 0 on, for the loops over them.
-    fn lay_out(&self, task: &mut Task<'_, T>, channels: &Range<usize>);
-    /// Maps a part of the tensor; `column` is that of the first of these channels.
-    fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block);
 }
 
 /// Runs an operation. [`Error::OutOfMemory`] comes before anything is written.
@@ -117,6 +108,9 @@ pub fn run_by<T: Vectorized, O: Operation<T>>(
         Schedule::TwoPass => engine.two_pass(),
     }
 }
+
+/// What is wanted where a map is yet to come, or none.
+const OUTPUTS: Follow = Follow { outputs: true, coefficients: None };
 
 struct Engine<'a, T, O> {
     level: Level,
@@ -173,7 +167,7 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
             let [mut states, mut chunk_states, mut block_states] = [[O::State::default(); GROUP]; 3];
             for channels in groups.flatten().map(|group| self.plan.group(group)) {
                 let states = &mut states[..channels.len()];
-                self.operation.prepare(task, &channels);
+                self.operation.begin(task, &channels);
                 if task.pending.as_ref().is_some_and(|pending| pending.len() != channels.len()) {
                     self.map_pending(task);
                 }
@@ -184,19 +178,13 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
                     self.fold((states, &mut seen), (right, count));
                 }
                 task.pending = None;
-                if O::FINISH_DERIVES || self.operation.maps() {
-                    self.operation.derive(task, &channels, states);
-                }
-                self.operation.finish(task, &channels, states);
-                if self.operation.maps() {
-                    task.scratch.ordinary = true;
-                    self.operation.coefficients(task, &channels, 0, states);
-                    self.operation.lay_out(task, &channels);
-                    if software_pipelining && self.operation.can_pipeline(task) {
-                        task.pending = Some(channels);
-                    } else {
-                        self.operation.map(task, &channels, 0, &blocks.whole());
-                    }
+                let maps = self.operation.maps();
+                let wanted = Follow { outputs: true, coefficients: maps.then_some(0) };
+                self.operation.follow(task, &channels, states, wanted);
+                if maps && software_pipelining && self.operation.can_pipeline(task) {
+                    task.pending = Some(channels);
+                } else if maps {
+                    self.operation.map(task, &channels, 0, &blocks.whole());
                 }
             }
             self.map_pending(task);
@@ -230,17 +218,13 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
                 };
                 for (chunk, group) in units.flatten().map(|unit| (unit % chunks, unit / chunks)) {
                     let channels = self.plan.group(group);
-                    self.operation.prepare(task, &channels);
+                    self.operation.begin(task, &channels);
                     // SAFETY: in bounds; no other task has this chunk and these channels.
                     let states = unsafe { states.part(chunk * c + channels.start..chunk * c + channels.end) };
                     self.chunk(task, &channels, chunk, states, block_states);
                     // Without others to merge with, they are the channels': no need to wait for all.
                     if chunks == 1 {
-                        let first = channels.start;
-                        for channels in pieces(channels, GROUP) {
-                            let states = &states[channels.start - first..channels.end - first];
-                            self.finish(task, &channels, states);
-                        }
+                        self.operation.follow(task, &channels, states, OUTPUTS);
                     }
                 }
             });
@@ -266,13 +250,9 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
                     });
                     let columns = span.start + first..span.start + end;
                     if derived.as_ref() != Some(&columns) {
-                        task.scratch.ordinary = true;
-                        for group in pieces(columns.clone(), GROUP) {
-                            let states = partial.get(group.clone()).unwrap_or(&[]);
-                            self.operation.derive(task, &group, states);
-                            self.operation.coefficients(task, &group, group.start - span.start, states);
-                        }
-                        self.operation.lay_out(task, &columns);
+                        let states = partial.get(columns.clone()).unwrap_or(&[]);
+                        let wanted = Follow { outputs: false, coefficients: Some(first) };
+                        self.operation.follow(task, &columns, states, wanted);
                         derived = Some(columns);
                     }
                     for (some, part) in parts() {
@@ -299,17 +279,9 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
                     let right = unsafe { states.part(chunk * c + channels.start..chunk * c + channels.end) };
                     self.fold((total, &mut seen), (right, self.count(chunk)));
                 }
-                self.finish(task, &channels, total);
+                self.operation.follow(task, &channels, total, OUTPUTS);
             }
         });
-    }
-
-    /// Writes what the operation returns of a group of channels.
-    fn finish(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[O::State]) {
-        if O::FINISH_DERIVES {
-            self.operation.derive(task, channels, states);
-        }
-        self.operation.finish(task, channels, states);
     }
 
     /// The elements per channel of a chunk.
@@ -329,11 +301,11 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
     ) -> usize {
         let mut blocks = self.plan.blocks.chunk(chunk).map(|block| self.plan.blocks.get(block));
         let Some(first) = blocks.next() else { return 0 };
-        self.operation.reduce(task, channels, &first, states);
+        self.operation.sum(task, channels, &first, states);
         let mut seen = first.count();
         for block in blocks {
             let right = &mut block_states[..channels.len()];
-            self.operation.reduce(task, channels, &block, right);
+            self.operation.sum(task, channels, &block, right);
             self.fold((states, &mut seen), (right, block.count()));
         }
         seen
