@@ -282,14 +282,14 @@ impl Setting {
     }
 
     /// NCHW: whether a map takes small planes as rows of positions, with coefficients for each, which pay from the second sample
-    /// on: those that do not fill a vector; those of few channels, whose coefficients stay in L1; in the caches others too,
-    /// of which most vectors have two.
+    /// on, or instead of mostly empty vectors: those that do not fill a vector; those of few channels, whose coefficients stay in
+    /// L1; in the caches others too, of which most vectors have two.
     pub fn planes_as_rows(&self) -> bool {
         let Geometry { n, c, s, pattern, .. } = self.geometry;
         let Tuning { row_bytes, row_positions, row_samples, .. } = self.tuning;
         let few = s <= SMALL_PLANE && c * s <= TILE_COLUMNS;
         let near = s <= row_positions && n >= row_samples && self.bytes_moved() < row_bytes;
-        pattern == Pattern::Along && n > 1 && (s < LANES || few || near)
+        pattern == Pattern::Along && (n > 1 || s <= LANES / 2) && (s < LANES || few || near)
     }
 
     /// The channels that are mapped at once, with one set of coefficients.

@@ -83,7 +83,7 @@ impl Tuning {
         resident_far: 5,
         resident_pipelined: 7,
         resident_non_temporal: 12,
-        run_bytes: fuzzed(1024, 64),
+        run_bytes: fuzzed(2048, 64),
         run_bytes_shared: fuzzed(3072, 96),
         shared_bytes: fuzzed(8 << 20, 8 << 10),
         run_bytes_near: fuzzed(6144, 128),
