@@ -141,7 +141,8 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ground::sizes::BAND;
+    use crate::ground::sizes::{BAND, GROUP, SMALL_PLANE};
+    use crate::kernel::scratch::{COLUMNS, SUMS};
     use crate::schedule::blocks::grid::{PATTERNS, geometries};
     use crate::schedule::ranges::{pieces, pieces_at};
 
@@ -231,6 +232,44 @@ mod tests {
                     channel = group.end;
                 }
                 assert_eq!(channel, geometry.c, "{plan:?}");
+            }
+        }
+    }
+
+    /// The scratch has room for the sums and coefficients of a group, whatever the policies go by.
+    #[test]
+    fn no_number_makes_groups_wider_than_the_scratch() {
+        let numbers: [fn(&mut Tuning, usize); 8] = [
+            |tuning, n| tuning.run_bytes = n,
+            |tuning, n| tuning.run_bytes_shared = n,
+            |tuning, n| tuning.run_bytes_near = n,
+            |tuning, n| tuning.run_bytes_once = n,
+            |tuning, n| tuning.rows_per_thread = n,
+            |tuning, n| tuning.row_bytes = n,
+            |tuning, n| tuning.row_positions = n.min(SMALL_PLANE),
+            |tuning, n| tuning.row_samples = n,
+        ];
+        let few = geometries().chain(cliffs()).step_by(7);
+        for geometry in few.filter(|geometry| geometry.s <= 2 * SMALL_PLANE) {
+            for (set, number) in numbers.iter().flat_map(|set| [1, 1 << 14, 1 << 28].map(|n| (set, n))) {
+                let mut tuning = Tuning::DEFAULT;
+                set(&mut tuning, number);
+                for ((machine, threads), traffic) in MACHINES.into_iter().zip(OPERATIONS.into_iter().cycle())
+                {
+                    let plan = Plan::new(&Setting { geometry, traffic, machine, tuning, threads });
+                    let sums = plan.channel_group
+                        * geometry.lanes().max(if geometry.small_planes() { 1 } else { LANES });
+                    let planes = geometry.pattern == Pattern::Along && !geometry.small_planes();
+                    assert!(
+                        if planes { plan.channel_group <= GROUP } else { sums <= SUMS },
+                        "{number} {plan:?}"
+                    );
+                    let positions = if plan.planes_as_rows { geometry.s } else { 1 };
+                    assert!(
+                        plan.map_channels.max(plan.channel_group) * positions <= COLUMNS,
+                        "{number} {plan:?}"
+                    );
+                }
             }
         }
     }

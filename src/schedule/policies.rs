@@ -260,7 +260,7 @@ impl Setting {
         let share = c.div_ceil(self.threads.div_ceil(blocks.chunks()));
         let least =
             if self.threads < many_threads { long.min(share).max(1).next_multiple_of(LANES) } else { LANES };
-        let group = self.even_group(blocks, least, group.min(c.next_multiple_of(LANES)), LANES);
+        let group = self.even_group(blocks, least.min(group), group.min(c.next_multiple_of(LANES)), LANES);
         let resident = self.resident_channels();
         let few_rows = self.geometry.m() < 2 * self.tuning.rows_per_thread;
         let short = few_rows && c >= self.threads * GROUP && resident >= GROUP && !self.rows_compete();
