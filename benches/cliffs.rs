@@ -1,4 +1,4 @@
-//! Where time per element jumps: `cargo bench --bench cliffs`, some six minutes.
+//! Where time per element jumps: `cargo bench --bench cliffs`, some twenty minutes.
 //!
 //! A grid of shapes N x C x S that crosses every threshold of the plans, f32, called from the main thread, on one thread
 //! and on all. No shape should take more than [`Rule::limit`] times as long as what it is compared with: its other layout,

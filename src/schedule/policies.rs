@@ -183,23 +183,33 @@ impl Setting {
         }
     }
 
+    /// NCHW: how many channels make a run in a sample that is long enough to take them whole. The second look is at L2 where
+    /// so many of them stay there, else at the last-level cache.
+    fn shortest_run(&self, resident: usize) -> usize {
+        let Tuning { run_bytes, run_bytes_shared, run_bytes_near, shared_bytes, .. } = self.tuning;
+        let saves_memory = self.traffic.maps && (self.is_far() || self.machine.mesh);
+        match self.geometry.n {
+            1 => 1,
+            _ if saves_memory && resident > 0 => self.run(run_bytes),
+            _ if saves_memory && self.channel_bytes() <= shared_bytes => self.run(run_bytes_shared),
+            _ => self.run(run_bytes_near),
+        }
+    }
+
+    /// NCHW: the channels of a run of so many bytes in a sample.
+    fn run(&self, bytes: usize) -> usize {
+        let Geometry { c, s, .. } = self.geometry;
+        bytes.div_ceil(s * self.traffic.element).min(c).min(GROUP)
+    }
+
     /// NCHW: as many channels as stay in L2 until they are mapped, while their runs are long enough and every thread has
     /// about as many of them.
     fn group_of_planes(&self, blocks: &Blocks) -> (Schedule, usize) {
         let Geometry { n, c, s, .. } = self.geometry;
-        let Traffic { element, reduces, maps, .. } = self.traffic;
+        let Traffic { reduces, maps, .. } = self.traffic;
         let threads = self.threads;
-        let run = |bytes: usize| bytes.div_ceil(s * element).min(c).min(GROUP);
         let resident = if maps { self.resident_channels() } else { GROUP };
-        // The second look is at L2, or else at the last-level cache.
-        let saves_memory = maps && (self.is_far() || self.machine.mesh);
-        let Tuning { run_bytes, run_bytes_shared, run_bytes_near, shared_bytes, .. } = self.tuning;
-        let long = match n {
-            1 => 1,
-            _ if saves_memory && resident > 0 => run(run_bytes),
-            _ if saves_memory && self.channel_bytes() <= shared_bytes => run(run_bytes_shared),
-            _ => run(run_bytes_near),
-        };
+        let long = self.shortest_run(resident);
         let group = resident.min(c / self.task_count()).clamp(1, GROUP);
         let group = if group < long && resident >= long { long } else { group };
         if reduces && group >= long && self.is_even(1, self.geometry.m(), self.in_pairs(group)) {
@@ -212,7 +222,7 @@ impl Setting {
         }
         // As wide as sums and their centers have room for; narrower only where chunks alone are too few to share out.
         let widest = if self.geometry.small_planes() { (COLUMNS / s).min(BAND) } else { GROUP };
-        let least = run(self.tuning.run_bytes_once).min(c.div_ceil(threads.div_ceil(blocks.chunks())));
+        let least = self.run(self.tuning.run_bytes_once).min(c.div_ceil(threads.div_ceil(blocks.chunks())));
         (Schedule::TwoPass, self.even_group(blocks, least, self.in_pairs(c.min(widest)).min(widest), 1))
     }
 

@@ -43,7 +43,7 @@ impl Dd {
         Self::renormalized(hi, ((self.hi - back.hi) - back.lo + self.lo) / divisor)
     }
 
-    /// 1 / sqrt(self) of a positive number, as a number near 1 and an exponent.
+    /// 1 / sqrt(self) of a positive number, as a number far from the ends of f64's range and an exponent.
     fn inverse_root(self) -> (Self, i32) {
         // One step of Newton's method, from a root that is right to f64's last bits, of a number near 1.
         let half = exponent(self.hi) / 2;
@@ -101,13 +101,17 @@ impl Neg for Dd {
     }
 }
 
-/// The exponent of a number, or 0 if it has none.
+/// The exponent of a number so far from 1 that a product of three such could leave f64's range, or 0.
 fn exponent(x: f64) -> i32 {
-    if x.is_finite() && x != 0.0 { x.abs().log2() as i32 } else { 0 }
+    const FAR: std::ops::Range<f64> = f64::from_bits((1023 - 200) << 52)..f64::from_bits((1023 + 200) << 52);
+    if FAR.contains(&x.abs()) || !x.is_finite() || x == 0.0 { 0 } else { x.abs().log2() as i32 }
 }
 
 /// x * 2^exponent, in steps that leave f64's range only if the outcome does.
 pub fn times_power(x: f64, exponent: i32) -> f64 {
+    if exponent == 0 {
+        return x;
+    }
     let power = |exponent: i32| f64::from_bits(((exponent.clamp(-1022, 1022) + 1023) as u64) << 52);
     let (half, quarter) = (exponent / 2, exponent / 4);
     x * power(quarter) * power(half - quarter) * power(quarter) * power(exponent - half - quarter)
@@ -222,7 +226,7 @@ pub struct Normalization {
     /// The mean, of elements times 2^-`mean_exponent`.
     pub mean: Dd,
     mean_exponent: i32,
-    /// 1 / sqrt(var + eps) of the elements as they are, or 0 where that is 1 / 0 in training: a number near 1 and an exponent.
+    /// 1 / sqrt(var + eps) of the elements as they are, or 0 where that is 1 / 0 in training: such a number and an exponent.
     root: (Dd, i32),
     /// The same, infinite where that leaves f64's range.
     pub invstd: f64,
@@ -265,7 +269,7 @@ impl Normalization {
         Self { mean, mean_exponent, root, invstd, exponent, gamma, beta }
     }
 
-    /// The deviation of an element, as a number near 1 and an exponent.
+    /// The deviation of an element, as a number far from the ends of f64's range and an exponent.
     fn deviation_and_exponent(&self, x: f64) -> (Dd, i32) {
         let x = times_power(x, -self.mean_exponent);
         // A difference may be twice the largest number.
