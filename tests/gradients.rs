@@ -240,6 +240,29 @@ fn dmean_and_dvar_in_f32() {
     }
 }
 
+/// dL/dmean and dL/dvar in f64 whose factors multiply out of range on the way, where the outcome is in range.
+#[test]
+fn mean_and_variance_gradients_have_room_on_the_way() {
+    let power = |exponent: i32| 2f64.powi(exponent);
+    let shape = shape(Layout::Nchw, 1, 1, &[2]);
+    // Deviations, dy's, eps, gamma, and dmean, dvar, dx by hand.
+    let large = (power(512), power(500), 0.0, power(800), -power(790), -power(276), None);
+    let small = (power(-1020), 1.0, 0.25, power(-760), -power(-757), 0.0, Some(power(-759)));
+    for (deviation, unit, eps, gamma, dmean, dvar, dx) in [large, small] {
+        let (x, dy) = ([-deviation, deviation], [unit, 3.0 * unit]);
+        let mut states = [Welford::new()];
+        statistics(&shape, &x, &mut states).unwrap();
+        let (mut got_dmean, mut got_dvar, mut got_dx) = ([0f64], [0f64], [0f64; 2]);
+        let gradients = Gradients::new().dmean(&mut got_dmean).dvar(&mut got_dvar).dx(&mut got_dx);
+        backward(&shape, &x, &dy, &states, &Params::new(eps).gamma(&[gamma]), gradients).unwrap();
+        assert_eq!((got_dmean[0], got_dvar[0].abs()), (dmean, dvar.abs()), "deviations of {deviation:e}");
+        assert!(got_dvar[0] <= 0.0);
+        if let Some(dx) = dx {
+            assert_eq!(got_dx, [-dx, dx]);
+        }
+    }
+}
+
 /// No gradient along 1 and xhat, along which y does not change (with eps = 0).
 #[test]
 fn dx_is_orthogonal_to_ones_and_to_xhat() {
