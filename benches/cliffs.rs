@@ -110,7 +110,9 @@ struct Bench {
     y: Vec<f32>,
 }
 
-struct Channels {
+/// A shape in one layout, with what there is per channel.
+struct Call {
+    shape: Shape,
     ones: Vec<f32>,
     zeros: Vec<f32>,
     gradients: [Vec<f32>; 2],
@@ -129,43 +131,46 @@ impl Bench {
         }
     }
 
+    fn call(&self, [n, c, s]: [usize; 3], layout: Layout) -> Call {
+        let shape = Shape::new(layout, n, c, &[s]).expect("a shape of the grid");
+        let mut states = vec![Welford::new(); c];
+        batchnorm::statistics(&shape, &self.x[..shape.len()], &mut states).expect("a shape of the grid");
+        let (ones, zeros) = (vec![1.0; c], vec![0.0; c]);
+        Call { shape, gradients: [zeros.clone(), zeros.clone()], ones, zeros, states }
+    }
+
     /// The least time of some calls, which other programs disturb least.
-    fn time(&mut self, dims: [usize; 3], operation: Operation, way: usize) -> f64 {
-        let [n, c, s] = dims;
-        let shape = Shape::new(LAYOUTS[way / 2], n, c, &[s]).expect("a shape of the grid");
-        let len = shape.len();
+    fn time(&mut self, operation: Operation, call: &mut Call, all: bool) -> f64 {
+        let len = call.shape.len();
         let Self { one, x, dy, y } = self;
         let (x, dy, y) = (&x[..len], &dy[..len], &mut y[..len]);
-        let mut channels = Channels {
-            ones: vec![1.0; c],
-            zeros: vec![0.0; c],
-            gradients: [vec![0.0; c], vec![0.0; c]],
-            states: vec![Welford::new(); c],
-        };
-        batchnorm::statistics(&shape, x, &mut channels.states).expect("a shape of the grid");
         let mut timed = || {
             let mut least = f64::INFINITY;
             let begin = Instant::now();
-            for call in 0.. {
+            for count in 0.. {
                 let start = Instant::now();
-                run(operation, &shape, x, dy, y, &mut channels);
+                call.run(operation, x, dy, y);
                 least = least.min(start.elapsed().as_secs_f64());
-                if call >= 2 && begin.elapsed() > GLANCE {
+                if count >= 2 && begin.elapsed() > GLANCE {
                     break;
                 }
             }
             least
         };
-        if way.is_multiple_of(2) { one.install(timed) } else { timed() }
+        if all { timed() } else { one.install(timed) }
     }
 
     /// The least times of so many rounds.
     fn times(&mut self, dims: [usize; 3], rounds: usize) -> Times {
+        let mut calls = LAYOUTS.map(|layout| self.call(dims, layout));
         let mut times = [[f64::INFINITY; 4]; OPERATIONS.len()];
         for _ in 0..rounds {
             for (times, operation) in times.iter_mut().zip(OPERATIONS) {
-                for (way, time) in times.iter_mut().enumerate() {
-                    *time = time.min(self.time(dims, operation, way));
+                for (layout, call) in calls.iter_mut().enumerate() {
+                    for all in [false, true] {
+                        let time = &mut times[way(layout, all)];
+                        *time = time.min(self.time(operation, call, all));
+                    }
                 }
             }
         }
@@ -173,21 +178,23 @@ impl Bench {
     }
 }
 
-fn run(operation: Operation, shape: &Shape, x: &[f32], dy: &[f32], y: &mut [f32], channels: &mut Channels) {
-    let Channels { ones, zeros, gradients: [dgamma, dbeta], states } = channels;
-    let params = Params::default().gamma(ones).beta(zeros);
-    match operation {
-        Operation::Statistics => batchnorm::statistics(shape, x, states),
-        Operation::Training => batchnorm::forward_training(shape, x, &params, y, states),
-        Operation::Inference => batchnorm::forward_inference(shape, x, zeros, ones, &params, y),
-        Operation::Backward => {
-            let gradients = Gradients::new().dx(y).dgamma(dgamma).dbeta(dbeta);
-            batchnorm::backward(shape, x, dy, states, &params, gradients)
+impl Call {
+    fn run(&mut self, operation: Operation, x: &[f32], dy: &[f32], y: &mut [f32]) {
+        let Self { shape, ones, zeros, gradients: [dgamma, dbeta], states } = self;
+        let params = Params::default().gamma(ones).beta(zeros);
+        match operation {
+            Operation::Statistics => batchnorm::statistics(shape, x, states),
+            Operation::Training => batchnorm::forward_training(shape, x, &params, y, states),
+            Operation::Inference => batchnorm::forward_inference(shape, x, zeros, ones, &params, y),
+            Operation::Backward => {
+                let gradients = Gradients::new().dx(y).dgamma(dgamma).dbeta(dbeta);
+                batchnorm::backward(shape, x, dy, states, &params, gradients)
+            }
+            Operation::Apart => batchnorm::statistics(shape, x, states)
+                .and_then(|()| batchnorm::forward_inference(shape, x, zeros, ones, &params, y)),
         }
-        Operation::Apart => batchnorm::statistics(shape, x, states)
-            .and_then(|()| batchnorm::forward_inference(shape, x, zeros, ones, &params, y)),
+        .expect("a shape of the grid");
     }
-    .expect("a shape of the grid");
 }
 
 /// A ratio above a rule's limit.

@@ -168,7 +168,7 @@ impl Bound {
 /// Asserts that a result is within its bound and, if it is subnormal, its rounding; unless a term alone leaves the range, and all that it says is lost.
 pub fn assert_value<T: Contract>(what: impl Display, got: T, exact: Value, bound: Bound) {
     let Value { value, scale, .. } = exact;
-    // The exact value's own terms leave f64's range where one of f64 does.
+    // The oracle's terms are f64 too: one that leaves that range is an excuse only for what has left it as well.
     let lost = scale > T::MAX || (scale.is_nan() && !got.to_f64().is_finite());
     if got == T::from_f64(value) || lost {
         return;

@@ -79,7 +79,7 @@ impl Double {
 pub fn product<const N: usize>(factors: [f64; N]) -> f64 {
     let mut exponent = 0;
     let mantissas = factors.map(|factor| {
-        let power = (factor.to_bits() >> 52 & 2047) as i64 - 1023;
+        let power = exponent_of(factor);
         exponent += power;
         times_power(factor, -power)
     });
@@ -92,6 +92,12 @@ fn split(a: f64) -> [f64; 2] {
     let scaled = a * ((1u32 << 27) + 1) as f64;
     let high = scaled - (scaled - a);
     [high, a - high]
+}
+
+/// The exponent of a normal number; -1023 of zeros and subnormal numbers.
+#[inline(always)]
+pub fn exponent_of(x: f64) -> i64 {
+    (x.to_bits() >> 52 & 2047) as i64 - 1023
 }
 
 /// 2^exponent, within the range of normal numbers.

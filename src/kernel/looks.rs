@@ -4,9 +4,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::scales::exponent_of;
 use super::scratch::Sums;
-use crate::ground::double::{Double, power};
+use crate::ground::double::{Double, exponent_of, power};
 use crate::ground::moments::{FineMoments, Moments, exponent_for};
 use crate::ground::scalar::Scalar;
 use crate::ground::sizes::BAND;

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::ground::double::times_power;
+use crate::ground::double::{exponent_of, times_power};
 use crate::ground::scalar::Scalar;
 use crate::ground::sizes::GROUP;
 
@@ -41,8 +41,7 @@ pub const SLOPE_LOW: usize = 8;
 pub const FINE: usize = 9;
 
 /// Whether a number is so far from the ends of f32's range that products of two with each other, and with deviations
-/// between them, stay far from them too; or zero. Channels with nothing but such numbers take fewer coefficients (of memory's
-/// share, backward in NHWC took a fifth longer with all of them).
+/// between them, stay far from them too; or zero. Channels with nothing but such numbers take fewer coefficients.
 #[inline(always)]
 pub fn ordinary(x: f64) -> bool {
     (x == 0.0) | ((x.abs() >= 1.0 / (1u128 << 96) as f64) & (x.abs() <= (1u64 << 40) as f64))
@@ -52,8 +51,8 @@ pub fn ordinary(x: f64) -> bool {
 ///
 /// `prescale` is a power of two, so that the product with it is exact, and such that neither data of 1e38 nor of 1e-40
 /// leave f32's range on the way; 1 for ordinary channels. mean_high + mean_low is the mean times `prescale`, to 48 bits,
-/// since one f32 is not fine enough next to a large mean. An array for each, and no branches: then a vector takes several channels (in planes of
-/// 7 x 7 of one sample, channel by channel took as long as the tensor did).
+/// since one f32 is not fine enough next to a large mean. An array for each, and no branches: then a vector takes several
+/// channels, which counts where planes are few and small.
 #[derive(Clone)]
 pub struct Scales {
     /// Channels in use.
@@ -130,12 +129,6 @@ impl Scales {
 
 // Divisions and roots are what arithmetic on channels takes most of its time for: powers of two come without.
 
-/// The exponent of a power of two, which must be normal.
-#[inline(always)]
-pub fn exponent_of(power: f64) -> i64 {
-    (power.to_bits() >> 52) as i64 - 1023
-}
-
 /// The largest power of two that is not above a positive normal number.
 #[inline(always)]
 pub fn power_of_two(x: f64) -> f64 {
@@ -156,20 +149,19 @@ pub fn inverse_power(x: f64) -> f64 {
 /// A power of two of half the exponent of a normal number.
 #[inline(always)]
 pub fn half_power(x: f64) -> f64 {
-    let exponent = (x.to_bits() >> 52 & 2047) as i64 - 1023;
-    f64::from_bits((((exponent >> 1) + 1023) as u64) << 52)
+    f64::from_bits((((exponent_of(x) >> 1) + 1023) as u64) << 52)
 }
 
 /// Of a channel of f64 whose elements, times 2^-`exponent`, have this variance: by which power of two, 2^`k`, its deviations
-/// become about 1, but no more than by 1 / sqrt(eps), or 1: else 1 / sqrt(var + eps) of such would be far from 1. 0 where squares of
-/// them are far from the ends of f64's range anyway.
+/// become about 1, but by no more than 1 / sqrt(eps), or 1: else 1 / sqrt(var + eps) of such would be far from 1. 0 where squares
+/// of them are far from the ends of f64's range anyway.
 #[inline(always)]
 pub fn unit_exponent(var: f64, exponent: i64, eps: f64) -> i64 {
     if (exponent == 0 && ordinary(var)) || var == 0.0 || !var.is_finite() {
         return 0;
     }
-    let most = if eps == 0.0 { 1022 } else { (-exponent_of(half_power(eps))).max(0) };
-    (-(exponent_of(half_power(var)) + exponent)).clamp(-1022, most)
+    let most = if eps == 0.0 { 1022 } else { (-(exponent_of(eps) >> 1)).max(0) };
+    (-((exponent_of(var) >> 1) + exponent)).clamp(-1022, most)
 }
 
 /// Of such a channel, 1 / sqrt(var + eps) of its elements times 2^`unit`; 0 where that is 1 / 0.

@@ -51,7 +51,7 @@ mod tests {
     use crate::ground::geometry::Pattern;
     use crate::ground::slices::{Input, Output};
     use crate::ground::welford::Welford;
-    use crate::kernel::map::Store;
+    use crate::kernel::map::{Access, Store};
     use crate::schedule::machine::Machine;
     use crate::schedule::plan::Plan;
     use crate::schedule::policies::{Schedule, Setting, Traffic};
@@ -91,12 +91,13 @@ mod tests {
                 let [apart, overlapped] = [false, true].map(|overlap| {
                     let traffic = Traffic { element: size_of::<T>(), reads: 2, reduces: true, maps: true };
                     let (machine, tuning) = (Machine::get(), Tuning::DEFAULT);
+                    let plan = Plan::new(&Setting { geometry, traffic, machine, tuning, threads: 1 });
                     let plan = Plan {
                         schedule: Schedule::ChannelBlocked,
-                        store: Store::NonTemporal,
+                        access: Access { store: Store::NonTemporal, ..plan.access },
                         channel_group: group,
                         software_pipelining: overlap,
-                        ..Plan::new(&Setting { geometry, traffic, machine, tuning, threads: 1 })
+                        ..plan
                     };
                     let mut states = vec![Welford::new(); c];
                     let mut outputs =

@@ -46,7 +46,9 @@ impl<T: Vectorized> Task<'_, T> {
         (rows, ordinary): (&[usize], usize),
         of_group: impl Fn(&mut Self, &Range<usize>, &[S], Option<usize>),
     ) {
-        self.scratch.ordinary |= coefficients.is_some();
+        if coefficients.is_some() {
+            self.scratch.ordinary = true;
+        }
         for group in pieces(channels.clone(), GROUP) {
             let offset = group.start - channels.start;
             let states = states.get(offset..offset + group.len()).unwrap_or(&[]);
@@ -61,7 +63,7 @@ impl<T: Vectorized> Task<'_, T> {
     /// first `ordinary` rows where no channel needs the others.
     fn lay_out_rows(&mut self, channels: &Range<usize>, rows: &[usize], ordinary: usize) {
         let rows = if self.scratch.ordinary { &rows[..ordinary] } else { rows };
-        let columns = Columns::of_map(self.geometry, channels, self.planes_as_rows);
+        let columns = Columns::of_map(self.geometry, channels, self.access.planes_as_rows);
         let whole_rows = self.geometry.pattern == Pattern::Across && channels.len() == self.geometry.c;
         if columns != Columns::CHANNELS || whole_rows {
             let kernel = LayOut { scratch: self.scratch, rows, channels: channels.len(), columns };
@@ -151,10 +153,7 @@ impl<T: Vectorized> Task<'_, T> {
             channels,
             column,
             part,
-            store: self.store,
-            prefetch: self.prefetch,
-            l1_ways: self.l1_ways,
-            planes_as_rows: self.planes_as_rows,
+            access: self.access,
             coefficients,
             formula: PhantomData,
         };

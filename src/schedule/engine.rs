@@ -12,7 +12,7 @@ use crate::ground::memory::filled;
 use crate::ground::sizes::{BAND, GROUP};
 use crate::ground::slices::Output;
 use crate::kernel::Vectorized;
-use crate::kernel::map::{Prefetch, Store};
+use crate::kernel::map::Access;
 use crate::kernel::scratch::Scratch;
 use crate::schedule::plan::Plan;
 use crate::schedule::policies::{Schedule, Traffic};
@@ -24,11 +24,7 @@ use crate::threads::deal;
 pub struct Task<'a, T> {
     pub level: Level,
     pub geometry: &'a Geometry,
-    pub store: Store,
-    pub prefetch: Prefetch,
-    pub l1_ways: usize,
-    /// Whether a map takes planes as rows of positions.
-    pub planes_as_rows: bool,
+    pub access: Access,
     pub scratch: &'a mut Scratch<T>,
     /// A group, of as many channels as the next, whose map is pending until that is reduced. The scratch has its
     /// coefficients.
@@ -130,27 +126,12 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
         (tasks, backwards): (usize, bool),
         body: impl Fn(&mut dyn Iterator<Item = Range<usize>>, &mut Task<'_, T>) + Sync,
     ) {
-        let Self {
-            level,
-            geometry,
-            plan: Plan { store, prefetch, l1_ways, planes_as_rows, threads, .. },
-            ..
-        } = *self;
+        let Self { level, geometry, plan: Plan { access, threads, .. }, .. } = *self;
         deal::deal(units, tasks, threads, backwards, &|ranges| {
             environment::in_default(|| {
                 let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
                 let Some(mut scratch) = T::take_scratch().or_else(|| spare().take()) else { return };
-                let scratch_memory = &mut scratch;
-                let mut task = Task {
-                    level,
-                    geometry,
-                    store,
-                    prefetch,
-                    l1_ways,
-                    planes_as_rows,
-                    scratch: scratch_memory,
-                    pending: None,
-                };
+                let mut task = Task { level, geometry, access, scratch: &mut scratch, pending: None };
                 body(ranges, &mut task);
                 if let Some(scratch) = T::keep_scratch(scratch) {
                     *spare() = Some(scratch);
@@ -237,8 +218,7 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
             // What the reduction read last is still near.
             let backwards = self.operation.reduces();
             self.tasks(c.div_ceil(span) * units, (map_tasks, backwards), |ranges, task: &mut Task<'_, T>| {
-                // The channels whose coefficients the scratch has: for every task anew they took a third of the time of backward
-                // over 4096x512.
+                // The channels whose coefficients the scratch has: with few rows, making them for every task anew shows.
                 let mut derived = None;
                 for piece in ranges.flat_map(|range| pieces_at(range, units)) {
                     let span = self.plan.span(piece.start / units);

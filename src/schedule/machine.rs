@@ -22,7 +22,7 @@ impl Machine {
     /// Where there is no one to ask: the smallest L2 of today's servers.
     pub const UNKNOWN: Self = Self { l1_ways: 8, l2: 1 << 20, l2_ways: 8, mesh: false };
 
-    /// This machine's. The CPU is asked once, since in a virtual machine an answer takes some 10 microseconds.
+    /// This machine's. The CPU is asked once, since a virtual machine's host gives the answer.
     pub fn get() -> Self {
         static MACHINE: OnceLock<Machine> = OnceLock::new();
         *MACHINE.get_or_init(Self::ask)

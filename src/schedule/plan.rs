@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use crate::ground::geometry::{Block, Geometry, Pattern};
 use crate::ground::sizes::LANES;
-use crate::kernel::map::{Prefetch, Store};
+use crate::kernel::map::Access;
 use crate::schedule::blocks::Blocks;
 use crate::schedule::machine::Machine;
 use crate::schedule::policies::{Schedule, Setting, Traffic, is_large, threads_for};
@@ -24,16 +24,10 @@ pub struct Plan {
     pub channel_group: usize,
     /// Channels that are mapped at once.
     pub map_channels: usize,
-    /// Whether planes are mapped as rows of positions.
-    pub planes_as_rows: bool,
     /// Pieces that a plane is mapped in.
     pub plane_segments: usize,
-    /// Inputs that a map prefetches.
-    pub prefetch: Prefetch,
-    /// How a map writes.
-    pub store: Store,
-    /// Lines of a set of the first cache, which rows a page apart share.
-    pub l1_ways: usize,
+    /// How a map goes over its part.
+    pub access: Access,
     /// About how many tasks to make of a reduction.
     pub tasks: usize,
     /// About how many of a map: more than one for a single thread too, which goes backwards through them.
@@ -62,7 +56,6 @@ impl Plan {
         let blocks = Blocks::of(&geometry);
         let (schedule, channel_group) = setting.channel_group(&blocks);
         let blocked = schedule == Schedule::ChannelBlocked;
-        let prefetch = setting.prefetch_policy(schedule);
         let task_count = setting.task_count();
         let groups = geometry.c.div_ceil(channel_group);
         let units = if blocked { groups } else { groups * blocks.chunks() };
@@ -74,11 +67,13 @@ impl Plan {
             schedule,
             channel_group,
             map_channels: setting.map_channels(),
-            planes_as_rows: setting.planes_as_rows(),
             plane_segments: setting.plane_segments(),
-            prefetch,
-            store: setting.store_policy(),
-            l1_ways: setting.machine.l1_ways,
+            access: Access {
+                store: setting.store_policy(),
+                prefetch: setting.prefetch_policy(schedule),
+                l1_ways: setting.machine.l1_ways,
+                planes_as_rows: setting.planes_as_rows(),
+            },
             tasks,
             map_tasks: if backwards { task_count.max(tuning.tasks_per_thread_far) } else { task_count },
             large: is_large(&geometry, traffic, &tuning),
@@ -107,7 +102,7 @@ impl Plan {
         let Geometry { c, s, pattern, .. } = self.geometry;
         match pattern {
             Pattern::Across => s,
-            Pattern::Along if self.planes_as_rows => 1,
+            Pattern::Along if self.access.planes_as_rows => 1,
             Pattern::Along => self.map_channels.min(c) * self.plane_segments,
         }
     }
@@ -120,7 +115,7 @@ impl Plan {
     ) -> impl Iterator<Item = (Range<usize>, Block)> {
         let Geometry { s, pattern, .. } = self.geometry;
         let (segments, channels) = (self.plane_segments, span.len());
-        let whole_rows = pattern == Pattern::Across || self.planes_as_rows;
+        let whole_rows = pattern == Pattern::Across || self.access.planes_as_rows;
         let segment = s.div_ceil(segments).next_multiple_of(LANES);
         rectangles(units, self.units_per_sample()).flat_map(move |(samples, inner)| {
             let planes = if whole_rows { 0..1 } else { inner.clone() };
@@ -264,7 +259,7 @@ mod tests {
                         if planes { plan.channel_group <= GROUP } else { sums <= SUMS },
                         "{number} {plan:?}"
                     );
-                    let positions = if plan.planes_as_rows { geometry.s } else { 1 };
+                    let positions = if plan.access.planes_as_rows { geometry.s } else { 1 };
                     assert!(
                         plan.map_channels.max(plan.channel_group) * positions <= COLUMNS,
                         "{number} {plan:?}"

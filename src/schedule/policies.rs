@@ -212,10 +212,12 @@ impl Setting {
         let long = self.shortest_run(resident);
         let group = resident.min(c / self.task_count()).clamp(1, GROUP);
         let group = if group < long && resident >= long { long } else { group };
-        if reduces && group >= long && self.is_even(1, self.geometry.m(), self.in_pairs(group)) {
-            return (Schedule::ChannelBlocked, self.in_pairs(group));
-        }
+        // A pair is no reason to take channels whole, so the run is that of the group without.
+        let is_long = group >= long;
         let group = self.in_pairs(group);
+        if reduces && is_long && self.is_even(1, self.geometry.m(), group) {
+            return (Schedule::ChannelBlocked, group);
+        }
         // With nothing to come back for, and nothing to split otherwise, narrow runs are better than idle threads.
         if reduces && blocks.chunks() == 1 && (!maps || n == 1) {
             return (Schedule::ChannelBlocked, self.even_group(blocks, 1, group.min(c.div_ceil(threads)), 1));

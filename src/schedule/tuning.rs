@@ -40,16 +40,16 @@ pub struct Tuning {
     pub resident_pipelined: L2Share,
     /// What is left of L2 beside non-temporal stores.
     pub resident_non_temporal: L2Share,
-    /// Bytes of the shortest run, in a sample, of a channel group that is taken whole: shorter ones waste lines and address
-    /// translations.
+    /// Bytes of the shortest run, in a sample, of a channel group that is taken whole and stays in L2 for the second look:
+    /// shorter ones waste lines and address translations.
     pub run_bytes: usize,
-    /// The same of one whose second look is not at L2, but at the last-level cache.
+    /// The shortest run where the second look is at the last-level cache.
     pub run_bytes_shared: usize,
-    /// Bytes of a channel that are still there.
+    /// Bytes of a channel up to which it is still there for the second look.
     pub shared_bytes: usize,
-    /// The same where that saves no look at memory, nor at a mesh: of statistics, and in the last-level cache.
+    /// The shortest run where taking channels whole saves no look at memory: statistics, and tensors that stay in the caches.
     pub run_bytes_near: usize,
-    /// The same of a group whose chunks are shared out.
+    /// The shortest run of a pass of two, which comes to each line once.
     pub run_bytes_once: usize,
     /// Threads from which on memory sets the pace, and not the cores.
     pub many_threads: usize,
@@ -57,9 +57,9 @@ pub struct Tuning {
     pub rows_per_thread: usize,
     /// Bytes moved below which small planes are mapped as rows: from memory, rows are too many streams.
     pub row_bytes: usize,
-    /// The most positions of such planes: longer ones fill vectors of their own.
+    /// The most positions of a plane that is mapped as a row there: longer ones fill vectors of their own.
     pub row_positions: usize,
-    /// The fewest samples for which their coefficients, one for each position, pay.
+    /// The fewest samples for which coefficients for each position pay there.
     pub row_samples: usize,
     /// States from which on they are merged by several threads.
     pub parallel_states: usize,

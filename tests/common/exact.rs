@@ -43,9 +43,9 @@ impl Dd {
         Self::renormalized(hi, ((self.hi - back.hi) - back.lo + self.lo) / divisor)
     }
 
-    /// 1 / sqrt(self) of a positive number, as a number far from the ends of f64's range and an exponent.
+    /// 1 / sqrt(self) of a positive number: a number within f64's range and the exponent of its other factor, a power of two.
     fn inverse_root(self) -> (Self, i32) {
-        // One step of Newton's method, from a root that is right to f64's last bits, of a number near 1.
+        // One step of Newton's method, from a root that is right to f64's last bits.
         let half = exponent(self.hi) / 2;
         let near = self.times_power(-2 * half);
         let root = Self { hi: 1.0 / near.hi.sqrt(), lo: 0.0 };
@@ -58,6 +58,18 @@ impl Dd {
         Self { hi: times_power(self.hi, exponent), lo: times_power(self.lo, exponent) }
     }
 
+    /// A number whose products with two such are within f64's range, and the exponent of its other factor, a power of two.
+    fn split(self) -> (Self, i32) {
+        let exponent = exponent(self.hi);
+        (self.times_power(-exponent), exponent)
+    }
+
+    /// The product of these three times 2^power, which leaves f64's range only if the outcome does.
+    fn product_of(factors: [Self; 3], power: i32) -> Self {
+        let [(a, of_a), (b, of_b), (c, of_c)] = factors.map(Self::split);
+        (a * b * c).times_power(of_a + of_b + of_c + power)
+    }
+
     /// Rounded to f64.
     pub fn value(self) -> f64 {
         self.hi + self.lo
@@ -66,6 +78,12 @@ impl Dd {
     /// |other - self|, for an `other` that is close.
     pub fn distance(self, other: f64) -> f64 {
         ((other - self.hi) - self.lo).abs()
+    }
+}
+
+impl From<f64> for Dd {
+    fn from(hi: f64) -> Self {
+        Self { hi, lo: 0.0 }
     }
 }
 
@@ -103,8 +121,8 @@ impl Neg for Dd {
 
 /// The exponent of a number so far from 1 that a product of three such could leave f64's range, or 0.
 fn exponent(x: f64) -> i32 {
-    const FAR: std::ops::Range<f64> = f64::from_bits((1023 - 200) << 52)..f64::from_bits((1023 + 200) << 52);
-    if FAR.contains(&x.abs()) || !x.is_finite() || x == 0.0 { 0 } else { x.abs().log2() as i32 }
+    const NEAR: std::ops::Range<f64> = f64::from_bits((1023 - 200) << 52)..f64::from_bits((1023 + 200) << 52);
+    if NEAR.contains(&x.abs()) || !x.is_finite() || x == 0.0 { 0 } else { x.abs().log2() as i32 }
 }
 
 /// x * 2^exponent, in steps that leave f64's range only if the outcome does.
@@ -204,14 +222,13 @@ impl Value {
         Self { value: value.hi, low: if value.lo.is_nan() { 0.0 } else { value.lo }, scale }
     }
 
-    /// Times factor * 2^power, of which no product leaves f64's range unless the outcome does.
-    fn scaled(self, factor: Dd, power: i32) -> Self {
-        let [of_value, of_scale, of_factor] = [self.value, self.scale, factor.hi].map(exponent);
-        let factor = factor.times_power(-of_factor);
-        let value = Dd { hi: self.value, lo: self.low }.times_power(-of_value) * factor;
-        let scale = times_power(self.scale, -of_scale) * factor.hi.abs();
-        let power = power + of_factor;
-        Self::new(value.times_power(power + of_value), times_power(scale, power + of_scale))
+    /// Times both factors and 2^power, which leaves f64's range only if the outcome does.
+    fn scaled(self, [a, b]: [Dd; 2], power: i32) -> Self {
+        let value = Dd::product_of([Dd { hi: self.value, lo: self.low }, a, b], power);
+        let scale = [self.scale, a.hi.abs(), b.hi.abs()];
+        let of_scale: i32 = scale.map(exponent).iter().sum();
+        let scale: f64 = scale.map(|factor| times_power(factor, -exponent(factor))).iter().product();
+        Self::new(value, times_power(scale, of_scale + power))
     }
 
     /// How far a number is from it.
@@ -226,12 +243,10 @@ pub struct Normalization {
     /// The mean, of elements times 2^-`mean_exponent`.
     pub mean: Dd,
     mean_exponent: i32,
-    /// 1 / sqrt(var + eps) of the elements as they are, or 0 where that is 1 / 0 in training: such a number and an exponent.
+    /// 1 / sqrt(var + eps) of the elements as they are, or 0 where that is 1 / 0 in training, as a number and an exponent.
     root: (Dd, i32),
     /// The same, infinite where that leaves f64's range.
     pub invstd: f64,
-    /// Of deviations: see [`Statistics`].
-    exponent: i32,
     /// The scale.
     pub gamma: f64,
     /// The shift.
@@ -248,48 +263,36 @@ impl Normalization {
             (Dd::default(), 0)
         } else if var.hi == 0.0 || scaled_eps > 1e200 {
             // The variance is nothing beside it.
-            (Dd { hi: eps, lo: 0.0 }).inverse_root()
+            Dd::from(eps).inverse_root()
         } else {
             let (root, root_exponent) = (var + scaled_eps).inverse_root();
             (root, root_exponent - exponent)
         };
-        Self::new((mean, exponent), exponent, (root, root_exponent), gamma, beta)
+        Self::new((mean, exponent), (root, root_exponent), gamma, beta)
     }
 
     /// By given statistics.
     pub fn inference(mean: f64, var: f64, eps: f64, gamma: f64, beta: f64) -> Self {
-        let shifted = Dd::sum(var, eps);
-        let root = shifted.inverse_root();
-        let exponent = if (1e-180..1e180).contains(&shifted.hi) { 0 } else { -root.1 };
-        Self::new((Dd { hi: mean, lo: 0.0 }, 0), exponent, root, gamma, beta)
+        Self::new((mean.into(), 0), Dd::sum(var, eps).inverse_root(), gamma, beta)
     }
 
-    fn new((mean, mean_exponent): (Dd, i32), exponent: i32, root: (Dd, i32), gamma: f64, beta: f64) -> Self {
+    fn new((mean, mean_exponent): (Dd, i32), root: (Dd, i32), gamma: f64, beta: f64) -> Self {
         let invstd = times_power(root.0.value(), root.1);
-        Self { mean, mean_exponent, root, invstd, exponent, gamma, beta }
+        Self { mean, mean_exponent, root, invstd, gamma, beta }
     }
 
-    /// The deviation of an element, as a number far from the ends of f64's range and an exponent.
-    fn deviation_and_exponent(&self, x: f64) -> (Dd, i32) {
+    /// The deviation of an element, as a number and an exponent.
+    fn deviation(&self, x: f64) -> (Dd, i32) {
         let x = times_power(x, -self.mean_exponent);
         // A difference may be twice the largest number.
         let up = if x.abs().max(self.mean.hi.abs()) > 1e300 { 10 } else { 0 };
-        let deviation = deviation(times_power(x, -up), self.mean.times_power(-up));
-        let own = exponent(deviation.hi);
-        (deviation.times_power(-own), own + up + self.mean_exponent)
-    }
-
-    /// The deviation of an element, scaled.
-    fn deviation(&self, x: f64) -> Dd {
-        let (deviation, exponent) = self.deviation_and_exponent(x);
-        deviation.times_power(exponent - self.exponent)
+        (deviation(times_power(x, -up), self.mean.times_power(-up)), up + self.mean_exponent)
     }
 
     /// (x - mean) * invstd * factor.
     fn exact_xhat(&self, x: f64, factor: f64) -> Dd {
-        let ((deviation, of_deviation), of_factor) = (self.deviation_and_exponent(x), exponent(factor));
-        let factor = Dd { hi: factor, lo: 0.0 }.times_power(-of_factor);
-        (deviation * self.root.0 * factor).times_power(of_deviation + of_factor + self.root.1)
+        let (deviation, exponent) = self.deviation(x);
+        Dd::product_of([deviation, self.root.0, factor.into()], exponent + self.root.1)
     }
 
     /// (x - mean) * invstd, rounded.
@@ -308,8 +311,8 @@ impl Normalization {
 #[derive(Debug, Clone, Copy)]
 pub struct Gradients {
     normalization: Normalization,
-    /// sum(dy * (x - mean)), of the scaled elements.
-    product: Value,
+    /// sum(dy * (x - mean)) as a number and an exponent.
+    product: (Value, i32),
     /// sum(dy), beside sum|dy|.
     pub dbeta: Value,
     /// sum(dy * xhat), beside sum|dy * xhat|.
@@ -323,19 +326,30 @@ impl Gradients {
     pub fn of<T: Element>(normalization: Normalization, x: &[T], dy: &[T], through_statistics: bool) -> Self {
         let (mut sum, mut product) = (Dd::default(), Dd::default());
         let (mut sum_scale, mut product_scale) = (0.0, 0.0);
-        for (x, dy) in x.iter().zip(dy) {
-            let (d, dy) = (normalization.deviation(x.to_f64()), dy.to_f64());
-            sum = sum + dy;
-            product = product + Dd::product(dy, d.hi) + dy * d.lo;
-            sum_scale += dy.abs();
-            product_scale += (dy * d.hi).abs();
+        let factors = || {
+            let deviations = x.iter().map(|x| normalization.deviation(x.to_f64()));
+            deviations.zip(dy).map(|((d, power), dy)| (d, Dd::from(dy.to_f64()), power))
+        };
+        // That of the largest product: what is lost of smaller ones is nothing beside it.
+        let exponent = factors()
+            .filter(|(d, dy, _)| d.hi != 0.0 && dy.hi != 0.0)
+            .map(|(d, dy, power)| exponent(d.hi) + exponent(dy.hi) + power)
+            .max()
+            .unwrap_or(0);
+        for (d, dy, power) in factors() {
+            let term = Dd::product_of([d, dy, 1.0.into()], power - exponent);
+            sum = sum + dy.hi;
+            product = product + term;
+            sum_scale += dy.hi.abs();
+            product_scale += term.hi.abs();
         }
         let product = Value::new(product, product_scale);
+        let (root, of_root) = normalization.root;
         Self {
             normalization,
-            product,
+            product: (product, exponent),
             dbeta: Value::new(sum, sum_scale),
-            dgamma: product.scaled(normalization.root.0, normalization.root.1 + normalization.exponent),
+            dgamma: product.scaled([root, 1.0.into()], of_root + exponent),
             count: x.len() as f64,
             through_statistics,
         }
@@ -344,7 +358,7 @@ impl Gradients {
     /// gamma * invstd * (dy - mean(dy) - xhat * mean(dy * xhat)), beside the sum of the terms' absolute values.
     pub fn dx(&self, x: f64, dy: f64) -> Value {
         let Normalization { gamma, root, .. } = self.normalization;
-        let (mut value, mut scale) = (Dd { hi: dy, lo: 0.0 }, dy.abs());
+        let (mut value, mut scale) = (Dd::from(dy), dy.abs());
         if self.through_statistics {
             let mean = |Value { value, low, .. }: Value| (Dd { hi: value, lo: low }).over(self.count);
             let mean_dy = mean(self.dbeta);
@@ -352,19 +366,19 @@ impl Gradients {
             value = value + -mean_dy + -along_x;
             scale += mean_dy.hi.abs() + along_x.hi.abs();
         }
-        Value::new(value, scale).scaled(root.0 * Dd { hi: gamma, lo: 0.0 }, root.1)
+        Value::new(value, scale).scaled([root.0, gamma.into()], root.1)
     }
 
     /// dL/dmean as the 2015 paper writes it.
     pub fn dmean(&self) -> Value {
         let Normalization { gamma, root, .. } = self.normalization;
-        self.dbeta.scaled(root.0 * Dd { hi: -gamma, lo: 0.0 }, root.1)
+        self.dbeta.scaled([root.0, (-gamma).into()], root.1)
     }
 
     /// dL/dvar as the 2015 paper writes it.
     pub fn dvar(&self) -> Value {
-        let Normalization { gamma, root, exponent, .. } = self.normalization;
+        let (Normalization { gamma, root, .. }, (product, exponent)) = (self.normalization, self.product);
         let cube = root.0 * root.0 * root.0;
-        self.product.scaled(cube * Dd { hi: -0.5 * gamma, lo: 0.0 }, 3 * root.1 + exponent)
+        product.scaled([cube, (-0.5 * gamma).into()], 3 * root.1 + exponent)
     }
 }

@@ -36,6 +36,17 @@ pub enum Prefetch {
     NextTask,
 }
 
+/// How a map goes over its part: what only its speed depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    pub store: Store,
+    pub prefetch: Prefetch,
+    /// Lines of a set of the first cache, which rows a page apart share.
+    pub l1_ways: usize,
+    /// Whether planes are taken as rows of positions.
+    pub planes_as_rows: bool,
+}
+
 /// Applies a formula to a part of a group of channels.
 pub struct Map<'a, T, O, const IN: usize, const K: usize> {
     pub geometry: &'a Geometry,
@@ -45,12 +56,7 @@ pub struct Map<'a, T, O, const IN: usize, const K: usize> {
     /// The column of the first of them; 0 where vectors take several channels.
     pub column: usize,
     pub part: Block,
-    pub store: Store,
-    pub prefetch: Prefetch,
-    /// Lines of a set of the first cache.
-    pub l1_ways: usize,
-    /// Whether planes are taken as rows of positions.
-    pub planes_as_rows: bool,
+    pub access: Access,
     pub coefficients: &'a [Row<T>; COEFFICIENTS],
     pub formula: PhantomData<O>,
 }
@@ -63,13 +69,13 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Kernel<T> for 
     fn run<S: Lanes<T>>(self, s: S) {
         debug_assert!(self.inputs.iter().all(|input| input.len() == self.geometry.len()));
         debug_assert!(self.output.len() == self.geometry.len());
-        let columns = Columns::of_map(self.geometry, &self.channels, self.planes_as_rows);
+        let columns = Columns::of_map(self.geometry, &self.channels, self.access.planes_as_rows);
         let stride = self.stride(columns);
         // SAFETY: inputs and output have the geometry's length, and channels and part lie within it.
         unsafe {
             // Whole lines go past the caches or none: rows must lie to them alike.
             let lines = stride.is_none_or(|stride| stride.is_multiple_of(LANES));
-            match (self.store, self.prefetch) {
+            match (self.access.store, self.access.prefetch) {
                 (Store::NonTemporal, Prefetch::None) if lines => {
                     self.part::<S, true, false>(s, columns, stride)
                 }

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
     use crate::ground::geometry::{Block, Geometry, Pattern};
     use crate::ground::slices::{Input, Output};
-    use crate::kernel::map::{Prefetch, Store};
+    use crate::kernel::map::{Access, Prefetch, Store};
     use crate::kernel::scratch::{COEFFICIENTS, Row};
     use crate::simd::Kernel;
     use crate::simd::{Dispatch, Level};
@@ -108,10 +108,12 @@ mod tests {
                         channels: 1..c,
                         column: 0,
                         part: Block { samples: 0..2, positions: 0..s },
-                        store: Store::NonTemporal,
-                        prefetch: Prefetch::Own,
-                        l1_ways: 8,
-                        planes_as_rows: false,
+                        access: Access {
+                            store: Store::NonTemporal,
+                            prefetch: Prefetch::Own,
+                            l1_ways: 8,
+                            planes_as_rows: false,
+                        },
                         coefficients: &coefficients,
                         formula: PhantomData::<Normalize>,
                     };

@@ -45,7 +45,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         let run = width * len;
         let (runs, rest) = (AHEAD_BYTES / size_of::<T>() / run, AHEAD_BYTES / size_of::<T>() % run);
         let near = runs * c * plane + rest;
-        let next = match self.prefetch {
+        let next = match self.access.prefetch {
             Prefetch::NextTask => Some(width * plane),
             _ => None,
         };

@@ -41,8 +41,8 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
     /// The first `width` elements of `rows` rows, `stride` elements apart, and the first `rest` of the row pipelined them.
     ///
     /// Vectors follow the output's lines where the rows are all aligned alike. Rows with nothing between them then begin
-    /// and end at its lines, in the middle of the channels; what lies before the first and after the last is done apart.
-    /// (A line written in part goes through the caches, next to others that do not: 4 times as slow with 64 channels.)
+    /// and end at its lines, in the middle of the channels; what lies before the first and after the last is done apart:
+    /// a line written in part goes through the caches, next to others that do not.
     ///
     /// # Safety
     /// Inputs and output have the elements; if `NON_TEMPORAL`, the stride is a multiple of a line.
@@ -116,7 +116,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         // serves few streams at once; but not one, for which coefficients of many channels come from L2 for every row.
         let bytes = stride * size_of::<T>();
         let batch_rows = match (PREFETCH, IN) {
-            _ if bytes.is_multiple_of(4096) && self.l1_ways < 12 => 2,
+            _ if bytes.is_multiple_of(4096) && self.access.l1_ways < 12 => 2,
             (false, _) if bytes.is_multiple_of(4096 / IN) => 4,
             (false, _) => 8,
             (_, 1) => 4,
