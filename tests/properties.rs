@@ -5,12 +5,12 @@ mod common;
 use std::fmt::Debug;
 
 use batchnorm::{
-    Element, Gradients, Layout, Params, Shape, Welford, backward, forward_inference, forward_training,
+    Element, Gradients, Layout, Level, Params, Shape, Welford, backward, forward_inference, forward_training,
     statistics,
 };
 use common::matrix::{
-    Bits, Configuration, LAYOUTS, Placement, Problem, Results, THREADS, assert_same, check_against_reference,
-    levels, run, variate,
+    Bits, Configuration, LAYOUTS, Placement, Problem, Results, Subset, THREADS, assert_same,
+    check_against_reference, levels, run, variate,
 };
 use quickcheck::{Arbitrary, Gen, QuickCheck, Testable};
 use rand::seq::SliceRandom;
@@ -286,6 +286,44 @@ fn nothing_out_of_range_is_multiplied_by_a_gamma_of_0() {
         assert_eq!(bits(0), [0; 2], "{level}");
         assert_eq!(bits(32), [f32::INFINITY.to_bits(), f32::NEG_INFINITY.to_bits()], "{level}");
     }
+}
+
+/// y(-x) = -y(x) without beta. Not of the bits of zeros: adding the beta that is not there, +0, makes every zero +0.
+/// Coefficients that an earlier call left in a thread's memory have no part in the next one's zeros: neither channels beside
+/// others that are far from 1, nor those.
+#[test]
+fn what_an_earlier_call_left_changes_no_bit() {
+    fn check<T: Bits>() {
+        let dims = [3, 200, 2];
+        let mut earlier = Problem::<T>::new(&dims, 20);
+        earlier.x.iter_mut().for_each(|x| *x = T::from_f64(x.to_f64() * 1e-39));
+        let mut problem = Problem::<T>::new(&dims, 21);
+        for (i, (x, dy)) in problem.x.iter_mut().zip(&mut problem.dy).enumerate() {
+            let channel = i / 2 % 200;
+            if channel == 0 {
+                *x = T::from_f64(1e-39 * x.to_f64());
+            }
+            if channel % 3 != 0 {
+                *dy = T::from_f64(-0.0);
+            }
+        }
+        for level in levels() {
+            for layout in LAYOUTS {
+                let of = |problem: &Problem<T>| run(problem, layout, Placement::default(), Subset::single());
+                let [first, then] = Configuration { level, threads: 1 }.run(|| {
+                    // In memory that nothing has been left in yet, and after the other.
+                    let first = std::thread::scope(|scope| {
+                        scope.spawn(|| Level::with(level, || of(&problem)).unwrap()).join().unwrap()
+                    });
+                    of(&earlier);
+                    [first, of(&problem)]
+                });
+                then.assert_same(&first, &format!("{level} {layout:?} {}", T::NAME));
+            }
+        }
+    }
+    check::<f32>();
+    check::<f64>();
 }
 
 /// y(-x) = -y(x) without beta. Not of the bits of zeros: adding the beta that is not there, +0, makes every zero +0.

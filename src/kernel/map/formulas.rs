@@ -99,8 +99,9 @@ impl Formula<2, 10> for InputGradient {
         let along_x = s.mul_wide(d, s.add_wide(s.widen(slope), s.widen(slope_low)));
         let without_mean = s.sub_wide(s.sub_wide(s.widen(dy), s.widen(mean_dy)), s.widen(mean_dy_low));
         let off = s.narrow(s.sub_wide(s.widen(sum), s.sub_wide(without_mean, along_x)));
-        // Nothing where the sum is infinite, which it then is to stay.
-        s.mul(s.sub(sum, s.mul(s.zero_unless_finite(off), fine)), rest)
+        // Nothing where the sum is infinite, which it then is to stay; and no -0, which would turn a sum of -0 into 0.
+        let off = s.add(s.mul(s.zero_unless_finite(off), fine), s.zero());
+        s.mul(s.sub(sum, off), rest)
     }
 }
 
