@@ -1,8 +1,9 @@
 //! y of inference against an exact oracle.
 #![no_main]
 
-use batchnorm_fuzz::problem::{Problem, Run};
-use batchnorm_fuzz::{forward, with_element};
+use batchnorm_fuzz::operations::forward;
+use batchnorm_fuzz::shared::problem::{Problem, Run};
+use batchnorm_fuzz::with_element;
 
 libfuzzer_sys::fuzz_target!(|input: (Run, Problem)| {
     let (run, problem) = input;

@@ -1,8 +1,9 @@
 //! The same bits of every operation on every level, and on any number of threads.
 #![no_main]
 
-use batchnorm_fuzz::problem::{Problem, Run};
-use batchnorm_fuzz::{agreement, with_element};
+use batchnorm_fuzz::operations::agreement;
+use batchnorm_fuzz::shared::problem::{Problem, Run};
+use batchnorm_fuzz::with_element;
 
 libfuzzer_sys::fuzz_target!(|input: (Run, Problem)| {
     let (run, problem) = input;

@@ -1,5 +1,5 @@
-//! What the fuzz targets share: problems made from the fuzzer's bytes ([`problem`], [`data`]), calls of the library
-//! ([`calls`]), an exact oracle's bounds ([`bounds`]) and the checks themselves, a module per group of targets.
+//! What the fuzz targets share: problems made from the fuzzer's bytes, calls of the library, an exact oracle's bounds
+//! ([`shared`]), and the checks themselves, in folders that mirror the floors of the library.
 //!
 //! A problem is made the same way from the same bytes on every machine, so what libFuzzer saves reproduces.
 
@@ -7,13 +7,8 @@
 #[path = "../../tests/common/mod.rs"]
 pub mod common;
 
-pub mod agreement;
-pub mod bounds;
-pub mod c_abi;
-pub mod calls;
-pub mod data;
-pub mod forward;
-pub mod gradients;
-pub mod layer;
-pub mod merge;
-pub mod problem;
+pub mod api;
+pub mod ffi;
+pub mod ground;
+pub mod operations;
+pub mod shared;

@@ -46,7 +46,7 @@ impl<T: Vectorized> Given<'_, T> {
         match self {
             Given::Batch(states) => {
                 // Copied, since LLVM vectorizes a loop over three of a state's four fields with loads that go past the last
-                // state, into memory that may not be there (AVX2, rustc 1.95; tests/memory.rs).
+                // state, into memory that may not be there (AVX2, rustc 1.95; tests/ground/memory.rs).
                 let mut moments = [T::Moments::default(); GROUP];
                 for (moments, state) in moments.iter_mut().zip(&states[channels.clone()]) {
                     *moments = state.moments();

@@ -1,5 +1,5 @@
-/* Calls the whole interface; compiled as C11 and as C++17. Prints a hash of all results, which tests/c_api.rs compares
- * with that of the Rust functions. */
+/* Calls the whole interface; compiled as C11 and as C++17. Prints a hash of all results, which tests/ffi/c_api.rs
+ * compares with that of the Rust functions. */
 
 #define N 3
 #define C 37

@@ -1,4 +1,4 @@
-/* A pool whose threads cannot be started (tests/c_api.rs asks for thousands): calls stay on their own thread. */
+/* A pool whose threads cannot be started (tests/ffi/c_api.rs asks for thousands): calls stay on their own thread. */
 
 #define _XOPEN_SOURCE 700
 #include <stdio.h>

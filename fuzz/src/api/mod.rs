@@ -1,0 +1,3 @@
+//! The layer.
+
+pub mod layer;

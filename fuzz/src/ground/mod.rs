@@ -1,0 +1,3 @@
+//! States.
+
+pub mod merge;

@@ -1,0 +1,5 @@
+//! The operations on slices.
+
+pub mod agreement;
+pub mod forward;
+pub mod gradients;

@@ -1,0 +1,11 @@
+//! What callers from Rust see: layers, arguments and their errors, the pages for users.
+
+mod checkpoint;
+#[path = "../common/mod.rs"]
+mod common;
+mod errors;
+mod guide;
+mod layer;
+mod modes;
+#[cfg(feature = "ndarray")]
+mod ndarray;

@@ -1,0 +1,4 @@
+//! The C interface and its header.
+
+mod c_api;
+mod header;

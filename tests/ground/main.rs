@@ -1,0 +1,6 @@
+//! States and slices.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod memory;
+mod welford;

@@ -1,0 +1,221 @@
+//! Results do not depend on the floating-point environment that the host has set, on the calling thread or on those of
+//! a pool; and the host has it back as it was. x86-64 and aarch64.
+#![cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+
+use batchnorm::{
+    Params, RunningUpdate, RunningVariance, Shape, StreamingStatistics, UpdateRule, Welford,
+    forward_training, step, update_running,
+};
+
+use crate::common::matrix::{LAYOUTS, Placement, Problem, Results, Subset, assert_same, run};
+
+/// The control register, with the sticky flags where they are part of it.
+#[cfg(target_arch = "x86_64")]
+mod control {
+    use std::arch::asm;
+
+    pub const DEFAULT: u64 = 0x1F80;
+    /// Of those only, the flags are set before a call and looked at after it.
+    pub const FLAGS: u64 = 0b01_0101;
+    /// All of them.
+    pub const STICKY: u64 = 0b11_1111;
+    /// Of exceptions that are not to end the program.
+    pub const MASKS: u64 = 0x1F80;
+    /// FTZ, DAZ, both, down, up, towards zero, all together, and an exception that is not masked (of inexact results).
+    pub const HOSTS: [u64; 8] = [
+        0x1F80 | 1 << 15,
+        0x1F80 | 1 << 6,
+        0x1F80 | 1 << 15 | 1 << 6,
+        0x1F80 | 1 << 13,
+        0x1F80 | 2 << 13,
+        0x1F80 | 3 << 13,
+        0x1F80 | 3 << 13 | 1 << 15 | 1 << 6,
+        0x1F80 & !(1 << 12),
+    ];
+
+    pub fn get() -> u64 {
+        let mut value = 0u32;
+        // SAFETY: the instruction writes four bytes.
+        unsafe { asm!("stmxcsr [{}]", in(reg) &raw mut value) };
+        value.into()
+    }
+
+    pub fn set(value: u64) {
+        let value = value as u32;
+        // SAFETY: what the tests do between two of these they do in the library, or with integers.
+        unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const value) };
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod control {
+    use std::arch::asm;
+
+    pub const DEFAULT: u64 = 0;
+    pub const FLAGS: u64 = 0;
+    /// They are in another register.
+    pub const STICKY: u64 = 0;
+    pub const MASKS: u64 = 0;
+    /// FZ, up, down, towards zero, the latter with FZ, and default NaNs.
+    pub const HOSTS: [u64; 6] = [1 << 24, 1 << 22, 2 << 22, 3 << 22, 3 << 22 | 1 << 24, 1 << 25];
+
+    pub fn get() -> u64 {
+        let value: u64;
+        // SAFETY: the instruction reads a register.
+        unsafe { asm!("mrs {}, fpcr", out(reg) value) };
+        value
+    }
+
+    pub fn set(value: u64) {
+        // SAFETY: what the tests do between two of these they do in the library, or with integers.
+        unsafe { asm!("msr fpcr, {}", in(reg) value) };
+    }
+}
+
+/// Calls `f` in a host's environment and asserts that it comes back from it, flags and all.
+fn in_environment<R>(host: u64, f: impl FnOnce() -> R) -> R {
+    let (result, after) = in_environment_then(host, f);
+    assert_eq!(after, host, "the environment {host:#x} is {after:#x} after a call");
+    result
+}
+
+/// The same, and what the environment is in the end.
+fn in_environment_then<R>(host: u64, f: impl FnOnce() -> R) -> (R, u64) {
+    /// Back, whatever happens: the tests' own messages take no other environment.
+    struct Restore;
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            control::set(control::DEFAULT);
+        }
+    }
+    let restore = Restore;
+    control::set(host);
+    let result = std::hint::black_box(f)();
+    let after = control::get();
+    drop(restore);
+    (result, after)
+}
+
+/// OpenBLAS 1237, PyTorch's `set_flush_denormal`: what the environment is, or was when a pool's threads were started.
+fn subnormals() {
+    let shape = Shape::nchw(&[1024, 2, 512]).unwrap();
+    let x: Vec<f32> = (0..shape.len()).map(|i| if i % 2 == 0 { 1e-39 } else { 3e-39 }).collect();
+    let expected: Vec<f32> = (0..shape.len()).map(|i| if i % 2 == 0 { -1.0 } else { 1.0 }).collect();
+    let (small, large) = (f64::from(1e-39f32), f64::from(3e-39f32));
+    let (mut y, mut states) = (vec![0.0; shape.len()], [Welford::new(); 2]);
+    let mut check = |host| {
+        y.fill(0.0);
+        let params = Params::new(0.0);
+        in_environment(host, || forward_training(&shape, &x, &params, &mut y, &mut states)).unwrap();
+        assert_same(format_args!("y in {host:#x}"), &y, &expected);
+        for state in states {
+            assert!((state.mean() / (0.5 * (small + large)) - 1.0).abs() < 1e-15, "{host:#x}: {state:?}");
+            assert!((state.variance().sqrt() / (0.5 * (large - small)) - 1.0).abs() < 1e-15, "{state:?}");
+        }
+    };
+    for host in control::HOSTS {
+        check(host | control::FLAGS);
+        (0..5).for_each(|_| check(control::DEFAULT));
+    }
+}
+
+/// Its global pool is started by a host with all of it set: nothing else in this program does before.
+#[cfg(feature = "rayon")]
+fn start_the_pool() {
+    control::set(control::HOSTS[control::HOSTS.len() - 2]);
+    let started = rayon::ThreadPoolBuilder::new().num_threads(3).build_global();
+    control::set(control::DEFAULT);
+    started.unwrap();
+}
+
+/// One test, since it matters which call is the first.
+#[test]
+fn subnormals_are_kept_on_every_thread() {
+    #[cfg(feature = "rayon")]
+    start_the_pool();
+    subnormals();
+    // And on threads that something else has been done to since.
+    #[cfg(feature = "rayon")]
+    for host in control::HOSTS {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        pool.broadcast(|_| control::set(host));
+        pool.install(|| {
+            control::set(control::DEFAULT);
+            subnormals();
+        });
+        pool.broadcast(|_| {
+            // Any of them may have run the stretch above, in the default environment and with arithmetic of its own.
+            let left = control::get() & !control::STICKY;
+            assert!(left == control::DEFAULT || left == host & !control::STICKY, "{left:#x}");
+            control::set(control::DEFAULT);
+        });
+    }
+}
+
+/// Every operation on problems for one thread and for several, at the sizes where subnormals and roundings matter.
+#[test]
+fn everything_is_the_same_in_every_environment() {
+    fn check<T: crate::common::matrix::Bits>(dims: &[usize], scale: f64) {
+        let mut problem = Problem::<T>::new(dims, 11);
+        for tensor in [&mut problem.x, &mut problem.dy] {
+            tensor.iter_mut().for_each(|value| *value = T::from_f64(value.to_f64() * scale));
+        }
+        for layout in LAYOUTS {
+            let run = || run(&problem, layout, Placement::default(), Subset::single());
+            let expected: Results<T> = run();
+            for host in control::HOSTS.into_iter().filter(|host| host & control::MASKS == control::MASKS) {
+                // What the tests compute there themselves raises flags, and compares bits.
+                let (results, _) = in_environment_then(host, run);
+                results.assert_same(&expected, &format!("{} {dims:?} {layout:?} in {host:#x}", T::NAME));
+            }
+        }
+    }
+    for dims in [&[3, 5, 19][..], &[40, 3], &[2, 70, 7, 7], &[4, 16, 70, 70]] {
+        for scale in [1.0, 1e-39] {
+            check::<f32>(dims, scale);
+            check::<f64>(dims, scale);
+        }
+    }
+}
+
+/// What computes beside the operations on tensors.
+#[test]
+fn vectors_are_the_same_in_every_environment() {
+    let third: Welford = [1.0, 2.0, 1.0 / 3.0].into_iter().collect();
+    let results = || {
+        let update = RunningUpdate { rule: UpdateRule::Momentum(0.1), variance: RunningVariance::Unbiased };
+        let (mut mean, mut var) = ([1e-39f32, 0.7], [3e-39f32, 0.3]);
+        update_running(update, 0, &[Welford::new(), third], &mut mean, &mut var).unwrap();
+        let mut parameter = [1.1f32, 1e-39, 5e-324f64 as f32];
+        step(1e-3, &[0.3f32, 1e-39, 0.0], &mut parameter).unwrap();
+        let mut subnormal = [5e-324f64];
+        step(0.5, &[1e-323], &mut subnormal).unwrap();
+        let mut streaming = StreamingStatistics::new(1);
+        for x in [&[1.0f32, 2.0, 0.3][..], &[1e-39, 3e-39], &[0.1]] {
+            streaming.update(&Shape::nchw(&[x.len(), 1]).unwrap(), x).unwrap();
+        }
+        let other = streaming.clone();
+        streaming.merge(&other).unwrap();
+        (mean, var, parameter, subnormal, streaming)
+    };
+    let expected = format!("{:?}", results());
+    for host in control::HOSTS {
+        let got = in_environment(host, results);
+        assert_eq!(format!("{got:?}"), expected, "{host:#x}");
+    }
+}
+
+/// A negative eps is one, however small, where a comparison takes it for 0.
+#[test]
+fn a_negative_subnormal_eps_is_an_error() {
+    let shape = Shape::nchw(&[2, 1]).unwrap();
+    for host in control::HOSTS {
+        for (eps, ok) in [(-5e-324, false), (-1e-310, false), (5e-324, true), (-0.0, true)] {
+            let params = Params::new(eps);
+            let (mut y, mut states) = ([0.0f32; 2], [Welford::new()]);
+            let result =
+                in_environment(host, || forward_training(&shape, &[1.0, 2.0], &params, &mut y, &mut states));
+            assert_eq!(result.is_ok(), ok, "{eps:e} in {host:#x}");
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Who does the tasks.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod threads;
