@@ -28,9 +28,16 @@
  *
  * A program with threads of its own names them in the problem, and no second pool starts beside them. With OpenMP:
  *
- *   static size_t threads(void *context) { return (size_t)omp_get_max_threads(); }
- *   static int32_t inside(void *context) { return omp_in_parallel(); }
+ *   static size_t threads(void *context) {
+ *     (void)context;
+ *     return (size_t)omp_get_max_threads();
+ *   }
+ *   static int32_t inside(void *context) {
+ *     (void)context;
+ *     return omp_in_parallel();
+ *   }
  *   static void run(void *context, size_t tasks, batchnorm_task task, void *argument) {
+ *     (void)context;
  *   #pragma omp parallel for schedule(static, 1)
  *     for (size_t i = 0; i < tasks; i++) task(argument, i);
  *   }
@@ -93,6 +100,8 @@ typedef enum batchnorm_status {
   BATCHNORM_STATUS_INTERNAL = 14,
   /** There is no memory for what a call needs beside its arguments. Then there is no message of the call's own either. */
   BATCHNORM_STATUS_OUT_OF_MEMORY = 15,
+  /** A state's numbers are none that elements give. */
+  BATCHNORM_STATUS_STATE = 16,
 } batchnorm_status;
 
 /* Threads of the program's own. */
@@ -109,7 +118,7 @@ typedef struct batchnorm_threadpool {
   size_t size;
   /** Whatever the functions want. */
   void *context;
-  /** How many tasks can run at the same time; at least 1. */
+  /** How many tasks can run at the same time: 1 to 4096; what is less or more is taken for those. */
   size_t (*threads)(void *context);
   /**
    * Calls `task` with `argument` and each number below `tasks`, which is at most what `threads` says, and returns when

@@ -7,6 +7,7 @@ use std::ptr;
 
 use super::status::Status;
 use crate::ground::error::Error;
+use crate::ground::welford::Welford;
 
 /// What is wrong with a call, and in words.
 pub struct Failure(pub Status, pub String);
@@ -170,6 +171,22 @@ impl Arguments {
         Ok(unsafe { std::slice::from_raw_parts(at, len) })
     }
 
+    /// The same of states, whose numbers have to be a state's.
+    ///
+    /// # Safety
+    /// As of `read`.
+    pub unsafe fn states<'a>(
+        &mut self,
+        name: &'static str,
+        at: *const Welford,
+        len: usize,
+    ) -> Result<&'a [Welford], Failure> {
+        // SAFETY: says the caller.
+        let states = unsafe { self.read(name, at, len)? };
+        check_states(name, states)?;
+        Ok(states)
+    }
+
     /// The same, but null stands for nothing.
     ///
     /// # Safety
@@ -200,6 +217,22 @@ impl Arguments {
         Ok(unsafe { std::slice::from_raw_parts_mut(at, len) })
     }
 
+    /// The same of states, as [`states`](Self::states).
+    ///
+    /// # Safety
+    /// As of `write`.
+    pub unsafe fn write_states<'a>(
+        &mut self,
+        name: &'static str,
+        at: *mut Welford,
+        len: usize,
+    ) -> Result<&'a mut [Welford], Failure> {
+        // SAFETY: says the caller.
+        let states = unsafe { self.write(name, at, len)? };
+        check_states(name, states)?;
+        Ok(states)
+    }
+
     /// The same, but null stands for nothing.
     ///
     /// # Safety
@@ -213,6 +246,12 @@ impl Arguments {
         // SAFETY: says the caller.
         if at.is_null() { Ok(None) } else { unsafe { self.write(name, at, len) }.map(Some) }
     }
+}
+
+fn check_states(name: &str, states: &[Welford]) -> Result<(), Failure> {
+    states.iter().enumerate().try_for_each(|(channel, state)| {
+        state.check().map_err(|error| Failure(Status::State, format!("{name}[{channel}]: {error}")))
+    })
 }
 
 #[cfg(test)]

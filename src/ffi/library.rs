@@ -36,6 +36,7 @@ pub extern "C" fn batchnorm_status_message(status: i32) -> *const c_char {
         13 => c"two arguments are given of which one has to be null",
         14 => c"a bug in the library",
         15 => c"memory is short",
+        16 => c"a state's numbers are none that elements give",
         _ => c"no status of this library",
     };
     message.as_ptr()

@@ -16,7 +16,7 @@ mod status;
 
 pub use library::*;
 pub use operations::*;
-pub use problem::{BATCHNORM_F32, BATCHNORM_F64, BATCHNORM_NCHW, BATCHNORM_NHWC, Problem};
+pub use problem::*;
 pub use running::*;
 pub use state::*;
 pub use status::Status;

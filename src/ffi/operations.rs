@@ -293,7 +293,7 @@ unsafe fn backward<T: Element>(
                     return Err(Failure(Status::Exclusive, message));
                 }
             }
-            call.states(arguments.read("states", args.states.cast::<Welford>(), c)?)
+            call.states(arguments.states("states", args.states.cast(), c)?)
         } else if args.mean.is_null() && args.var.is_null() && c > 0 {
             let message = format!("states is null, must have {c} elements, or mean and var must");
             return Err(Failure(Status::NullPointer, message));

@@ -60,7 +60,7 @@ unsafe impl Versioned for HostPool {
 
 /// What a problem's elements are.
 #[derive(Clone, Copy)]
-pub enum ElementType {
+pub(super) enum ElementType {
     F32,
     F64,
 }
@@ -77,7 +77,7 @@ macro_rules! by_element {
 pub(super) use by_element;
 
 /// A checked problem.
-pub struct Checked {
+pub(super) struct Checked {
     pub shape: Shape,
     pub element: ElementType,
     threads: usize,

@@ -7,7 +7,6 @@ use super::problem::{Checked, Problem, by_element};
 use super::state::State;
 use super::status::Status;
 use crate::api::running::{RunningUpdate, RunningVariance, UpdateRule, step, update_running};
-use crate::ground::welford::Welford;
 use crate::operations::Element;
 
 /// running = factor * running + (1 - factor) * batch.
@@ -108,7 +107,7 @@ unsafe fn take_in<T: Element>(
     // SAFETY: says the caller.
     let (states, mean, var) = unsafe {
         (
-            arguments.read("states", args.states.cast::<Welford>(), c)?,
+            arguments.states("states", args.states.cast(), c)?,
             arguments.write("mean", args.mean.cast::<T>(), c)?,
             arguments.write("var", args.var.cast::<T>(), c)?,
         )

@@ -81,8 +81,8 @@ pub unsafe extern "C" fn batchnorm_merge(channels: usize, into: *mut State, from
         // SAFETY: says the caller; a `State` is a `Welford`.
         let (into, from) = unsafe {
             (
-                arguments.write("into", into.cast::<Welford>(), channels)?,
-                arguments.read("from", from.cast::<Welford>(), channels)?,
+                arguments.write_states("into", into.cast(), channels)?,
+                arguments.states("from", from.cast(), channels)?,
             )
         };
         let overflows = |(into, from): (&Welford, &Welford)| into.count().checked_add(from.count()).is_none();

@@ -36,4 +36,6 @@ pub enum Status {
     Internal = 14,
     /// There is no memory for what a call needs beside its arguments. Then there is no message of the call's own either.
     OutOfMemory = 15,
+    /// A state's numbers are none that elements give.
+    State = 16,
 }

@@ -177,13 +177,13 @@ impl fmt::Display for Error {
                 write!(f, "{argument} has more than one place to go to, must have one: its own or an input's")
             }
             Error::Epsilon { eps } => {
-                write!(f, "eps is {eps}, must be finite and not negative")
+                write!(f, "eps is {eps:?}, must be finite and not negative")
             }
             Error::NotFinite { argument, value } => {
-                write!(f, "{argument} is {value}, must be finite")
+                write!(f, "{argument} is {value:?}, must be finite")
             }
             Error::Weight { argument, value } => {
-                write!(f, "{argument} is {value}, must be between 0 and 1")
+                write!(f, "{argument} is {value:?}, must be between 0 and 1")
             }
             Error::SingleElement => write!(
                 f,
@@ -204,7 +204,7 @@ impl fmt::Display for Error {
             }
             Error::ForwardInput { index, got, expected } => write!(
                 f,
-                "x[{index}] is {got}, must be {expected}: backward takes the x of the layer's last forward pass"
+                "x[{index}] is {got:?}, must be {expected:?}: backward takes the x of the layer's last forward pass"
             ),
             Error::Level { level, available } => {
                 let available = available.join(", ");

@@ -2,6 +2,14 @@
 
 #![forbid(unsafe_code)]
 
+/// Calls a macro with every element type that there are kernels for: the one list of them.
+macro_rules! for_elements {
+    ($macro:ident) => {
+        $macro!(f32, f64);
+    };
+}
+pub(crate) use for_elements;
+
 /// A floating-point number as tensors hold them: `f32` or `f64`. Sealed; bf16 and f16 are to come.
 pub trait Scalar: Sealed + Copy + Default + PartialEq + Send + Sync + std::fmt::Debug + 'static {
     /// The value as f64, exactly.

@@ -76,11 +76,19 @@ impl Welford {
     pub fn from_parts(parts: WelfordParts) -> Result<Self, Error> {
         let WelfordParts { count, mean, mean_low, m2, m2_low, exponent } = parts;
         let state = Self { count, mean, mean_low, m2, m2_low, exponent };
+        state.check()?;
+        // The canonical NaN, wherever these come from.
+        Ok(if mean.is_nan() { Self { count, mean: f64::NAN, m2: f64::NAN, ..Self::new() } } else { state })
+    }
+
+    /// Whether its numbers are those of a state, which in memory of C's they need not be.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let Self { count, mean, mean_low, m2, m2_low, exponent } = *self;
         let small = mean_low.is_finite() && m2_low.is_finite();
         let poisoned = mean.is_nan() && m2.is_nan() && small;
         let finite = mean.is_finite() && m2.is_finite() && m2 >= 0.0 && m2_low.abs() <= m2 && small;
         match () {
-            _ if count == 0 && state != Self::new() => {
+            _ if count == 0 && *self != Self::new() => {
                 Err(Error::State { reason: "a count of 0 with other numbers than 0" })
             }
             _ if ![0, EXPONENT, -EXPONENT].contains(&exponent) => {
@@ -89,9 +97,7 @@ impl Welford {
             _ if !poisoned && !finite => {
                 Err(Error::State { reason: "a mean, m2 or low part that elements cannot give" })
             }
-            // The canonical NaN, wherever these come from.
-            _ if poisoned => Ok(Self { count, mean: f64::NAN, m2: f64::NAN, ..Self::new() }),
-            _ => Ok(state),
+            _ => Ok(()),
         }
     }
 
@@ -152,7 +158,12 @@ impl Welford {
 
     /// The mean; 0 of no elements, NaN if an element was NaN or infinite.
     pub fn mean(&self) -> f64 {
-        self.mean + times_power(self.mean_low, self.exponent)
+        // Where elements are tiny, the low part by itself can be below the numbers that are as exact as it has to be.
+        if self.exponent < 0 {
+            times_power(times_power(self.mean, -self.exponent) + self.mean_low, self.exponent)
+        } else {
+            self.mean + times_power(self.mean_low, self.exponent)
+        }
     }
 
     /// The sum of squared deviations from the mean; NaN if an element was NaN or infinite. Infinite or 0 where it leaves f64's

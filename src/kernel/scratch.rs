@@ -5,6 +5,7 @@ use std::cell::Cell;
 
 use super::scales::Scales;
 use crate::ground::memory;
+use crate::ground::scalar::for_elements;
 use crate::ground::sizes::{BAND, GROUP, LANES, SMALL_PLANE, SPAN};
 
 /// Columns of coefficients: the channels of a span, or those of a group once for each of its lanes. The last vector of
@@ -106,4 +107,4 @@ macro_rules! with_scratch {
         };
     )*};
 }
-with_scratch!(f32, f64);
+for_elements!(with_scratch);

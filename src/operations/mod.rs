@@ -8,6 +8,7 @@ mod task;
 
 use crate::ground::error::Error;
 use crate::ground::geometry::Geometry;
+use crate::ground::scalar::for_elements;
 use crate::kernel::Vectorized;
 use crate::schedule::engine;
 use crate::simd::Level;
@@ -42,7 +43,7 @@ macro_rules! elements {
         }
     )*};
 }
-elements!(f32, f64);
+for_elements!(elements);
 
 #[cfg(test)]
 mod tests {

@@ -15,6 +15,7 @@ mod portable;
 
 pub use level::Level;
 
+use crate::ground::scalar::for_elements;
 use crate::ground::sizes::LINE;
 
 /// Asks for the lines of the vector at `at`, which may lie anywhere, to be brought near, to be written if `WRITE`.
@@ -151,4 +152,4 @@ macro_rules! dispatch {
         }
     )*};
 }
-dispatch!(f32, f64);
+for_elements!(dispatch);

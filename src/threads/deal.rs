@@ -36,7 +36,13 @@ fn current<R>(f: impl FnOnce(&dyn Pool) -> R) -> R {
 pub fn workers() -> usize {
     match pool::current_limit() {
         1 => 1,
-        limit => current(|pool| if pool.inside() { 1 } else { pool.threads().clamp(1, limit) }),
+        limit => {
+            current(
+                |pool| {
+                    if pool.inside() { 1 } else { pool.threads().min(limit).clamp(1, pool::MOST_THREADS) }
+                },
+            )
+        }
     }
 }
 

@@ -17,7 +17,7 @@ pub struct HostPool {
     pub size: usize,
     /// Whatever the functions want.
     pub context: *mut c_void,
-    /// How many tasks can run at the same time; at least 1.
+    /// How many tasks can run at the same time: 1 to 4096; what is less or more is taken for those.
     pub threads: Option<unsafe extern "C" fn(context: *mut c_void) -> usize>,
     /// Calls `task` with `argument` and each number below `tasks`, which is at most what `threads` says, and returns when
     /// all calls have: in any order, on any threads, late or one after the other. A call that is left out is made up for;

@@ -2,13 +2,17 @@
 
 use std::cell::Cell;
 
+/// More threads than any machine has cores for. What a pool says beyond that is taken for this.
+pub const MOST_THREADS: usize = 4096;
+
 /// Threads that run tasks: a host's own, in place of rayon's.
 ///
 /// A pool may run the tasks late, in any order, several at once or one after the other, on one thread or many, the calling
 /// one or others. A task that it runs twice does no harm, and one that it leaves out is done by the calling thread. When
 /// [`run`](Pool::run) returns, no task may be running any more, and none may begin later.
 pub trait Pool: Sync {
-    /// How many tasks can run at the same time, the calling thread counted if it runs some.
+    /// How many tasks can run at the same time, the calling thread counted if it runs some. 0 is taken for 1, and what is
+    /// beyond 4096 for that.
     fn threads(&self) -> usize;
 
     /// Whether the calling thread is running a task of this pool. A call made there stays on its thread.

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use rayon::{ThreadPoolBuildError, ThreadPoolBuilder};
 
+#[cfg(feature = "capi")]
+use super::pool::MOST_THREADS;
 use super::pool::Pool;
 use super::round::{self, Helper};
 use crate::ground::memory;
@@ -143,6 +145,13 @@ pub fn set_threads(threads: usize) -> Result<(), String> {
     #[cfg(unix)]
     if super::fork::is_child() {
         return Err("a child of fork() has no pool".to_owned());
+    }
+    if threads > MOST_THREADS {
+        return Err(format!("threads is {threads}, must be at most {MOST_THREADS}"));
+    }
+    // rayon tries but once, and then says that there is a pool.
+    if POOL.load(Ordering::Relaxed) == FAILED {
+        return Err("the pool could not be started before, and calls stay on their threads".to_owned());
     }
     let result = ThreadPoolBuilder::new().num_threads(threads).build_global();
     failed(&result);

@@ -154,10 +154,12 @@ mod with_serde {
         assert!(read(&long).starts_with("gamma has length 1, must have length 2"), "{}", read(&long));
         let good = serde_json::to_string(&BatchNorm::<f32>::new(2)).unwrap();
         for (from, to, expected) in [
-            ("0.00001", "-1", "eps is -1, must be finite and not negative"),
-            (r#""Momentum":0.1"#, r#""Momentum":5"#, "momentum is 5, must be between 0 and 1"),
-            (r#""Momentum":0.1"#, r#""Decay":-1"#, "decay is -1, must be between 0 and 1"),
+            ("0.00001", "-1", "eps is -1.0, must be finite and not negative"),
+            (r#""Momentum":0.1"#, r#""Momentum":5"#, "momentum is 5.0, must be between 0 and 1"),
+            (r#""Momentum":0.1"#, r#""Decay":-1"#, "decay is -1.0, must be between 0 and 1"),
             (r#""batches":0,"#, "", "missing field `batches`"),
+            (r#""gamma":[1.0,1.0],"#, "", "missing field `gamma`"),
+            (r#""beta":[0.0,0.0],"#, "", "missing field `beta`"),
             (r#""batches":0"#, r#""batches":-1"#, "invalid value: integer `-1`, expected u64"),
             (r#""eps""#, r#""epsilon""#, "unknown field `epsilon`"),
         ] {

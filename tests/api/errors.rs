@@ -344,10 +344,10 @@ fn wrong_parts_and_settings_of_a_layer() {
         (|parts| parts.running_var = vec![], "running variance has length 0, must have length 3"),
         (|parts| parts.running_var = vec![1.0; 4], "running variance has length 4, must have length 3"),
         (|parts| parts.running_mean = vec![0.0; 2], "running variance has length 3, must have length 2"),
-        (|parts| parts.eps = -1e-5, "eps is -0.00001, must be finite and not negative"),
+        (|parts| parts.eps = -1e-5, "eps is -1e-5, must be finite and not negative"),
         (|parts| parts.eps = f64::NAN, "eps is NaN, must be finite and not negative"),
-        (|parts| parts.update.rule = UpdateRule::Momentum(5.0), "momentum is 5, must be between 0 and 1"),
-        (|parts| parts.update.rule = UpdateRule::Decay(-1.0), "decay is -1, must be between 0 and 1"),
+        (|parts| parts.update.rule = UpdateRule::Momentum(5.0), "momentum is 5.0, must be between 0 and 1"),
+        (|parts| parts.update.rule = UpdateRule::Decay(-1.0), "decay is -1.0, must be between 0 and 1"),
         (|parts| parts.update.rule = UpdateRule::Decay(f64::NAN), "decay is NaN, must be between 0 and 1"),
     ];
     for (wrong, expected) in rows {
@@ -361,13 +361,13 @@ fn wrong_parts_and_settings_of_a_layer() {
 
     let mut layer = BatchNorm::<f32>::new(3);
     for eps in NOT_EPS {
-        assert_eq!(message(layer.set_eps(eps)), format!("eps is {eps}, must be finite and not negative"));
+        assert_eq!(message(layer.set_eps(eps)), format!("eps is {eps:?}, must be finite and not negative"));
     }
     for weight in NOT_WEIGHTS {
         let update = |rule| RunningUpdate { rule, variance: RunningVariance::Biased };
         for (rule, name) in [(UpdateRule::Momentum(weight), "momentum"), (UpdateRule::Decay(weight), "decay")]
         {
-            let expected = format!("{name} is {weight}, must be between 0 and 1");
+            let expected = format!("{name} is {weight:?}, must be between 0 and 1");
             assert_eq!(message(layer.set_update(update(rule))), expected);
         }
     }
@@ -450,7 +450,7 @@ fn eps_must_be_finite_and_not_negative() {
                 ] {
                     assert_eq!(
                         message(result),
-                        format!("eps is {eps}, must be finite and not negative"),
+                        format!("eps is {eps:?}, must be finite and not negative"),
                         "{operation:?}"
                     );
                 }
@@ -483,7 +483,7 @@ fn momentum_and_decay_must_be_between_0_and_1() {
         for (rule, name) in [(UpdateRule::Momentum(value), "momentum"), (UpdateRule::Decay(value), "decay")] {
             for variance in [RunningVariance::Biased, RunningVariance::Unbiased] {
                 let update = RunningUpdate { rule, variance };
-                let expected = format!("{name} is {value}, must be between 0 and 1");
+                let expected = format!("{name} is {value:?}, must be between 0 and 1");
                 let (mut mean, mut var) = (Guarded::<f32>::new(2, 0), Guarded::<f32>::new(2, 0));
                 let result = update_running(update, 5, &states, mean.get_mut(), var.get_mut());
                 assert_eq!(message(result), expected);
@@ -517,12 +517,12 @@ fn the_learning_rate_must_be_finite() {
     for value in NOT_FINITE {
         let mut parameter = Guarded::<f64>::new(2, 0);
         let result = step(value, &[1.0; 2], parameter.get_mut());
-        assert_eq!(message(result), format!("lr is {value}, must be finite"));
+        assert_eq!(message(result), format!("lr is {value:?}, must be finite"));
         parameter.assert_untouched("the parameter");
         // With nothing to step, too.
         for before in [BatchNorm::<f32>::new(2), BatchNorm::new(2).without_gamma().without_beta()] {
             let mut layer = before.clone();
-            assert_eq!(message(layer.step(value)), format!("lr is {value}, must be finite"));
+            assert_eq!(message(layer.step(value)), format!("lr is {value:?}, must be finite"));
             assert_unchanged(&layer, &before);
         }
     }

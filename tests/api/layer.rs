@@ -417,7 +417,7 @@ fn the_state_after_an_error_is_the_state_before() {
         ("x has length 23", Box::new(|layer| layer.backward(&shape, &short, &x, &mut [0.0; 24]))),
         ("dy has length 25", Box::new(|layer| layer.backward(&shape, &x, &long, &mut [0.0; 24]))),
         ("dx has length 23", Box::new(|layer| layer.backward(&shape, &x, &x, &mut short.clone()))),
-        ("x[1] is 2, must be 1:", Box::new(|layer| layer.backward(&shape, &other, &x, &mut [0.0; 24]))),
+        ("x[1] is 2.0, must be 1.0:", Box::new(|layer| layer.backward(&shape, &other, &x, &mut [0.0; 24]))),
         ("backward is of NCL 1x3x1,", Box::new(|layer| layer.backward(&one, &x, &x, &mut [0.0; 3]))),
         ("lr is NaN", Box::new(|layer| layer.step(f64::NAN))),
         ("lr is inf", Box::new(|layer| layer.step(f64::INFINITY))),

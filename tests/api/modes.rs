@@ -169,7 +169,7 @@ fn backward_is_of_the_last_forward_pass() {
             );
             refused(&mut layer, &wrong, &vec![1.0; wrong.len()], &expected);
         }
-        let differs = "x[5] is 7, must be 9: backward takes the x of the layer's last forward pass";
+        let differs = "x[5] is 7.0, must be 9.0: backward takes the x of the layer's last forward pass";
         refused(&mut layer, &shape, &other, differs);
         // Inference on another batch comes and goes, as does a forward pass that fails.
         layer.forward_inference(&shape, &other, &mut y).unwrap();
@@ -200,7 +200,7 @@ fn the_same_x_is_never_refused() {
             &mut layer,
             &shape,
             &[0.0, 0.0, f32::NAN, f32::INFINITY],
-            "x[0] is 0, must be NaN: backward takes the x of the layer's last forward pass",
+            "x[0] is 0.0, must be NaN: backward takes the x of the layer's last forward pass",
         );
     }
 }

@@ -82,6 +82,7 @@ int main(void) {
   CHECK(batchnorm_active_level() >= BATCHNORM_PORTABLE);
   alone = large(1, hash);
   CHECK(threads_are(1));
+  CHECK(batchnorm_set_threads((size_t)-1) == BATCHNORM_STATUS_THREADS);
   OK(batchnorm_set_threads(3));
   CHECK(threads_are(4));
   CHECK(batchnorm_set_threads(3) == BATCHNORM_STATUS_THREADS);

@@ -1002,19 +1002,72 @@ fn messages_are_each_threads_own() {
     assert!(last_message().starts_with("x is null"));
 }
 
+/// Memory of C's may hold anything where states are to be.
+#[test]
+fn nonsense_in_place_of_states_is_refused() {
+    let good = State { count: 4, mean: 1.0, m2: 2.0, ..State::default() };
+    let bad = [
+        State { m2: -1.0, ..good },
+        State { exponent: i64::MAX, ..good },
+        State { mean: f64::INFINITY, ..good },
+        State { mean_low: f64::NAN, ..good },
+        State { count: 0, ..good },
+    ];
+    let x = [1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
+    let problem = Problem {
+        size: size_of::<Problem>(),
+        element: BATCHNORM_F32,
+        layout: BATCHNORM_NCHW,
+        batch: 4,
+        channels: 2,
+        spatial: [0; 3],
+        threads: 0,
+        threadpool: null(),
+    };
+    for bad in bad {
+        let (states, mut dx) = ([good, bad], [9.0f32; 8]);
+        let args = BackwardArgs {
+            size: size_of::<BackwardArgs>(),
+            x: x.as_ptr().cast(),
+            dy: x.as_ptr().cast(),
+            states: states.as_ptr(),
+            mean: null(),
+            var: null(),
+            gamma: null(),
+            eps: 1e-5,
+            dx: dx.as_mut_ptr().cast(),
+            dgamma: null_mut(),
+            dbeta: null_mut(),
+            dmean: null_mut(),
+            dvar: null_mut(),
+        };
+        // SAFETY: pointers to what there has to be.
+        assert_eq!(unsafe { batchnorm_backward(&problem, &args) }, Status::State, "{bad:?}");
+        assert!(last_message().starts_with("states[1]: "), "{}", last_message());
+        assert_eq!(dx, [9.0; 8]);
+        for [mut into, from] in [[[good, good], states], [states, [good, good]]] {
+            let before = into;
+            // SAFETY: two states each.
+            let status = unsafe { batchnorm_merge(2, into.as_mut_ptr(), from.as_ptr()) };
+            assert_eq!((status, format!("{into:?}")), (Status::State, format!("{before:?}")));
+        }
+    }
+}
+
 #[test]
 fn every_status_has_its_message() {
+    const LAST: i32 = Status::State as i32;
     let message = |status| {
         // SAFETY: a static string.
         unsafe { std::ffi::CStr::from_ptr(batchnorm_status_message(status)) }.to_str().unwrap()
     };
     let unknown = message(-1);
-    let mut messages: Vec<&str> = (0..=Status::OutOfMemory as i32).map(message).collect();
+    let mut messages: Vec<&str> = (0..=LAST).map(message).collect();
     assert!(messages.iter().all(|text| *text != unknown && !text.is_empty()));
     messages.sort_unstable();
     messages.dedup();
-    assert_eq!(messages.len(), Status::OutOfMemory as usize + 1);
-    for status in [Status::OutOfMemory as i32 + 1, i32::MIN, i32::MAX] {
+    assert_eq!(messages.len(), LAST as usize + 1);
+    for status in [LAST + 1, i32::MIN, i32::MAX] {
         assert_eq!(message(status), unknown);
     }
 }

@@ -84,6 +84,25 @@ fn parts_of_any_size_merge() {
     }
 }
 
+/// The mean of elements near the least normal number, whose low part alone would be a subnormal one.
+#[test]
+fn the_mean_of_tiny_elements_is_rounded_once() {
+    let unit = f64::MIN_POSITIVE * 4.0;
+    let x: Vec<f64> =
+        [0x6078f6c2fc902u64, 0x6078f72b45dfe, 0x6078f7c617d26, 0x6078f4f386796, 0x6078f837b9a17]
+            .map(|mantissa| f64::from_bits(1023 << 52 | mantissa) * unit)
+            .to_vec();
+    assert_eq!(state(&x).mean(), f64::from_bits(1023 << 52 | 0x6078f6f98545d) * unit);
+    let mut rng = data::rng(9);
+    for len in (2..400).cycle().take(4000) {
+        let x: Vec<f64> = (0..len).map(|_| (1.0 + rand::RngExt::random::<f64>(&mut rng)) * unit).collect();
+        let (got, exact) = (state(&x).mean(), Statistics::of(&x));
+        let distance = exact.mean_distance(got);
+        let ulp = unit * 2f64.powi(-52 - exact.exponent);
+        assert!(distance <= 0.5 * ulp * (1.0 + 1e-9), "{len}: {got:e} is {} ulp off", distance / ulp);
+    }
+}
+
 #[test]
 fn counts_do_not_overflow() {
     let many = Welford::from_parts(WelfordParts { count: u64::MAX - 1, ..WelfordParts::default() }).unwrap();

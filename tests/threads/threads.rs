@@ -147,6 +147,28 @@ fn the_same_bits_on_odd_pools() {
     }
 }
 
+/// What a pool says of its size need not be so.
+#[test]
+fn the_same_bits_whatever_number_of_threads_a_pool_says() {
+    struct Says(usize);
+    impl Pool for Says {
+        fn threads(&self) -> usize {
+            self.0
+        }
+        fn run(&self, tasks: usize, task: Task<'_>) {
+            assert!(tasks <= self.0, "{tasks} of {}", self.0);
+            (0..tasks).for_each(task);
+        }
+    }
+    let expected = alone();
+    for power in [1, 12, 20, 40, 58, 60, 61, 63] {
+        for threads in [(1 << power) - 1, 1 << power] {
+            assert_eq!(with(&Says(threads), hash), expected, "{threads}");
+        }
+    }
+    assert_eq!(with(&Says(usize::MAX), hash), expected);
+}
+
 #[cfg(feature = "rayon")]
 #[test]
 fn the_same_bits_on_rayons_pool() {

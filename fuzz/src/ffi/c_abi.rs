@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use arbitrary::Arbitrary;
 use batchnorm::ffi::{self, State, Status};
+use batchnorm::{Welford, WelfordParts};
 
 /// A call.
 #[derive(Debug, Clone, Arbitrary)]
@@ -316,6 +317,11 @@ fn wrong(
             }
         }
     }
+    let mut states = arguments.iter().zip(spans).filter(|((kind, ..), _)| *kind == States);
+    let read = matches!(call.operation, Backward | Update | Merge);
+    if read && states.any(|(_, span)| nonsense(memory, span)) {
+        return Some("a state's numbers are no state's".into());
+    }
     match call.operation {
         Backward => counts(memory, &spans[2])
             .any(|count| count != m as u64)
@@ -338,6 +344,16 @@ fn wrong(
 /// The counts of the states that lie there.
 fn counts<'a>(memory: &'a [u64], states: &Range<usize>) -> impl Iterator<Item = u64> + use<'a> {
     memory[states.start / 8..states.end / 8].iter().step_by(size_of::<State>() / 8).copied()
+}
+
+/// Whether numbers that lie there are no state's.
+fn nonsense(memory: &[u64], states: &Range<usize>) -> bool {
+    let words = &memory[states.start / 8..states.end / 8];
+    words.chunks_exact(size_of::<State>() / 8).any(|words| {
+        let [mean, mean_low, m2, m2_low] = [1, 2, 3, 4].map(|i| f64::from_bits(words[i]));
+        let exponent = words[5] as i64;
+        Welford::from_parts(WelfordParts { count: words[0], mean, mean_low, m2, m2_low, exponent }).is_err()
+    })
 }
 
 /// How many bytes more than a struct has are in memory.

@@ -16,9 +16,12 @@ use crate::operations::Element;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename = "BatchNorm", deny_unknown_fields))]
 pub struct Parts<T> {
-    /// Scale per channel; `None` for 1 throughout, and not trained.
+    /// Scale per channel; `None` for 1 throughout, and not trained. Written and read by serde either way: a checkpoint without
+    /// is one that is cut short.
+    #[cfg_attr(feature = "serde", serde(deserialize_with = "serde::Deserialize::deserialize"))]
     pub gamma: Option<Vec<T>>,
-    /// Shift per channel; `None` for 0 throughout, and not trained.
+    /// Shift per channel; `None` for 0 throughout, and not trained. As `gamma`.
+    #[cfg_attr(feature = "serde", serde(deserialize_with = "serde::Deserialize::deserialize"))]
     pub beta: Option<Vec<T>>,
     /// The running mean of each channel.
     pub running_mean: Vec<T>,
