@@ -56,6 +56,7 @@ const KNOBS: [Knob; 25] = knobs![
     run_bytes_once,
     many_threads,
     rows_per_thread,
+    strip_rows,
     row_bytes,
     row_positions,
     row_samples,

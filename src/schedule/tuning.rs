@@ -55,6 +55,8 @@ pub struct Tuning {
     pub many_threads: usize,
     /// Rows (NHWC) below which a thread takes fewer channels of more rows, whose coefficients take less time.
     pub rows_per_thread: usize,
+    /// Rows below which NHWC's channels are taken strip by strip: of more, a strip's rows evict each other from L1.
+    pub strip_rows: usize,
     /// Bytes moved below which small planes are mapped as rows: from memory, rows are too many streams.
     pub row_bytes: usize,
     /// The most positions of a plane that is mapped as a row there: longer ones fill vectors of their own.
@@ -89,7 +91,8 @@ impl Tuning {
         run_bytes_near: fuzzed(6144, 128),
         run_bytes_once: fuzzed(512, 64),
         many_threads: 8,
-        rows_per_thread: fuzzed(128, 2),
+        rows_per_thread: fuzzed(16, 2),
+        strip_rows: fuzzed(32, 4),
         row_bytes: fuzzed(8 << 20, 8 << 10),
         row_positions: 36,
         row_samples: fuzzed(16, 2),
