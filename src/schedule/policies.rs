@@ -212,8 +212,10 @@ impl Setting {
         let long = self.shortest_run(resident);
         let group = resident.min(c / self.task_count()).clamp(1, GROUP);
         let group = if group < long && resident >= long { long } else { group };
-        // A pair is no reason to take channels whole, so the run is that of the group without.
-        let is_long = group >= long;
+        // A pair is no reason to take channels whole, so the run is that of the group without; of tiny planes, all that a group
+        // may have is too short a run.
+        let run = group * s * self.traffic.element;
+        let is_long = group >= long && (n == 1 || group == c || run >= self.tuning.run_bytes);
         let group = self.in_pairs(group);
         if reduces && is_long && self.is_even(1, self.geometry.m(), group) {
             return (Schedule::ChannelBlocked, group);
