@@ -297,12 +297,15 @@ impl Setting {
 
     /// NCHW: whether a map takes small planes as rows of positions, with coefficients for each, which pay from the second sample
     /// on, or instead of mostly empty vectors: those that do not fill a vector; those of few channels, whose coefficients stay in
-    /// L1; in the caches others too, of which most vectors have two.
+    /// L1; in the caches others too, of which most vectors have two, if rows end where lines may, so that vectors cross none.
     pub fn planes_as_rows(&self) -> bool {
         let Geometry { n, c, s, pattern, .. } = self.geometry;
         let Tuning { row_bytes, row_positions, row_samples, .. } = self.tuning;
         let few = s <= SMALL_PLANE && c * s <= TILE_COLUMNS;
-        let near = s <= row_positions && n >= row_samples && self.bytes_moved() < row_bytes;
+        let near = s <= row_positions
+            && n >= row_samples
+            && self.bytes_moved() < row_bytes
+            && (c * s).is_multiple_of(LANES);
         pattern == Pattern::Along && (n > 1 || s <= LANES / 2) && (s < LANES || few || near)
     }
 
