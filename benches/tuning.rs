@@ -57,6 +57,7 @@ const KNOBS: [Knob; 25] = knobs![
     many_threads,
     rows_per_thread,
     strip_rows,
+    strip_rows_once,
     row_bytes,
     row_positions,
     row_samples,

@@ -234,13 +234,14 @@ mod tests {
     /// The scratch has room for the sums and coefficients of a group, whatever the policies go by.
     #[test]
     fn no_number_makes_groups_wider_than_the_scratch() {
-        let numbers: [fn(&mut Tuning, usize); 9] = [
+        let numbers: [fn(&mut Tuning, usize); 10] = [
             |tuning, n| tuning.run_bytes = n,
             |tuning, n| tuning.run_bytes_shared = n,
             |tuning, n| tuning.run_bytes_near = n,
             |tuning, n| tuning.run_bytes_once = n,
             |tuning, n| tuning.rows_per_thread = n,
             |tuning, n| tuning.strip_rows = n,
+            |tuning, n| tuning.strip_rows_once = n,
             |tuning, n| tuning.row_bytes = n,
             |tuning, n| tuning.row_positions = n.min(SMALL_PLANE),
             |tuning, n| tuning.row_samples = n,

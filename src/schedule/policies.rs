@@ -276,7 +276,8 @@ impl Setting {
             if self.threads < many_threads { long.min(share).max(1).next_multiple_of(LANES) } else { LANES };
         let group = self.even_group(blocks, least.min(group), group.min(c.next_multiple_of(LANES)), LANES);
         let resident = self.resident_channels();
-        let few_rows = self.geometry.m() < self.tuning.strip_rows;
+        let Tuning { strip_rows, strip_rows_once, .. } = self.tuning;
+        let few_rows = self.geometry.m() < if self.traffic.maps { strip_rows } else { strip_rows_once };
         let short = few_rows && c >= self.threads * GROUP && resident >= GROUP && !self.rows_compete();
         let narrow = self.threads == 1 && c <= GROUP && resident >= c;
         if self.traffic.reduces && (short || narrow) {

@@ -57,6 +57,8 @@ pub struct Tuning {
     pub rows_per_thread: usize,
     /// Rows below which NHWC's channels are taken strip by strip: of more, a strip's rows evict each other from L1.
     pub strip_rows: usize,
+    /// The same where there is no second look: then what counts is that the sums of a strip stay in L1.
+    pub strip_rows_once: usize,
     /// Bytes moved below which small planes are mapped as rows: from memory, rows are too many streams.
     pub row_bytes: usize,
     /// The most positions of a plane that is mapped as a row there: longer ones fill vectors of their own.
@@ -93,6 +95,7 @@ impl Tuning {
         many_threads: 8,
         rows_per_thread: fuzzed(16, 2),
         strip_rows: fuzzed(32, 4),
+        strip_rows_once: fuzzed(256, 4),
         row_bytes: fuzzed(8 << 20, 8 << 10),
         row_positions: 36,
         row_samples: fuzzed(16, 2),
