@@ -171,22 +171,6 @@ impl Arguments {
         Ok(unsafe { std::slice::from_raw_parts(at, len) })
     }
 
-    /// The same of states, whose numbers have to be a state's.
-    ///
-    /// # Safety
-    /// As of `read`.
-    pub unsafe fn states<'a>(
-        &mut self,
-        name: &'static str,
-        at: *const Welford,
-        len: usize,
-    ) -> Result<&'a [Welford], Failure> {
-        // SAFETY: says the caller.
-        let states = unsafe { self.read(name, at, len)? };
-        check_states(name, states)?;
-        Ok(states)
-    }
-
     /// The same, but null stands for nothing.
     ///
     /// # Safety
@@ -217,22 +201,6 @@ impl Arguments {
         Ok(unsafe { std::slice::from_raw_parts_mut(at, len) })
     }
 
-    /// The same of states, as [`states`](Self::states).
-    ///
-    /// # Safety
-    /// As of `write`.
-    pub unsafe fn write_states<'a>(
-        &mut self,
-        name: &'static str,
-        at: *mut Welford,
-        len: usize,
-    ) -> Result<&'a mut [Welford], Failure> {
-        // SAFETY: says the caller.
-        let states = unsafe { self.write(name, at, len)? };
-        check_states(name, states)?;
-        Ok(states)
-    }
-
     /// The same, but null stands for nothing.
     ///
     /// # Safety
@@ -248,7 +216,8 @@ impl Arguments {
     }
 }
 
-fn check_states(name: &str, states: &[Welford]) -> Result<(), Failure> {
+/// Whether what lies where states are to be are states: C may have anything there. Once all pointers have been checked.
+pub fn check_states(name: &str, states: &[Welford]) -> Result<(), Failure> {
     states.iter().enumerate().try_for_each(|(channel, state)| {
         state.check().map_err(|error| Failure(Status::State, format!("{name}[{channel}]: {error}")))
     })

@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::ptr;
 
-use super::arguments::{Arguments, Failure, Versioned, call};
+use super::arguments::{Arguments, Failure, Versioned, call, check_states};
 use super::problem::{Checked, Problem, by_element};
 use super::state::State;
 use super::status::Status;
@@ -293,7 +293,9 @@ unsafe fn backward<T: Element>(
                     return Err(Failure(Status::Exclusive, message));
                 }
             }
-            call.states(arguments.states("states", args.states.cast(), c)?)
+            let states = arguments.read("states", args.states.cast::<Welford>(), c)?;
+            check_states("states", states)?;
+            call.states(states)
         } else if args.mean.is_null() && args.var.is_null() && c > 0 {
             let message = format!("states is null, must have {c} elements, or mean and var must");
             return Err(Failure(Status::NullPointer, message));

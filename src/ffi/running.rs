@@ -2,11 +2,12 @@
 
 use std::ffi::c_void;
 
-use super::arguments::{Arguments, Failure, Versioned, call};
+use super::arguments::{Arguments, Failure, Versioned, call, check_states};
 use super::problem::{Checked, Problem, by_element};
 use super::state::State;
 use super::status::Status;
 use crate::api::running::{RunningUpdate, RunningVariance, UpdateRule, step, update_running};
+use crate::ground::welford::Welford;
 use crate::operations::Element;
 
 /// running = factor * running + (1 - factor) * batch.
@@ -107,11 +108,12 @@ unsafe fn take_in<T: Element>(
     // SAFETY: says the caller.
     let (states, mean, var) = unsafe {
         (
-            arguments.states("states", args.states.cast(), c)?,
+            arguments.read("states", args.states.cast::<Welford>(), c)?,
             arguments.write("mean", args.mean.cast::<T>(), c)?,
             arguments.write("var", args.var.cast::<T>(), c)?,
         )
     };
+    check_states("states", states)?;
     Ok(update_running(RunningUpdate { rule, variance }, args.batches, states, mean, var)?)
 }
 

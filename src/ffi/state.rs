@@ -1,6 +1,6 @@
 //! The statistics of a channel.
 
-use super::arguments::{Arguments, Failure, call};
+use super::arguments::{Arguments, Failure, call, check_states};
 use super::status::Status;
 use crate::ground::welford::Welford;
 use crate::simd::environment;
@@ -81,10 +81,12 @@ pub unsafe extern "C" fn batchnorm_merge(channels: usize, into: *mut State, from
         // SAFETY: says the caller; a `State` is a `Welford`.
         let (into, from) = unsafe {
             (
-                arguments.write_states("into", into.cast(), channels)?,
-                arguments.states("from", from.cast(), channels)?,
+                arguments.write("into", into.cast::<Welford>(), channels)?,
+                arguments.read("from", from.cast::<Welford>(), channels)?,
             )
         };
+        check_states("into", into)?;
+        check_states("from", from)?;
         let overflows = |(into, from): (&Welford, &Welford)| into.count().checked_add(from.count()).is_none();
         if let Some(channel) = into.iter().zip(from).position(overflows) {
             let (into, from) = (into[channel].count(), from[channel].count());
