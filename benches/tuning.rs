@@ -35,7 +35,7 @@ macro_rules! knobs {
     };
 }
 
-const KNOBS: [Knob; 25] = knobs![
+const KNOBS: [Knob; 27] = knobs![
     parallel_bytes,
     parallel_bytes_asleep,
     tasks_per_thread,
