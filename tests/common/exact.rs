@@ -355,6 +355,11 @@ impl Gradients {
         }
     }
 
+    /// The sum of |dy * (x - mean)|, infinite where that leaves f64's range: then sums in f64 do too, whatever follows.
+    pub fn product_scale(&self) -> f64 {
+        times_power(self.product.0.scale, self.product.1)
+    }
+
     /// gamma * invstd * (dy - mean(dy) - xhat * mean(dy * xhat)), beside the sum of the terms' absolute values.
     pub fn dx(&self, x: f64, dy: f64) -> Value {
         let Normalization { gamma, root, .. } = self.normalization;

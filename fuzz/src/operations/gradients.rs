@@ -87,15 +87,16 @@ fn check<T: Contract>(
         let [dgamma, dbeta] = [exact.dgamma, exact.dbeta];
         // Where dy is large next to the mean, whose rounding it multiplies: see "Known limits".
         let of_mean = T::LEFT * dbeta.scale;
-        // Each with the sum that it is made of: where that leaves f64's range, so may it, even where gamma is 0.
+        // Each with the size of what it is made of: where that leaves f64's range, so may it, whatever its factors are.
+        let of_product = exact.product_scale().max(dgamma.scale);
         let all = [
-            ("dgamma", dgamma, of_mean, dgamma),
-            ("dbeta", dbeta, 0.0, dbeta),
-            ("dmean", exact.dmean(), 0.0, dbeta),
-            ("dvar", exact.dvar(), 0.5 * gain * invstd * of_mean, dgamma),
+            ("dgamma", dgamma, of_mean, of_product),
+            ("dbeta", dbeta, 0.0, dbeta.scale),
+            ("dmean", exact.dmean(), 0.0, dbeta.scale),
+            ("dvar", exact.dvar(), 0.5 * gain * invstd * of_mean, of_product),
         ];
         for (vector, (name, exact, absolute, sum)) in vectors.iter().zip(all) {
-            if !sum.scale.is_finite() && !vector[c].to_f64().is_finite() {
+            if !sum.is_finite() && !vector[c].to_f64().is_finite() {
                 continue;
             }
             let what = call.what(name, c);
