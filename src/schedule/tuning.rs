@@ -40,8 +40,7 @@ pub struct Tuning {
     pub resident_pipelined: L2Share,
     /// What is left of L2 beside non-temporal stores.
     pub resident_non_temporal: L2Share,
-    /// Bytes of the shortest run, in a sample, of a channel group that is taken whole and stays in L2 for the second look:
-    /// shorter ones waste lines and address translations.
+    /// Bytes of the shortest run in a sample of a channel group that stays in L2 for the second look: shorter ones waste lines.
     pub run_bytes: usize,
     /// The shortest run where the second look is at the last-level cache.
     pub run_bytes_shared: usize,

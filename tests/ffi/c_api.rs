@@ -1014,33 +1014,11 @@ fn nonsense_in_place_of_states_is_refused() {
         State { count: 0, ..good },
     ];
     let x = [1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
-    let problem = Problem {
-        size: size_of::<Problem>(),
-        element: BATCHNORM_F32,
-        layout: BATCHNORM_NCHW,
-        batch: 4,
-        channels: 2,
-        spatial: [0; 3],
-        threads: 0,
-        threadpool: null(),
-    };
+    let problem = sized!(Problem { batch: 4, channels: 2 });
     for bad in bad {
         let (states, mut dx) = ([good, bad], [9.0f32; 8]);
-        let args = BackwardArgs {
-            size: size_of::<BackwardArgs>(),
-            x: x.as_ptr().cast(),
-            dy: x.as_ptr().cast(),
-            states: states.as_ptr(),
-            mean: null(),
-            var: null(),
-            gamma: null(),
-            eps: 1e-5,
-            dx: dx.as_mut_ptr().cast(),
-            dgamma: null_mut(),
-            dbeta: null_mut(),
-            dmean: null_mut(),
-            dvar: null_mut(),
-        };
+        let (from, to) = (x.as_ptr().cast(), dx.as_mut_ptr().cast());
+        let args = sized!(BackwardArgs { x: from, dy: from, states: states.as_ptr(), eps: 1e-5, dx: to });
         // SAFETY: pointers to what there has to be.
         assert_eq!(unsafe { batchnorm_backward(&problem, &args) }, Status::State, "{bad:?}");
         assert!(last_message().starts_with("states[1]: "), "{}", last_message());
