@@ -84,7 +84,7 @@ impl Tuning {
         prefetch_bytes: fuzzed(24 << 20, 4 << 10),
         resident: 4,
         resident_far: 5,
-        resident_pipelined: 7,
+        resident_pipelined: 14,
         resident_non_temporal: 12,
         run_bytes: fuzzed(2048, 64),
         run_bytes_shared: fuzzed(3072, 96),
