@@ -117,5 +117,6 @@ pub use api::tensor::Tensor;
 pub use ground::error::Error;
 pub use ground::scalar::Scalar;
 pub use ground::welford::{Welford, WelfordParts};
+pub use kernel::activations::Activation;
 pub use operations::Element;
 pub use simd::Level;

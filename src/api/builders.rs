@@ -10,8 +10,10 @@ use crate::api::shape::Shape;
 use crate::ground::error::{Error, check_eps, check_len, check_optional};
 use crate::ground::slices::{Input, Output};
 use crate::ground::welford::Welford;
+use crate::kernel::activations::Activation;
+use crate::kernel::bits::Bits;
 use crate::operations::forward::Forward;
-use crate::operations::given::{Affine, Given};
+use crate::operations::given::{Affine, After, Given};
 use crate::operations::{Element, Job, backward, inference};
 use crate::simd::Level;
 
@@ -25,6 +27,7 @@ impl<'a, T: Element> Params<'a, T> {
         check_eps(self.eps)?;
         check_optional("gamma", self.gamma, channels)?;
         check_optional("beta", self.beta, channels)?;
+        self.activation.check()?;
         Ok(Affine { gamma: self.gamma, beta: self.beta, eps: self.eps })
     }
 }
@@ -60,20 +63,55 @@ impl<'a, T> Operand<'a, T> {
     }
 }
 
-/// x and y of a forward pass, checked.
-fn x_and_y<'a, T>(
-    shape: &Shape,
+/// The tensors of a forward pass.
+#[derive(Debug)]
+struct Tensors<'a, T> {
     x: Option<Operand<'a, T>>,
+    z: Option<Operand<'a, T>>,
     y: Option<&'a mut [T]>,
-) -> Result<(Input<'a, T>, Output<'a, T>), Error> {
-    let x = given("x", x)?;
-    shape.check_tensor("x", x.len())?;
-    y.as_deref().map_or(Ok(()), |y| shape.check_tensor("y", y.len()))?;
-    let (x, over_x) = x.split();
-    match (over_x, y.map(Output::new)) {
-        (Some(_), Some(_)) => Err(Error::Twice { argument: "y" }),
-        (over_x, y) => Ok((x, given("y", y.or(over_x))?)),
+    mask: Option<&'a mut [u64]>,
+}
+
+impl<'a, T: Element> Tensors<'a, T> {
+    const NONE: Self = Self { x: None, z: None, y: None, mask: None };
+
+    /// x, y and what comes after the normalization, checked.
+    fn checked(
+        self,
+        shape: &Shape,
+        activation: Activation,
+    ) -> Result<(Input<'a, T>, Output<'a, T>, After<'a, T>), Error> {
+        let x = given("x", self.x)?;
+        shape.check_tensor("x", x.len())?;
+        self.z.as_ref().map_or(Ok(()), |z| shape.check_tensor("residual", z.len()))?;
+        self.y.as_deref().map_or(Ok(()), |y| shape.check_tensor("y", y.len()))?;
+        check_mask(shape, self.mask.as_deref(), activation)?;
+        check_fits(activation, "residual", self.z.is_some())?;
+        let ((x, over_x), z) = (x.split(), self.z.map(Operand::split));
+        let (residual, over_z) = z.map_or((None, None), |(z, over_z)| (Some(z), over_z));
+        let mut places = [self.y.map(Output::new), over_x, over_z].into_iter().flatten();
+        let y = given("y", places.next())?;
+        if places.next().is_some() {
+            return Err(Error::Twice { argument: "y" });
+        }
+        let mask = self.mask.map(|mask| (Output::new(mask), shape.len()));
+        Ok((x, y, After { activation, residual, mask }))
     }
+}
+
+/// That an activation goes with what there is.
+fn check_fits(activation: Activation, with: &'static str, is_there: bool) -> Result<(), Error> {
+    if is_there && !activation.is_piecewise_linear() {
+        return Err(Error::Activation { activation: activation.to_string(), with });
+    }
+    Ok(())
+}
+
+/// A mask's length, and that the activation has one.
+fn check_mask(shape: &Shape, mask: Option<&[u64]>, activation: Activation) -> Result<(), Error> {
+    let Some(mask) = mask else { return Ok(()) };
+    shape.check_mask(mask.len())?;
+    check_fits(activation, "mask", true)
 }
 
 /// One state per channel, checked; those of no elements where there are none.
@@ -131,7 +169,10 @@ impl<'a, T: Element> Statistics<'a, T> {
         shape.check_tensor("x", x.len())?;
         let affine = Params::default().checked(shape.channels())?;
         let states = states_of(&shape, states)?;
-        run(&shape, Job::Forward(Forward { x: Input::new(x), y: None, affine, states }))
+        run(
+            &shape,
+            Job::Forward(Forward { x: Input::new(x), y: None, affine, after: After::NOTHING, states }),
+        )
     }
 }
 
@@ -155,30 +196,52 @@ impl<'a, T: Element> Statistics<'a, T> {
 pub struct Training<'a, T> {
     shape: Shape,
     params: Params<'a, T>,
-    x: Option<Operand<'a, T>>,
-    y: Option<&'a mut [T]>,
+    tensors: Tensors<'a, T>,
     states: Option<&'a mut [Welford]>,
 }
 
 impl<'a, T: Element> Training<'a, T> {
     /// Of tensors of this shape, with this scale, shift and eps.
     pub fn new(shape: &Shape, params: Params<'a, T>) -> Self {
-        Self { shape: *shape, params, x: None, y: None, states: None }
+        Self { shape: *shape, params, tensors: Tensors::NONE, states: None }
     }
 
     /// The batch, of the shape's length.
-    pub fn x(self, x: &'a [T]) -> Self {
-        Self { x: Some(Operand::Read(x)), ..self }
+    pub fn x(mut self, x: &'a [T]) -> Self {
+        self.tensors.x = Some(Operand::Read(x));
+        self
     }
 
     /// The batch, of the shape's length, which y is written over.
-    pub fn x_in_place(self, x: &'a mut [T]) -> Self {
-        Self { x: Some(Operand::Overwritten(x)), ..self }
+    pub fn x_in_place(mut self, x: &'a mut [T]) -> Self {
+        self.tensors.x = Some(Operand::Overwritten(x));
+        self
     }
 
-    /// Where the normalized batch goes, of the shape's length.
-    pub fn y(self, y: &'a mut [T]) -> Self {
-        Self { y: Some(y), ..self }
+    /// z, of the shape's length: what is added to the normalized batch before the activation.
+    pub fn residual(mut self, z: &'a [T]) -> Self {
+        self.tensors.z = Some(Operand::Read(z));
+        self
+    }
+
+    /// The same, which y is written over.
+    pub fn residual_in_place(mut self, z: &'a mut [T]) -> Self {
+        self.tensors.z = Some(Operand::Overwritten(z));
+        self
+    }
+
+    /// Where to write which elements the activation lets through, of [`Shape::mask_len`] words: what [`Backward`] takes where
+    /// there was a residual, and may take without. Bit i % 64 of word i / 64 is that of the element at offset i, and 1 where the
+    /// derivative is 1 (or u is NaN); bits behind the last are 0.
+    pub fn mask(mut self, mask: &'a mut [u64]) -> Self {
+        self.tensors.mask = Some(mask);
+        self
+    }
+
+    /// Where the result goes, of the shape's length.
+    pub fn y(mut self, y: &'a mut [T]) -> Self {
+        self.tensors.y = Some(y);
+        self
     }
 
     /// Where the batch's statistics go, one state per channel: [`Backward`] takes them, and
@@ -190,14 +253,15 @@ impl<'a, T: Element> Training<'a, T> {
     /// Computes.
     ///
     /// # Errors
-    /// [`Error::Missing`] for x, y or states, [`Error::Twice`] for y beside x in place, [`Error::Length`],
-    /// [`Error::Epsilon`], [`Error::OutOfMemory`]. Nothing has been written then.
+    /// [`Error::Missing`] for x, y or states, [`Error::Twice`] for y in two places, [`Error::Length`],
+    /// [`Error::Epsilon`], [`Error::NotFinite`] and [`Error::Clip`] for the activation's numbers, [`Error::Activation`] for a
+    /// residual or a mask that it does not go with, [`Error::OutOfMemory`]. Nothing has been written then.
     pub fn run(self) -> Result<(), Error> {
-        let Self { shape, params, x, y, states } = self;
-        let (x, y) = x_and_y(&shape, x, y)?;
+        let Self { shape, params, tensors, states } = self;
+        let (x, y, after) = tensors.checked(&shape, params.activation)?;
         let affine = params.checked(shape.channels())?;
         let states = states_of(&shape, states)?;
-        run(&shape, Job::Forward(Forward { x, y: Some(y), affine, states }))
+        run(&shape, Job::Forward(Forward { x, y: Some(y), affine, after, states }))
     }
 }
 
@@ -220,30 +284,52 @@ impl<'a, T: Element> Training<'a, T> {
 pub struct Inference<'a, T> {
     shape: Shape,
     params: Params<'a, T>,
-    x: Option<Operand<'a, T>>,
-    y: Option<&'a mut [T]>,
+    tensors: Tensors<'a, T>,
     frozen: Option<(&'a [T], &'a [T])>,
 }
 
 impl<'a, T: Element> Inference<'a, T> {
     /// Of tensors of this shape, with this scale, shift and eps.
     pub fn new(shape: &Shape, params: Params<'a, T>) -> Self {
-        Self { shape: *shape, params, x: None, y: None, frozen: None }
+        Self { shape: *shape, params, tensors: Tensors::NONE, frozen: None }
     }
 
     /// The tensor, of the shape's length.
-    pub fn x(self, x: &'a [T]) -> Self {
-        Self { x: Some(Operand::Read(x)), ..self }
+    pub fn x(mut self, x: &'a [T]) -> Self {
+        self.tensors.x = Some(Operand::Read(x));
+        self
     }
 
     /// The tensor, of the shape's length, which y is written over.
-    pub fn x_in_place(self, x: &'a mut [T]) -> Self {
-        Self { x: Some(Operand::Overwritten(x)), ..self }
+    pub fn x_in_place(mut self, x: &'a mut [T]) -> Self {
+        self.tensors.x = Some(Operand::Overwritten(x));
+        self
     }
 
-    /// Where the normalized tensor goes, of the shape's length.
-    pub fn y(self, y: &'a mut [T]) -> Self {
-        Self { y: Some(y), ..self }
+    /// z, of the shape's length: what is added to the normalized tensor before the activation.
+    pub fn residual(mut self, z: &'a [T]) -> Self {
+        self.tensors.z = Some(Operand::Read(z));
+        self
+    }
+
+    /// The same, which y is written over.
+    pub fn residual_in_place(mut self, z: &'a mut [T]) -> Self {
+        self.tensors.z = Some(Operand::Overwritten(z));
+        self
+    }
+
+    /// Where to write which elements the activation lets through, of [`Shape::mask_len`] words: what [`Backward`] takes where
+    /// there was a residual, and may take without. Bit i % 64 of word i / 64 is that of the element at offset i, and 1 where the
+    /// derivative is 1 (or u is NaN); bits behind the last are 0.
+    pub fn mask(mut self, mask: &'a mut [u64]) -> Self {
+        self.tensors.mask = Some(mask);
+        self
+    }
+
+    /// Where the result goes, of the shape's length.
+    pub fn y(mut self, y: &'a mut [T]) -> Self {
+        self.tensors.y = Some(y);
+        self
     }
 
     /// The mean and the variance to normalize by, one of each per channel.
@@ -254,14 +340,15 @@ impl<'a, T: Element> Inference<'a, T> {
     /// Computes.
     ///
     /// # Errors
-    /// [`Error::Missing`] for x, y or mean (with var), [`Error::Twice`] for y beside x in place, [`Error::Length`],
-    /// [`Error::Epsilon`], [`Error::OutOfMemory`]. Nothing has been written then.
+    /// [`Error::Missing`] for x, y or mean (with var), [`Error::Twice`] for y in two places, [`Error::Length`],
+    /// [`Error::Epsilon`], [`Error::NotFinite`] and [`Error::Clip`] for the activation's numbers, [`Error::Activation`] for a
+    /// residual or a mask that it does not go with, [`Error::OutOfMemory`]. Nothing has been written then.
     pub fn run(self) -> Result<(), Error> {
-        let Self { shape, params, x, y, frozen } = self;
-        let (x, y) = x_and_y(&shape, x, y)?;
+        let Self { shape, params, tensors, frozen } = self;
+        let (x, y, after) = tensors.checked(&shape, params.activation)?;
         let given = frozen_of(&shape, given("mean", frozen)?)?;
         let affine = params.checked(shape.channels())?;
-        run(&shape, Job::Inference(inference::Inference { x, y, affine, given }))
+        run(&shape, Job::Inference(inference::Inference { x, y, affine, after, given }))
     }
 }
 
@@ -287,7 +374,9 @@ fn batch_of<'a, T>(shape: &Shape, states: &'a [Welford]) -> Result<Given<'a, T>,
 /// [`Inference`], whose statistics do not depend on x: dx = gamma * invstd * dy.
 ///
 /// [`backward`](crate::backward) and [`backward_frozen`](crate::backward_frozen) are the short forms of dx apart.
-/// `params` are the forward pass's; beta is not looked at. dmean and dvar are dL/dmean and dL/dvar of the 2015 paper,
+/// `params` are the forward pass's; beta is looked at where there is an activation. Through one, dy stands for
+/// g = dy * act'(u), which is also dz, the gradient of the residual. u is found from x anew, so that nothing but x need be
+/// kept; where there was a residual it cannot be, and what [`Training::mask`] wrote says enough. dmean and dvar are dL/dmean and dL/dvar of the 2015 paper,
 /// which dx of training already contains; with frozen statistics, those with respect to the mean and the variance given.
 ///
 /// ```
@@ -311,6 +400,9 @@ pub struct Backward<'a, T> {
     params: Params<'a, T>,
     x: Option<Operand<'a, T>>,
     dy: Option<Operand<'a, T>>,
+    /// Whether what dy is overwritten by is dz.
+    dz_over_dy: bool,
+    mask: Option<&'a [u64]>,
     statistics: Option<Normalizer<'a, T>>,
     gradients: Gradients<'a, T>,
 }
@@ -325,7 +417,9 @@ enum Normalizer<'a, T> {
 impl<'a, T: Element> Backward<'a, T> {
     /// Of tensors of this shape, through a forward pass with this scale and eps.
     pub fn new(shape: &Shape, params: Params<'a, T>) -> Self {
-        Self { shape: *shape, params, x: None, dy: None, statistics: None, gradients: Gradients::new() }
+        let gradients = Gradients::new();
+        let (x, dy, dz_over_dy, mask, statistics) = (None, None, false, None, None);
+        Self { shape: *shape, params, x, dy, dz_over_dy, mask, statistics, gradients }
     }
 
     /// The forward pass's input, of the shape's length.
@@ -345,7 +439,18 @@ impl<'a, T: Element> Backward<'a, T> {
 
     /// The gradient of the forward pass's output, of the shape's length, which dx is written over.
     pub fn dy_to_dx(self, dy: &'a mut [T]) -> Self {
-        Self { dy: Some(Operand::Overwritten(dy)), ..self }
+        Self { dy: Some(Operand::Overwritten(dy)), dz_over_dy: false, ..self }
+    }
+
+    /// The gradient of the forward pass's output, of the shape's length, which dz is written over.
+    pub fn dy_to_dz(self, dy: &'a mut [T]) -> Self {
+        Self { dy: Some(Operand::Overwritten(dy)), dz_over_dy: true, ..self }
+    }
+
+    /// What the forward pass wrote by its `mask`: needed if there was a residual and an activation, else what
+    /// the activation lets through is found from x anew.
+    pub fn mask(self, mask: &'a [u64]) -> Self {
+        Self { mask: Some(mask), ..self }
     }
 
     /// Through training: the states that it returned, one per channel. Takes the place of [`frozen`](Self::frozen).
@@ -367,11 +472,12 @@ impl<'a, T: Element> Backward<'a, T> {
     /// Computes.
     ///
     /// # Errors
-    /// [`Error::Missing`] for x, dy or states (or mean and var), [`Error::Twice`] for dx in two places,
-    /// [`Error::Length`], [`Error::Epsilon`], [`Error::Count`] if a state is not of m elements, [`Error::OutOfMemory`].
+    /// [`Error::Missing`] for x, dy or states (or mean and var), and for the mask if dz is asked for through an activation;
+    /// [`Error::Twice`] for dx or dz in two places, [`Error::NotFinite`], [`Error::Clip`] and [`Error::Activation`] as of the
+    /// forward pass, [`Error::Length`], [`Error::Epsilon`], [`Error::Count`] if a state is not of m elements, [`Error::OutOfMemory`].
     /// Nothing has been written then.
     pub fn run(self) -> Result<(), Error> {
-        let Self { shape, params, x, dy, statistics, gradients } = self;
+        let Self { shape, params, x, dy, dz_over_dy, mask, statistics, gradients } = self;
         let channels = shape.channels();
         let (x, dy) = (given("x", x)?, given("dy", dy)?);
         let given = match given("states", statistics)? {
@@ -380,15 +486,26 @@ impl<'a, T: Element> Backward<'a, T> {
         };
         shape.check_tensor("x", x.len())?;
         shape.check_tensor("dy", dy.len())?;
-        let Gradients { dx, dgamma, dbeta, dmean, dvar } = gradients;
+        let Gradients { dx, dz, dgamma, dbeta, dmean, dvar } = gradients;
         dx.as_deref().map_or(Ok(()), |dx| shape.check_tensor("dx", dx.len()))?;
+        dz.as_deref().map_or(Ok(()), |dz| shape.check_tensor("dz", dz.len()))?;
+        let activation = params.activation;
+        check_mask(&shape, mask, activation)?;
         let ((x, over_x), (dy, over_dy)) = (x.split(), dy.split());
-        let mut places = [dx.map(Output::new), over_x, over_dy].into_iter().flatten();
-        let dx = places.next();
-        if places.next().is_some() {
-            return Err(Error::Twice { argument: "dx" });
+        let (dz_over_dy, dx_over_dy) = if dz_over_dy { (over_dy, None) } else { (None, over_dy) };
+        let one_of = |argument, places: [Option<Output<'a, T>>; 3]| {
+            let mut places = places.into_iter().flatten();
+            let place = places.next();
+            places.next().map_or(Ok(place), |_| Err(Error::Twice { argument }))
+        };
+        let dx = one_of("dx", [dx.map(Output::new), over_x, dx_over_dy])?;
+        let dz = one_of("dz", [dz.map(Output::new), dz_over_dy, None])?;
+        check_fits(activation, "residual", dz.is_some())?;
+        if dz.is_some() && activation != Activation::Identity && mask.is_none() {
+            return Err(Error::Missing { argument: "mask" });
         }
-        let Affine { gamma, eps, .. } = params.checked(channels)?;
+        let mask = mask.map(|mask| Bits(Input::new(mask)));
+        let affine = params.checked(channels)?;
         let mut per_channel = [("dgamma", dgamma), ("dbeta", dbeta), ("dmean", dmean), ("dvar", dvar)];
         for (name, output) in &per_channel {
             check_optional(name, output.as_deref(), channels)?;
@@ -398,7 +515,22 @@ impl<'a, T: Element> Backward<'a, T> {
             outputs.for_each(|output| output.fill(T::default()));
         }
         let [dgamma, dbeta, dmean, dvar] = per_channel.map(|(_, output)| output.map(Output::new));
-        let job = backward::Backward { x, dy, given, gamma, eps, dx, dgamma, dbeta, dmean, dvar };
-        run(&shape, Job::Backward(job))
+        run(
+            &shape,
+            Job::Backward(backward::Backward {
+                x,
+                dy,
+                given,
+                affine,
+                activation,
+                mask,
+                dx,
+                dz,
+                dgamma,
+                dbeta,
+                dmean,
+                dvar,
+            }),
+        )
     }
 }

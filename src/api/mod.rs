@@ -1,5 +1,6 @@
 //! What users see: the layer, the operations on slices, shapes, parameters, running statistics.
 
+mod activation;
 pub mod batch_norm;
 pub mod builders;
 #[cfg(feature = "ndarray")]

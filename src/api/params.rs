@@ -2,11 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+use crate::kernel::activations::Activation;
 use crate::operations::Element;
 
-/// gamma (scale), beta (shift) and eps of y = gamma * (x - mean) / sqrt(var + eps) + beta.
+/// gamma (scale), beta (shift), eps and activation of y = act(gamma * (x - mean) / sqrt(var + eps) + beta).
 ///
-/// gamma and beta are each optional: 1 and 0 where not given.
+/// gamma and beta are each optional: 1 and 0 where not given. The activation is the identity unless one is given.
 ///
 /// ```
 /// use batchnorm::Params;
@@ -23,12 +24,14 @@ pub struct Params<'a, T> {
     pub beta: Option<&'a [T]>,
     /// Added to the variance under the root; finite and not negative.
     pub eps: f64,
+    /// What is applied to each element in the end.
+    pub activation: Activation,
 }
 
 impl<'a, T: Element> Params<'a, T> {
     /// Neither scale nor shift.
     pub fn new(eps: f64) -> Self {
-        Self { gamma: None, beta: None, eps }
+        Self { gamma: None, beta: None, eps, activation: Activation::Identity }
     }
 
     /// With a scale per channel.
@@ -39,6 +42,11 @@ impl<'a, T: Element> Params<'a, T> {
     /// With a shift per channel.
     pub fn beta(self, beta: &'a [T]) -> Self {
         Self { beta: Some(beta), ..self }
+    }
+
+    /// With an activation behind the normalization, and behind the residual if there is one.
+    pub fn activation(self, activation: Activation) -> Self {
+        Self { activation, ..self }
     }
 }
 
@@ -62,6 +70,8 @@ impl<T: Element> Default for Params<'_, T> {
 pub struct Gradients<'a, T> {
     /// Gradient with respect to x, of the tensor's length.
     pub dx: Option<&'a mut [T]>,
+    /// Gradient with respect to the residual, of the tensor's length.
+    pub dz: Option<&'a mut [T]>,
     /// Gradient with respect to gamma, one value per channel.
     pub dgamma: Option<&'a mut [T]>,
     /// Gradient with respect to beta, one value per channel.
@@ -75,12 +85,17 @@ pub struct Gradients<'a, T> {
 impl<'a, T> Gradients<'a, T> {
     /// None yet.
     pub fn new() -> Self {
-        Self { dx: None, dgamma: None, dbeta: None, dmean: None, dvar: None }
+        Self { dx: None, dz: None, dgamma: None, dbeta: None, dmean: None, dvar: None }
     }
 
     /// Asks for the gradient with respect to x.
     pub fn dx(self, dx: &'a mut [T]) -> Self {
         Self { dx: Some(dx), ..self }
+    }
+
+    /// Asks for the gradient with respect to the residual.
+    pub fn dz(self, dz: &'a mut [T]) -> Self {
+        Self { dz: Some(dz), ..self }
     }
 
     /// Asks for the gradient with respect to gamma.

@@ -7,6 +7,7 @@ use std::fmt;
 use crate::ground::error::Error;
 use crate::ground::geometry::{Geometry, Pattern};
 use crate::ground::sizes::GROUP;
+use crate::kernel::bits::words;
 #[cfg(feature = "tuning")]
 use crate::schedule::{plan::Plan, policies::Traffic};
 
@@ -154,6 +155,11 @@ impl Shape {
         self.batch * self.channels * self.spatial
     }
 
+    /// The words of a mask of the tensor, a bit an element: see [`Training::mask`](crate::Training::mask).
+    pub fn mask_len(&self) -> usize {
+        words(self.len())
+    }
+
     /// The offset of an element in the tensor's slice, `position` counting through the spatial axes.
     pub fn offset(&self, sample: usize, channel: usize, position: usize) -> usize {
         match self.layout {
@@ -184,6 +190,20 @@ impl Shape {
             return Ok(());
         }
         Err(Error::Length { argument, got, expected, shape: Some(self.to_string()) })
+    }
+
+    /// The same of its mask.
+    pub(crate) fn check_mask(&self, got: usize) -> Result<(), Error> {
+        let expected = self.mask_len();
+        if got == expected {
+            return Ok(());
+        }
+        Err(Error::Length {
+            argument: "mask",
+            got,
+            expected,
+            shape: Some(format!("64 bits a word of {self}")),
+        })
     }
 
     /// That it has the number of channels of what it goes with.
@@ -277,7 +297,7 @@ impl TryFrom<Dims> for Shape {
 /// The plan of an operation that reads so many tensors and has a reduction, a map, or both: for the benchmark of plans.
 #[cfg(feature = "tuning")]
 pub fn plan<T>(shape: &Shape, (reads, reduces, maps): (usize, bool, bool)) -> String {
-    let traffic = Traffic { element: size_of::<T>(), reads, reduces, maps };
+    let traffic = Traffic { element: size_of::<T>(), reads, beside: 0, reduces, maps };
     shape.geometry().map_or_else(String::new, |geometry| format!("{:?}", Plan::of(&geometry, traffic)))
 }
 

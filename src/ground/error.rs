@@ -81,6 +81,20 @@ pub enum Error {
         /// The value given.
         value: f64,
     },
+    /// A clip whose bounds are NaN, or leave nothing between them.
+    Clip {
+        /// The lower bound given.
+        lo: f64,
+        /// The upper bound given.
+        hi: f64,
+    },
+    /// An activation with a residual, or with a mask, that it does not go with.
+    Activation {
+        /// The activation's name.
+        activation: String,
+        /// What it was to go with: "residual" or "mask".
+        with: &'static str,
+    },
     /// The unbiased variance m/(m-1) of a single element per channel, which does not exist.
     SingleElement,
     /// Statistics over another number of elements than the tensor has per channel.
@@ -94,6 +108,8 @@ pub enum Error {
     },
     /// `backward` on a layer that has had no forward pass to go back through, but for inference.
     NoForward,
+    /// The gradient of a residual of a layer whose last forward pass had none.
+    NoResidual,
     /// `backward` of another shape than that of the layer's last forward pass.
     ForwardShape {
         /// The shape given.
@@ -172,6 +188,11 @@ impl fmt::Display for Error {
             Error::Missing { argument: "states" } => {
                 write!(f, "states is missing, must be given (or, of frozen statistics, mean and var)")
             }
+            Error::Missing { argument: "mask" } => write!(
+                f,
+                "mask is missing, must be given: backward through a residual and an activation takes what the forward pass \
+                 was asked to write by its mask"
+            ),
             Error::Missing { argument } => write!(f, "{argument} is missing, must be given"),
             Error::Twice { argument } => {
                 write!(f, "{argument} has more than one place to go to, must have one: its own or an input's")
@@ -185,6 +206,13 @@ impl fmt::Display for Error {
             Error::Weight { argument, value } => {
                 write!(f, "{argument} is {value:?}, must be between 0 and 1")
             }
+            Error::Clip { lo, hi } => {
+                write!(f, "clip is from {lo:?} to {hi:?}, must be from a number to one that is not below it")
+            }
+            Error::Activation { activation, with } => write!(
+                f,
+                "{activation} goes with no {with}, must be identity, ReLU, leaky ReLU or clip to have one"
+            ),
             Error::SingleElement => write!(
                 f,
                 "running variance is unbiased (m / (m - 1)), so m = N * S must be at least 2, but is 1"
@@ -197,6 +225,12 @@ impl fmt::Display for Error {
                 write!(
                     f,
                     "backward has no forward pass to go back through, must follow one in training or frozen mode"
+                )
+            }
+            Error::NoResidual => {
+                write!(
+                    f,
+                    "backward has no residual to give the gradient of, must follow a forward pass that had one"
                 )
             }
             Error::ForwardShape { got, expected } => {

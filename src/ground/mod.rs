@@ -2,6 +2,7 @@
 
 pub mod double;
 pub mod error;
+pub mod exponential;
 pub mod geometry;
 pub mod memory;
 pub mod moments;

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use crate::ground::exponential::Exponential;
+
 /// Calls a macro with every element type that there are kernels for: the one list of them.
 macro_rules! for_elements {
     ($macro:ident) => {
@@ -20,7 +22,7 @@ pub trait Scalar: Sealed + Copy + Default + PartialEq + Send + Sync + std::fmt::
 }
 
 /// What the kernels need to know of a number; private by being unnameable.
-pub trait Sealed {
+pub trait Sealed: Exponential {
     /// A block's variance is taken from plain sums of x and x * x only where the sum of squares is at most this many
     /// times M2; else from sums about a pivot. For f32, summed in f64 of exact products, 15 bits may go; for f64, in pairs,
     /// 24. It also says that all elements of a block of 4096 lie within 0.36 of the mean, so that x - pivot is exact.

@@ -33,6 +33,8 @@ impl<T, M: Form> Kernel<T> for Merge<'_, M> {
 
 /// Writes the coefficients that a deviation takes, for a group of channels.
 pub struct Deviations<'a, T> {
+    /// The rows for them: those of [`SCALE`] (or [`GRADIENT`]), or of [`FORWARD`].
+    pub rows: [usize; 5],
     /// The column of the first of them.
     pub at: usize,
     pub scratch: &'a mut Scratch<T>,
@@ -48,7 +50,8 @@ impl<T: Precision> Kernel<T> for Deviations<'_, T> {
         if T::PAIRS {
             scale.iter_mut().zip(unit).for_each(|(scale, unit)| *scale *= unit);
         }
-        for (row, values) in [(PRESCALE, &scale), (MEAN_HIGH, mean_high), (MEAN_LOW, mean_low)] {
+        let [high, low, _, _, prescale] = self.rows;
+        for (row, values) in [(prescale, &scale), (high, mean_high), (low, mean_low)] {
             let row = &mut coefficients[row][self.at..][..*len];
             row.iter_mut().zip(values).for_each(|(k, value)| *k = T::from_f64(*value));
         }
@@ -59,6 +62,8 @@ impl<T: Precision> Kernel<T> for Deviations<'_, T> {
 pub struct Factors<'a, T> {
     /// beta of the group's channels.
     pub beta: Option<&'a [T]>,
+    /// As of [`Deviations`].
+    pub rows: [usize; 5],
     /// The column of the first of them.
     pub at: usize,
     pub scratch: &'a mut Scratch<T>,
@@ -69,14 +74,15 @@ impl<T: Scalar> Kernel<T> for Factors<'_, T> {
     fn run<S: Lanes<T>>(self, _: S) {
         let Scratch { scales, coefficients, .. } = self.scratch;
         let Scales { len, gain, prescale, .. } = &*scales;
-        let row = &mut coefficients[FACTOR][self.at..][..*len];
+        let [_, _, factor, beta, _] = self.rows;
+        let row = &mut coefficients[factor][self.at..][..*len];
         for ((k, gain), prescale) in row.iter_mut().zip(gain).zip(prescale) {
             // Beyond what an element holds only next to a huge mean, where a deviation is nothing or leads out of range.
             let factor = gain * inverse_power(*prescale);
             let factor = if gain.is_finite() { factor.clamp(-T::LARGEST, T::LARGEST) } else { factor };
             *k = T::from_f64(factor);
         }
-        let row = &mut coefficients[BETA][self.at..][..*len];
+        let row = &mut coefficients[beta][self.at..][..*len];
         match self.beta {
             None => row.fill(T::default()),
             // With the canonical NaN.

@@ -1,8 +1,11 @@
 //! The kernels: two loops over tensors ([`reduce`] and [`map`]), each for both access patterns, and arithmetic on
-//! arrays of channels ([`looks`], [`channels`]). An operation is a few lines of terms that the loops are generic over.
+//! arrays of channels ([`looks`], [`channels`]), with what is done beside the loops ([`fused`], [`activations`]). An operation is a few lines of terms that the loops are generic over.
 
+pub mod activations;
+pub mod bits;
 pub mod channels;
 pub mod columns;
+pub mod fused;
 pub mod looks;
 pub mod map;
 pub mod precision;

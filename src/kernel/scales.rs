@@ -29,6 +29,12 @@ pub const MEAN_DY: usize = 2;
 pub const SLOPE: usize = 3;
 /// In backward: gamma * invstd / `HALF`.
 pub const REST: usize = 4;
+/// In a backward pass through an activation, those of `SCALE` that the forward pass had.
+pub const FORWARD: [usize; 5] = [10, 11, FORWARD_FACTOR, FORWARD_BETA, 14];
+/// Of these the ones that ordinary channels do not have in common with the others.
+pub const FORWARD_FACTOR: usize = 12;
+/// The same.
+pub const FORWARD_BETA: usize = 13;
 /// See [`Scales`].
 pub const PRESCALE: usize = 5;
 /// In backward: gamma * invstd as a power of two of half its exponent; 1 for ordinary channels.

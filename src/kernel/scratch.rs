@@ -17,7 +17,7 @@ pub const SUMS: usize = if COLUMNS > BAND * LANES { COLUMNS } else { BAND * LANE
 const _: () = assert!(SPAN <= COLUMNS && GROUP * LANES <= COLUMNS);
 
 /// The most coefficients per channel that a kernel takes.
-pub const COEFFICIENTS: usize = 10;
+pub const COEFFICIENTS: usize = 15;
 
 /// What a task needs beside its part of the tensors. Kept per thread: clearing it anew would cost a small problem more
 /// than its arithmetic.

@@ -4,15 +4,21 @@ use std::ops::Range;
 
 use crate::ground::double::product;
 use crate::ground::geometry::Block;
+use crate::ground::sizes::GROUP;
 use crate::ground::slices::{Input, Output};
 use crate::kernel::Vectorized;
+use crate::kernel::activations::{Activation, ActivationOf};
+use crate::kernel::bits::Bits;
 use crate::kernel::channels::*;
-use crate::kernel::map::formulas::{FrozenGradient, InputGradient};
+use crate::kernel::columns::Columns;
+use crate::kernel::fused::{Bare, Upstream};
+use crate::kernel::map::formulas::*;
 use crate::kernel::precision::GradientSums;
-use crate::kernel::scales::{GRADIENT, ORDINARY_GRADIENT, Scales};
+use crate::kernel::scales::{FORWARD, GRADIENT, ORDINARY_GRADIENT, SCALE, Scales};
 use crate::kernel::terms::Terms;
-use crate::operations::given::Given;
+use crate::operations::given::{Affine, Given};
 use crate::schedule::engine::{Follow, Operation, Task};
+use crate::schedule::ranges::pieces;
 use crate::simd::Level;
 
 /// Gradients, each optional.
@@ -20,8 +26,11 @@ pub struct Backward<'a, T> {
     pub x: Input<'a, T>,
     pub dy: Input<'a, T>,
     pub given: Given<'a, T>,
-    pub gamma: Option<&'a [T]>,
-    pub eps: f64,
+    pub affine: Affine<'a, T>,
+    /// What came after the normalization, and which elements it let through, if that was kept.
+    pub activation: Activation,
+    pub mask: Option<Bits<'a>>,
+    pub dz: Option<Output<'a, T>>,
     pub dx: Option<Output<'a, T>>,
     pub dgamma: Option<Output<'a, T>>,
     pub dbeta: Option<Output<'a, T>>,
@@ -30,15 +39,37 @@ pub struct Backward<'a, T> {
 }
 
 impl<T: Vectorized> Backward<'_, T> {
+    /// What the sums and the map take in place of dy, unless that is dy.
+    fn upstream(&self) -> Option<Upstream<'_, T>> {
+        let Self { activation, mask, dz, .. } = *self;
+        let activation = (activation != Activation::Identity || dz.is_some()).then_some(activation)?;
+        Some(Upstream { activation: ActivationOf::new(activation), mask, dz })
+    }
+
+    /// Whether that takes u, and so u's coefficients.
+    fn takes_u(&self) -> bool {
+        self.activation != Activation::Identity && self.mask.is_none()
+    }
+
+    /// Writes u's coefficients, from column `at` on.
+    fn forward_coefficients(&self, task: &mut Task<'_, T>, group: &Range<usize>, at: usize) {
+        let Affine { gamma, eps, .. } = self.affine;
+        self.given.scales(task, group, (gamma, eps), (true, &[]));
+        self.affine.coefficients(task, group, (FORWARD, at));
+    }
+
     /// The sums of a block, while the pending group is mapped, if there is one.
     fn reduce_by(&self, terms: impl Terms<2>, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) {
         let inputs = [self.x, self.dy];
-        match (task.pending.clone(), self.dx) {
-            (Some(pending), Some(dx)) => {
-                let formula = InputGradient;
-                task.sums_and_map::<_, _, 2, ORDINARY_GRADIENT>(terms, formula, inputs, dx, part, &pending);
+        match (task.pending.clone(), self.dx, self.upstream()) {
+            (Some(pending), Some(dx), None) => {
+                let formula = (InputGradient, Bare);
+                task.sums_and_map::<_, _, _, 2, ORDINARY_GRADIENT>(
+                    terms, formula, inputs, dx, part, &pending,
+                );
             }
-            _ => task.sums(terms, inputs, part),
+            (_, _, None) => task.sums(terms, inputs, part),
+            (_, _, Some(upstream)) => task.sums_through(terms, inputs, upstream, part),
         }
     }
 
@@ -68,13 +99,17 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
     type State = T::Gradients;
     const READS: usize = 2;
 
+    fn beside(&self) -> usize {
+        usize::from(self.dz.is_some())
+    }
+
     fn reduces(&self) -> bool {
         let per_channel = [&self.dgamma, &self.dbeta, &self.dmean, &self.dvar];
         per_channel.iter().any(|output| output.is_some()) || matches!(self.given, Given::Batch(_))
     }
 
     fn maps(&self) -> bool {
-        self.dx.is_some()
+        self.dx.is_some() || self.dz.is_some()
     }
 
     fn begin(&self, task: &mut Task<'_, T>, channels: &Range<usize>) {
@@ -84,14 +119,23 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
         for (i, channel) in channels.clone().enumerate() {
             match self.given {
                 Given::Batch(states) => {
-                    T::batch_center(sums, i, states[channel].moments(), (count, self.eps))
+                    T::batch_center(sums, i, states[channel].moments(), (count, self.affine.eps))
                 }
                 Given::Frozen { mean, var } => {
-                    T::given_center(sums, i, mean[channel].to_f64(), var[channel].to_f64() + self.eps);
+                    T::given_center(sums, i, mean[channel].to_f64(), var[channel].to_f64() + self.affine.eps);
                 }
             }
         }
         task.lay_out_centers(channels);
+        if self.takes_u() {
+            for group in pieces(channels.clone(), GROUP) {
+                self.forward_coefficients(task, &group, group.start - channels.start);
+            }
+            let columns = Columns::of_sums(task.geometry, channels);
+            if columns != Columns::CHANNELS {
+                task.lay_out_rows(channels, &FORWARD, columns);
+            }
+        }
     }
 
     fn sum(
@@ -125,14 +169,22 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
         states: &[T::Gradients],
         wanted: Follow,
     ) {
-        let rows = (&GRADIENT[..], ORDINARY_GRADIENT);
+        let rows = match (self.takes_u(), self.dx) {
+            (true, Some(_)) => (&THROUGH[..], ORDINARY_THROUGH),
+            (true, None) => (&FORWARD[..], FORWARD.len()),
+            (false, _) => (&GRADIENT[..], ORDINARY_GRADIENT),
+        };
         task.follow(channels, states, wanted.coefficients, rows, |task, group, states, at| {
-            self.given.scales(task, group, (self.gamma, self.eps), (false, states));
+            if let Some(at) = at.filter(|_| self.takes_u()) {
+                self.forward_coefficients(task, group, at);
+            }
+            let Affine { gamma, eps, .. } = self.affine;
+            self.given.scales(task, group, (gamma, eps), (false, states));
             if wanted.outputs {
                 self.write(&task.scratch.scales, group, states);
             }
             if let Some(at) = at {
-                T::dispatch(task.level, Deviations { at, scratch: task.scratch });
+                T::dispatch(task.level, Deviations { rows: SCALE, at, scratch: task.scratch });
                 // Frozen statistics' dx has no part in them, and must not: it is the same with other gradients and without.
                 let sums = if matches!(self.given, Given::Batch(_)) { states } else { &[] };
                 let count = task.geometry.m() as f64;
@@ -142,23 +194,37 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
-        let Some(dx) = self.dx else { return };
-        match self.given {
-            Given::Batch(_) => {
-                let (inputs, part) = ([self.x, self.dy], (channels, column, part));
+        let (inputs, part) = ([self.x, self.dy], (channels, column, part));
+        let dx = match (self.dx, self.dz, self.upstream()) {
+            (Some(dx), ..) => dx,
+            (None, Some(dz), Some(upstream)) => {
+                let upstream = Upstream { dz: None, ..upstream };
+                return task.apply((GradientAlone, upstream), inputs, dz, part);
+            }
+            _ => return,
+        };
+        match (&self.given, self.upstream()) {
+            (Given::Batch(_), None) if task.scratch.ordinary => {
+                task.apply::<_, _, 2, ORDINARY_GRADIENT>((InputGradient, Bare), inputs, dx, part);
+            }
+            (Given::Batch(_), None) => task.apply::<_, _, 2, 10>((InputGradient, Bare), inputs, dx, part),
+            (Given::Frozen { .. }, None) => task.apply((FrozenGradient, Bare), [self.dy], dx, part),
+            (Given::Batch(_), Some(upstream)) => {
                 if task.scratch.ordinary {
-                    task.apply::<_, 2, ORDINARY_GRADIENT>(InputGradient, inputs, dx, part);
+                    let formula = (InputGradientThrough, upstream);
+                    task.apply::<_, _, 2, ORDINARY_THROUGH>(formula, inputs, dx, part);
                 } else {
-                    task.apply::<_, 2, 10>(InputGradient, inputs, dx, part);
+                    let formula = (InputGradientThrough, upstream);
+                    task.apply::<_, _, 2, ANY_THROUGH>(formula, inputs, dx, part);
                 }
             }
-            Given::Frozen { .. } => {
-                task.apply(FrozenGradient, [self.dy], dx, (channels, column, part));
+            (Given::Frozen { .. }, Some(upstream)) => {
+                task.apply((FrozenGradientThrough, upstream), inputs, dx, part);
             }
         }
     }
 
     fn can_pipeline(&self, task: &Task<'_, T>) -> bool {
-        task.scratch.ordinary && matches!(self.given, Given::Batch(_))
+        task.scratch.ordinary && matches!(self.given, Given::Batch(_)) && self.upstream().is_none()
     }
 }

@@ -8,9 +8,10 @@ use crate::ground::slices::{Input, Output};
 use crate::ground::welford::Welford;
 use crate::kernel::Vectorized;
 use crate::kernel::channels::*;
+use crate::kernel::fused::Bare;
 use crate::kernel::map::formulas::NormalizeBatch;
 use crate::kernel::scales::{ORDINARY_SCALE, SCALE};
-use crate::operations::given::Affine;
+use crate::operations::given::{Affine, After};
 use crate::schedule::engine::{Follow, Operation, Task};
 use crate::simd::Level;
 
@@ -19,12 +20,17 @@ pub struct Forward<'a, T> {
     pub x: Input<'a, T>,
     pub y: Option<Output<'a, T>>,
     pub affine: Affine<'a, T>,
+    pub after: After<'a, T>,
     pub states: Output<'a, Welford>,
 }
 
 impl<T: Vectorized> Operation<T> for Forward<'_, T> {
     type State = T::Moments;
     const READS: usize = 1;
+
+    fn beside(&self) -> usize {
+        self.after.reads()
+    }
 
     fn reduces(&self) -> bool {
         true
@@ -43,8 +49,14 @@ impl<T: Vectorized> Operation<T> for Forward<'_, T> {
         let part = (channels, block);
         match (task.pending.clone(), self.y) {
             (Some(pending), Some(y)) => {
-                let (terms, formula) = (T::Plain::default(), NormalizeBatch);
-                task.sums_and_map(terms, formula, [self.x], y, part, &pending);
+                let (terms, inputs) = (T::Plain::default(), [self.x]);
+                if self.after.is_nothing() {
+                    task.sums_and_map(terms, (NormalizeBatch, Bare), inputs, y, part, &pending);
+                } else {
+                    self.after.fuse(|epilogue| {
+                        task.sums_and_map(terms, (NormalizeBatch, epilogue), inputs, y, part, &pending);
+                    });
+                }
             }
             _ => task.sums(T::Plain::default(), [self.x], part),
         }
@@ -78,14 +90,14 @@ impl<T: Vectorized> Operation<T> for Forward<'_, T> {
             if let Some(at) = at {
                 let Affine { gamma, eps, .. } = self.affine;
                 task.batch_scales(group, states, (gamma, eps), (true, &[]));
-                self.affine.coefficients(task, group, at);
+                self.affine.coefficients(task, group, (SCALE, at));
             }
         });
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
         if let Some(y) = self.y {
-            task.normalize(NormalizeBatch, self.x, y, (channels, column, part));
+            task.normalize(NormalizeBatch, self.x, y, &self.after, (channels, column, part));
         }
     }
 

@@ -1,11 +1,15 @@
-//! What an operation is given per channel: scale and shift, statistics.
+//! What an operation is given: per channel scale and shift, statistics; and what comes after.
 
 use std::ops::Range;
 
 use crate::ground::sizes::GROUP;
+use crate::ground::slices::{Input, Output};
 use crate::ground::welford::Welford;
 use crate::kernel::Vectorized;
+use crate::kernel::activations::{Activation, ActivationOf};
+use crate::kernel::bits::BitWriter;
 use crate::kernel::channels::*;
+use crate::kernel::fused::Epilogue;
 use crate::schedule::engine::Task;
 
 /// Scale and shift, checked.
@@ -17,11 +21,50 @@ pub struct Affine<'a, T> {
 }
 
 impl<T: Vectorized> Affine<'_, T> {
-    /// Writes the coefficients of [`SCALE`], from the scales.
-    pub fn coefficients(&self, task: &mut Task<'_, T>, channels: &Range<usize>, at: usize) {
+    /// Writes the coefficients of normalization to these rows, from the scales.
+    pub fn coefficients(
+        &self,
+        task: &mut Task<'_, T>,
+        channels: &Range<usize>,
+        (rows, at): ([usize; 5], usize),
+    ) {
         let beta = self.beta.map(|beta| &beta[channels.clone()]);
-        T::dispatch(task.level, Deviations { at, scratch: task.scratch });
-        T::dispatch(task.level, Factors { beta, at, scratch: task.scratch });
+        T::dispatch(task.level, Deviations { rows, at, scratch: task.scratch });
+        T::dispatch(task.level, Factors { beta, rows, at, scratch: task.scratch });
+    }
+}
+
+/// What comes after a normalization, checked.
+#[derive(Clone, Copy)]
+pub struct After<'a, T> {
+    pub activation: Activation,
+    /// What is added before.
+    pub residual: Option<Input<'a, T>>,
+    /// Where to write which of how many elements backward lets through.
+    pub mask: Option<(Output<'a, u64>, usize)>,
+}
+
+impl<T: Vectorized> After<'_, T> {
+    pub const NOTHING: Self = Self { activation: Activation::Identity, residual: None, mask: None };
+
+    pub fn is_nothing(&self) -> bool {
+        self.activation == Activation::Identity && self.residual.is_none() && self.mask.is_none()
+    }
+
+    /// Tensors that are read beside.
+    pub fn reads(&self) -> usize {
+        usize::from(self.residual.is_some())
+    }
+
+    /// Calls a task's map with it.
+    pub fn fuse(&self, map: impl FnOnce(Epilogue<'_, T>)) {
+        let writer = self.mask.map(|mask| BitWriter::new(mask.0, mask.1));
+        let Self { activation, residual, .. } = *self;
+        map(Epilogue { activation: ActivationOf::new(activation), residual, mask: writer.as_ref() });
+        if let Some(writer) = writer {
+            // SAFETY: the map pushed elements of its own.
+            unsafe { writer.flush() };
+        }
     }
 }
 

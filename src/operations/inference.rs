@@ -7,7 +7,7 @@ use crate::ground::slices::{Input, Output};
 use crate::kernel::Vectorized;
 use crate::kernel::map::formulas::Normalize;
 use crate::kernel::scales::{ORDINARY_SCALE, SCALE};
-use crate::operations::given::{Affine, Given};
+use crate::operations::given::{Affine, After, Given};
 use crate::schedule::engine::{Follow, Operation, Task};
 use crate::simd::Level;
 
@@ -16,12 +16,17 @@ pub struct Inference<'a, T> {
     pub x: Input<'a, T>,
     pub y: Output<'a, T>,
     pub affine: Affine<'a, T>,
+    pub after: After<'a, T>,
     pub given: Given<'a, T>,
 }
 
 impl<T: Vectorized> Operation<T> for Inference<'_, T> {
     type State = ();
     const READS: usize = 1;
+
+    fn beside(&self) -> usize {
+        self.after.reads()
+    }
 
     fn reduces(&self) -> bool {
         false
@@ -39,12 +44,12 @@ impl<T: Vectorized> Operation<T> for Inference<'_, T> {
             if let Some(at) = at {
                 let Affine { gamma, eps, .. } = self.affine;
                 self.given.scales(task, group, (gamma, eps), (true, &[]));
-                self.affine.coefficients(task, group, at);
+                self.affine.coefficients(task, group, (SCALE, at));
             }
         });
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
-        task.normalize(Normalize, self.x, self.y, (channels, column, part));
+        task.normalize(Normalize, self.x, self.y, &self.after, (channels, column, part));
     }
 }

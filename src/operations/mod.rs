@@ -47,11 +47,12 @@ for_elements!(elements);
 
 #[cfg(test)]
 mod tests {
-    use super::given::{Affine, Given};
+    use super::given::{Affine, After, Given};
     use super::*;
     use crate::ground::geometry::Pattern;
     use crate::ground::slices::{Input, Output};
     use crate::ground::welford::Welford;
+    use crate::kernel::activations::Activation;
     use crate::kernel::map::{Access, Store};
     use crate::schedule::machine::Machine;
     use crate::schedule::plan::Plan;
@@ -90,7 +91,8 @@ mod tests {
             let affine = Affine { gamma: Some(&gamma), beta: None, eps: 1e-5 };
             for (group, offset) in [(1, 0), (2, 1), (3, 15), (2, 16)] {
                 let [apart, overlapped] = [false, true].map(|overlap| {
-                    let traffic = Traffic { element: size_of::<T>(), reads: 2, reduces: true, maps: true };
+                    let traffic =
+                        Traffic { element: size_of::<T>(), reads: 2, beside: 0, reduces: true, maps: true };
                     let (machine, tuning) = (Machine::get(), Tuning::DEFAULT);
                     let plan = Plan::new(&Setting { geometry, traffic, machine, tuning, threads: 1 });
                     let plan = Plan {
@@ -106,7 +108,8 @@ mod tests {
                     let [y, dx] =
                         outputs.each_mut().map(|output| Output::new(&mut output[offset + 4..][..len]));
                     let x = Input::new(&x);
-                    let forward = Forward { x, y: Some(y), affine, states: Output::new(&mut states) };
+                    let after = After::NOTHING;
+                    let forward = Forward { x, y: Some(y), affine, after, states: Output::new(&mut states) };
                     engine::run_by(plan, level, &geometry, &forward).unwrap();
                     let mut sums = [vec![T::from_f64(0.0); c], vec![T::from_f64(0.0); c]];
                     let [dgamma, dbeta] = sums.each_mut().map(|sums| Some(Output::new(sums)));
@@ -114,9 +117,11 @@ mod tests {
                         x,
                         dy: Input::new(&dy),
                         given: Given::Batch(&states),
-                        gamma: affine.gamma,
-                        eps: affine.eps,
+                        affine,
+                        activation: Activation::Identity,
+                        mask: None,
                         dx: Some(dx),
+                        dz: None,
                         dgamma,
                         dbeta,
                         dmean: None,

@@ -9,6 +9,7 @@ use crate::ground::slices::{Input, Output};
 use crate::kernel::Vectorized;
 use crate::kernel::channels::*;
 use crate::kernel::columns::Columns;
+use crate::kernel::fused::{AsRead, Bare, Fused, Read, ReadThrough, Upstream};
 use crate::kernel::map::Map;
 use crate::kernel::map::formulas::{Formula, Normalize};
 use crate::kernel::map::pipelined::Pipelined;
@@ -17,6 +18,7 @@ use crate::kernel::reduce::interleave::{Interleave, NoInterleave};
 use crate::kernel::scales::ORDINARY_SCALE;
 use crate::kernel::scratch::{Scratch, Sums};
 use crate::kernel::terms::Terms;
+use crate::operations::given::After;
 use crate::schedule::engine::Task;
 use crate::schedule::ranges::pieces;
 use crate::simd::Level;
@@ -55,20 +57,19 @@ impl<T: Vectorized> Task<'_, T> {
             of_group(self, &group, states, coefficients.map(|at| at + offset));
         }
         if coefficients.is_some() {
-            self.lay_out_rows(channels, rows, ordinary);
+            let rows = if self.scratch.ordinary { &rows[..ordinary] } else { rows };
+            let columns = Columns::of_map(self.geometry, channels, self.access.planes_as_rows);
+            let whole_rows = self.geometry.pattern == Pattern::Across && channels.len() == self.geometry.c;
+            if columns != Columns::CHANNELS || whole_rows {
+                self.lay_out_rows(channels, rows, columns);
+            }
         }
     }
 
-    /// Lays out the coefficients of these channels, which have been written from column 0 on, for the loops over them: the
-    /// first `ordinary` rows where no channel needs the others.
-    fn lay_out_rows(&mut self, channels: &Range<usize>, rows: &[usize], ordinary: usize) {
-        let rows = if self.scratch.ordinary { &rows[..ordinary] } else { rows };
-        let columns = Columns::of_map(self.geometry, channels, self.access.planes_as_rows);
-        let whole_rows = self.geometry.pattern == Pattern::Across && channels.len() == self.geometry.c;
-        if columns != Columns::CHANNELS || whole_rows {
-            let kernel = LayOut { scratch: self.scratch, rows, channels: channels.len(), columns };
-            T::dispatch(self.level, kernel);
-        }
+    /// Lays out some coefficients of these channels, which have been written from column 0 on, for the loops over them.
+    pub fn lay_out_rows(&mut self, channels: &Range<usize>, rows: &[usize], columns: Columns) {
+        let kernel = LayOut { scratch: self.scratch, rows, channels: channels.len(), columns };
+        T::dispatch(self.level, kernel);
     }
 
     /// Lays out centers for the loops over these channels.
@@ -89,44 +90,66 @@ impl<T: Vectorized> Task<'_, T> {
         inputs: [Input<'_, T>; IN],
         part: (&Range<usize>, &Block),
     ) {
-        sum_up(self.level, self.geometry, terms, inputs, part, &mut self.scratch.sums, NoInterleave);
+        let sums = &mut self.scratch.sums;
+        sum_up(self.level, self.geometry, terms, inputs, part, sums, (AsRead, NoInterleave));
     }
 
-    /// The same, while the pending group is mapped.
-    pub fn sums_and_map<O: Terms<IN>, F: Formula<IN, K>, const IN: usize, const K: usize>(
+    /// The same of x and g, from x and dy. The scratch has the coefficients of u, if g takes them.
+    pub fn sums_through<O: Terms<2>>(
         &mut self,
         terms: O,
-        formula: F,
+        inputs: [Input<'_, T>; 2],
+        upstream: Upstream<'_, T>,
+        part: (&Range<usize>, &Block),
+    ) {
+        let Scratch { sums, coefficients, .. } = &mut *self.scratch;
+        let read = ReadThrough { upstream, x: inputs[0], coefficients };
+        sum_up(self.level, self.geometry, terms, inputs, part, sums, (read, NoInterleave));
+    }
+
+    /// Sums over a block, while the pending group is mapped.
+    pub fn sums_and_map<O, F, E, const IN: usize, const K: usize>(
+        &mut self,
+        terms: O,
+        (formula, fused): (F, E),
         inputs: [Input<'_, T>; IN],
         output: Output<'_, T>,
         part: (&Range<usize>, &Block),
         pending: &Range<usize>,
-    ) {
+    ) where
+        O: Terms<IN>,
+        F: Formula<IN, K>,
+        E: Fused<T, F, IN, K>,
+    {
         let (level, geometry) = (self.level, self.geometry);
         let whole = Block { samples: 0..geometry.n, positions: 0..geometry.s };
-        let (map, sums) = self.map_of(formula, inputs, output, (pending, 0, &whole));
-        sum_up(level, geometry, terms, inputs, part, sums, Pipelined(map));
+        let (map, sums) = self.map_of((formula, fused), inputs, output, (pending, 0, &whole));
+        sum_up(level, geometry, terms, inputs, part, sums, (AsRead, Pipelined(map)));
     }
 
-    /// Normalizes a part, by a formula of its own if all channels are ordinary.
+    /// Normalizes a part, by a formula of its own if all channels are ordinary, with what comes after.
     pub fn normalize(
         &mut self,
         ordinary: impl Formula<1, ORDINARY_SCALE>,
         x: Input<'_, T>,
         y: Output<'_, T>,
+        after: &After<'_, T>,
         part: (&Range<usize>, usize, &Block),
     ) {
-        if self.scratch.ordinary {
-            self.apply(ordinary, [x], y, part);
-        } else {
-            self.apply::<_, 1, 5>(Normalize, [x], y, part);
+        match (self.scratch.ordinary, after.is_nothing()) {
+            (true, true) => self.apply((ordinary, Bare), [x], y, part),
+            (false, true) => self.apply::<_, _, 1, 5>((Normalize, Bare), [x], y, part),
+            (true, false) => after.fuse(|epilogue| self.apply((ordinary, epilogue), [x], y, part)),
+            (false, false) => {
+                after.fuse(|epilogue| self.apply::<_, _, 1, 5>((Normalize, epilogue), [x], y, part));
+            }
         }
     }
 
     /// Maps a part.
-    pub fn apply<O: Formula<IN, K>, const IN: usize, const K: usize>(
+    pub fn apply<O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K: usize>(
         &mut self,
-        formula: O,
+        formula: (O, E),
         inputs: [Input<'_, T>; IN],
         output: Output<'_, T>,
         part: (&Range<usize>, usize, &Block),
@@ -137,13 +160,13 @@ impl<T: Vectorized> Task<'_, T> {
     }
 
     /// The map of a part, and what can be summed in beside it.
-    pub fn map_of<'b, O: Formula<IN, K>, const IN: usize, const K: usize>(
+    pub fn map_of<'b, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K: usize>(
         &'b mut self,
-        _: O,
+        (_, fused): (O, E),
         inputs: [Input<'b, T>; IN],
         output: Output<'b, T>,
         (channels, column, part): (&Range<usize>, usize, &Block),
-    ) -> (Map<'b, T, O, IN, K>, &'b mut Sums) {
+    ) -> (Map<'b, T, O, E, IN, K>, &'b mut Sums) {
         let (channels, part) = (channels.clone(), part.clone());
         let Scratch { sums, coefficients, .. } = &mut *self.scratch;
         let map = Map {
@@ -156,24 +179,25 @@ impl<T: Vectorized> Task<'_, T> {
             access: self.access,
             coefficients,
             formula: PhantomData,
+            fused,
         };
         (map, sums)
     }
 }
 
-/// Sums over a block, to `sums`, with something else interleave.
-fn sum_up<T: Vectorized, O: Terms<IN>, M: Interleave<T>, const IN: usize>(
+/// Sums over a block, to `sums`, of what is read, with something else interleaved.
+fn sum_up<T: Vectorized, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize>(
     level: Level,
     geometry: &Geometry,
     _: O,
     inputs: [Input<'_, T>; IN],
     (channels, block): (&Range<usize>, &Block),
     sums: &mut Sums,
-    interleave: M,
+    (read, interleave): (R, M),
 ) {
     let (channels, block) = (channels.clone(), block.clone());
     T::dispatch(
         level,
-        Reduce { geometry, inputs, channels, block, sums, interleave, terms: PhantomData::<O> },
+        Reduce { geometry, inputs, channels, block, sums, read, interleave, terms: PhantomData::<O> },
     );
 }

@@ -48,6 +48,10 @@ pub trait Operation<T: Vectorized>: Sync {
     /// How many tensors it reads.
     const READS: usize;
 
+    /// Tensors that the map reads or writes beside those and its output.
+    fn beside(&self) -> usize {
+        0
+    }
     /// Whether there is a reduction.
     fn reduces(&self) -> bool;
     /// Whether there is a map.
@@ -76,7 +80,8 @@ pub fn run<T: Vectorized, O: Operation<T>>(
     operation: &O,
 ) -> Result<(), Error> {
     let (reduces, maps) = (operation.reduces(), operation.maps());
-    let traffic = Traffic { element: size_of::<T>(), reads: O::READS, reduces, maps };
+    let beside = operation.beside();
+    let traffic = Traffic { element: size_of::<T>(), reads: O::READS, beside, reduces, maps };
     let plan = Plan::of(geometry, traffic);
     run_by(plan, level, geometry, operation)?;
     if plan.large {

@@ -141,7 +141,7 @@ mod tests {
     use crate::schedule::blocks::grid::{PATTERNS, geometries};
     use crate::schedule::ranges::{pieces, pieces_at};
 
-    const STATISTICS: Traffic = Traffic { element: 4, reads: 1, reduces: true, maps: false };
+    const STATISTICS: Traffic = Traffic { element: 4, reads: 1, beside: 0, reduces: true, maps: false };
     const TRAINING: Traffic = Traffic { maps: true, ..STATISTICS };
     const INFERENCE: Traffic = Traffic { reduces: false, ..TRAINING };
     const BACKWARD: Traffic = Traffic { reads: 2, ..TRAINING };

@@ -21,6 +21,8 @@ pub struct Traffic {
     pub element: usize,
     /// Tensors that are read.
     pub reads: usize,
+    /// Tensors that the map alone reads or writes, beside those and its output.
+    pub beside: usize,
     /// Whether there is a reduction.
     pub reduces: bool,
     /// Whether there is a map.
@@ -80,8 +82,8 @@ impl Setting {
 
     /// Bytes that are read and written.
     fn bytes_moved(&self) -> usize {
-        let Traffic { element, reads, maps, .. } = self.traffic;
-        self.geometry.len().saturating_mul((reads + usize::from(maps)) * element)
+        let Traffic { element, reads, beside, maps, .. } = self.traffic;
+        self.geometry.len().saturating_mul((reads + beside + usize::from(maps)) * element)
     }
 
     /// Bytes that are read of one channel.

@@ -20,6 +20,19 @@ where
     kernel.run(Avx2(()))
 }
 
+/// The same, never inlined.
+///
+/// # Safety
+/// The CPU has AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+#[inline(never)]
+unsafe fn run_apart<T, K: Kernel<T>>(kernel: K)
+where
+    Avx2: Lanes<T>,
+{
+    kernel.run(Avx2(()))
+}
+
 /// `[f(0), f(1)]` or `[f(0), .. f(3)]`, spelt out: an intrinsic in a closure (of `array::from_fn`, say) can end up in a
 /// function without the instruction set, and then is a call.
 macro_rules! each {
@@ -161,6 +174,7 @@ macro_rules! wide {
 
 impl Lanes<f32> for Avx2 {
     type Vector = Two;
+    type Predicate = Two;
     const SCALE: f64 = 2.0;
     wide!();
 
@@ -251,6 +265,61 @@ impl Lanes<f32> for Avx2 {
         })
     }
     #[inline(always)]
+    fn div(self, a: Two, b: Two) -> Two {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(2, I => unsafe { _mm256_div_ps(a[I], b[I]) })
+    }
+    #[inline(always)]
+    fn at_least(self, bound: Two, v: Two) -> Two {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(2, I => unsafe { _mm256_max_ps(bound[I], v[I]) })
+    }
+    #[inline(always)]
+    fn at_most(self, bound: Two, v: Two) -> Two {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(2, I => unsafe { _mm256_min_ps(bound[I], v[I]) })
+    }
+    #[inline(always)]
+    fn less_equal(self, a: Two, b: Two) -> Two {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(2, I => unsafe { _mm256_cmp_ps::<_CMP_LE_OQ>(a[I], b[I]) })
+    }
+    #[inline(always)]
+    fn is_nan(self, v: Two) -> Two {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(2, I => unsafe { _mm256_cmp_ps::<_CMP_UNORD_Q>(v[I], v[I]) })
+    }
+    #[inline(always)]
+    fn select(self, predicate: Two, a: Two, b: Two) -> Two {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(2, I => unsafe { _mm256_blendv_ps(b[I], a[I], predicate[I]) })
+    }
+    #[inline(always)]
+    fn to_bits(self, predicate: Two) -> u32 {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        let bits = each!(2, I => unsafe { _mm256_movemask_ps(predicate[I]) as u32 });
+        bits[0] | bits[1] << 8
+    }
+    #[inline(always)]
+    fn of_bits(self, bits: u32) -> Two {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(2, I => unsafe {
+            let lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+            let bits = _mm256_set1_epi32((bits >> (8 * I)) as i32);
+            _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(bits, lanes), lanes))
+        })
+    }
+    #[inline(always)]
+    fn exponents(self, v: Two) -> Two {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(2, I => unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(v[I]))) })
+    }
+    #[inline(always)]
+    fn apart<K: Kernel<f32>>(self, kernel: K) {
+        // SAFETY: `self` is proof that the CPU has AVX2 and FMA.
+        unsafe { run_apart(kernel) }
+    }
+    #[inline(always)]
     fn widen(self, v: Two) -> Four {
         // SAFETY: `self` is proof that the CPU has AVX2.
         each!(4, I => unsafe {
@@ -272,6 +341,7 @@ impl Lanes<f32> for Avx2 {
 
 impl Lanes<f64> for Avx2 {
     type Vector = Four;
+    type Predicate = Four;
     const SCALE: f64 = 1.0;
     wide!();
 
@@ -354,6 +424,61 @@ impl Lanes<f64> for Avx2 {
             let none = _mm256_sub_pd(v[I], v[I]);
             _mm256_and_pd(v[I], _mm256_cmp_pd::<_CMP_ORD_Q>(none, none))
         })
+    }
+    #[inline(always)]
+    fn div(self, a: Four, b: Four) -> Four {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(4, I => unsafe { _mm256_div_pd(a[I], b[I]) })
+    }
+    #[inline(always)]
+    fn at_least(self, bound: Four, v: Four) -> Four {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(4, I => unsafe { _mm256_max_pd(bound[I], v[I]) })
+    }
+    #[inline(always)]
+    fn at_most(self, bound: Four, v: Four) -> Four {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(4, I => unsafe { _mm256_min_pd(bound[I], v[I]) })
+    }
+    #[inline(always)]
+    fn less_equal(self, a: Four, b: Four) -> Four {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(4, I => unsafe { _mm256_cmp_pd::<_CMP_LE_OQ>(a[I], b[I]) })
+    }
+    #[inline(always)]
+    fn is_nan(self, v: Four) -> Four {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(4, I => unsafe { _mm256_cmp_pd::<_CMP_UNORD_Q>(v[I], v[I]) })
+    }
+    #[inline(always)]
+    fn select(self, predicate: Four, a: Four, b: Four) -> Four {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(4, I => unsafe { _mm256_blendv_pd(b[I], a[I], predicate[I]) })
+    }
+    #[inline(always)]
+    fn to_bits(self, predicate: Four) -> u32 {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        let bits = each!(4, I => unsafe { _mm256_movemask_pd(predicate[I]) as u32 });
+        bits[0] | bits[1] << 4 | bits[2] << 8 | bits[3] << 12
+    }
+    #[inline(always)]
+    fn of_bits(self, bits: u32) -> Four {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(4, I => unsafe {
+            let lanes = _mm256_setr_epi64x(1, 2, 4, 8);
+            let bits = _mm256_set1_epi64x((bits >> (4 * I)) as i64);
+            _mm256_castsi256_pd(_mm256_cmpeq_epi64(_mm256_and_si256(bits, lanes), lanes))
+        })
+    }
+    #[inline(always)]
+    fn exponents(self, v: Four) -> Four {
+        // SAFETY: `self` is proof that the CPU has AVX2.
+        each!(4, I => unsafe { _mm256_castsi256_pd(_mm256_slli_epi64::<52>(_mm256_castpd_si256(v[I]))) })
+    }
+    #[inline(always)]
+    fn apart<K: Kernel<f64>>(self, kernel: K) {
+        // SAFETY: `self` is proof that the CPU has AVX2 and FMA.
+        unsafe { run_apart(kernel) }
     }
     #[inline(always)]
     fn widen(self, v: Four) -> Four {

@@ -20,6 +20,19 @@ where
     kernel.run(Avx512(()))
 }
 
+/// The same, never inlined.
+///
+/// # Safety
+/// The CPU has AVX-512F.
+#[target_feature(enable = "avx512f")]
+#[inline(never)]
+unsafe fn run_apart<T, K: Kernel<T>>(kernel: K)
+where
+    Avx512: Lanes<T>,
+{
+    kernel.run(Avx512(()))
+}
+
 /// Sixteen f64, and the sums of sixteen lanes.
 type Pair = (__m512d, __m512d);
 
@@ -33,8 +46,18 @@ fn first(k: usize) -> u16 {
 macro_rules! wide {
     () => {
         type Wide = Pair;
+        type Predicate = u16;
         const N: usize = 16;
         const STREAMS: usize = 2;
+
+        #[inline(always)]
+        fn to_bits(self, predicate: u16) -> u32 {
+            predicate.into()
+        }
+        #[inline(always)]
+        fn of_bits(self, bits: u32) -> u16 {
+            bits as u16
+        }
 
         #[inline(always)]
         fn fence(self) {
@@ -201,6 +224,46 @@ impl Lanes<f32> for Avx512 {
         }
     }
     #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn at_least(self, bound: __m512, v: __m512) -> __m512 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { _mm512_max_ps(bound, v) }
+    }
+    #[inline(always)]
+    fn at_most(self, bound: __m512, v: __m512) -> __m512 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { _mm512_min_ps(bound, v) }
+    }
+    #[inline(always)]
+    fn less_equal(self, a: __m512, b: __m512) -> u16 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { _mm512_cmp_ps_mask::<_CMP_LE_OQ>(a, b) }
+    }
+    #[inline(always)]
+    fn is_nan(self, v: __m512) -> u16 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v) }
+    }
+    #[inline(always)]
+    fn select(self, predicate: u16, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { _mm512_mask_mov_ps(b, predicate, a) }
+    }
+    #[inline(always)]
+    fn exponents(self, v: __m512) -> __m512 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(v))) }
+    }
+    #[inline(always)]
+    fn apart<K: Kernel<f32>>(self, kernel: K) {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { run_apart(kernel) }
+    }
+    #[inline(always)]
     fn widen(self, v: __m512) -> Pair {
         // SAFETY: `self` is proof that the CPU has AVX-512F.
         unsafe {
@@ -315,6 +378,57 @@ impl Lanes<f64> for Avx512 {
             let high = _mm512_cmp_pd_mask::<_CMP_ORD_Q>(none.1, none.1);
             (_mm512_maskz_mov_pd(low, v.0), _mm512_maskz_mov_pd(high, v.1))
         }
+    }
+    #[inline(always)]
+    fn div(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { (_mm512_div_pd(a.0, b.0), _mm512_div_pd(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn at_least(self, bound: Pair, v: Pair) -> Pair {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { (_mm512_max_pd(bound.0, v.0), _mm512_max_pd(bound.1, v.1)) }
+    }
+    #[inline(always)]
+    fn at_most(self, bound: Pair, v: Pair) -> Pair {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { (_mm512_min_pd(bound.0, v.0), _mm512_min_pd(bound.1, v.1)) }
+    }
+    #[inline(always)]
+    fn less_equal(self, a: Pair, b: Pair) -> u16 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        let (low, high) = unsafe {
+            (_mm512_cmp_pd_mask::<_CMP_LE_OQ>(a.0, b.0), _mm512_cmp_pd_mask::<_CMP_LE_OQ>(a.1, b.1))
+        };
+        u16::from_le_bytes([low, high])
+    }
+    #[inline(always)]
+    fn is_nan(self, v: Pair) -> u16 {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        let (low, high) = unsafe {
+            (_mm512_cmp_pd_mask::<_CMP_UNORD_Q>(v.0, v.0), _mm512_cmp_pd_mask::<_CMP_UNORD_Q>(v.1, v.1))
+        };
+        u16::from_le_bytes([low, high])
+    }
+    #[inline(always)]
+    fn select(self, predicate: u16, a: Pair, b: Pair) -> Pair {
+        let [low, high] = predicate.to_le_bytes();
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { (_mm512_mask_mov_pd(b.0, low, a.0), _mm512_mask_mov_pd(b.1, high, a.1)) }
+    }
+    #[inline(always)]
+    fn exponents(self, v: Pair) -> Pair {
+        #[inline(always)]
+        fn half(v: __m512d) -> __m512d {
+            // SAFETY: called below only, with a proof that the CPU has AVX-512F at hand.
+            unsafe { _mm512_castsi512_pd(_mm512_slli_epi64::<52>(_mm512_castpd_si512(v))) }
+        }
+        (half(v.0), half(v.1))
+    }
+    #[inline(always)]
+    fn apart<K: Kernel<f64>>(self, kernel: K) {
+        // SAFETY: `self` is proof that the CPU has AVX-512F.
+        unsafe { run_apart(kernel) }
     }
     #[inline(always)]
     fn widen(self, v: Pair) -> Pair {

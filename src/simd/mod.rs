@@ -1,7 +1,7 @@
 //! Vectors: one trait, one thin implementation per instruction set, and the run-time choice between them.
 //!
 //! Kernels are generic over [`Lanes`] and never name an instruction set. What keeps their bits equal on all of them:
-//! only IEEE add, subtract and multiply; a fused multiply-add only where the product is exact in f64, so that fusing
+//! only IEEE add, subtract, multiply, divide and compare; a fused multiply-add only where the product is exact in f64, so that fusing
 //! changes nothing, or for what a product's rounding left, which has one value however it is found; no horizontal
 //! operation (sums over lanes go through memory in a fixed order).
 
@@ -47,6 +47,8 @@ pub trait Lanes<T>: Copy {
     type Vector: Copy;
     /// `N` f64.
     type Wide: Copy;
+    /// Of each of `N` lanes, whether something holds.
+    type Predicate: Copy;
     /// Elements per vector; divides `LANES`.
     const N: usize;
     /// How many vectors to keep in flight in a reduction, 1 or 2: where one's sums are few registers, additions to them
@@ -88,6 +90,25 @@ pub trait Lanes<T>: Copy {
     fn canonical_nan(self, v: Self::Vector) -> Self::Vector;
     /// Every NaN and infinity replaced by 0.
     fn zero_unless_finite(self, v: Self::Vector) -> Self::Vector;
+    fn div(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `bound` where that is more, else `v`: a NaN stays, and a zero.
+    fn at_least(self, bound: Self::Vector, v: Self::Vector) -> Self::Vector;
+    /// `bound` where that is less, else `v`.
+    fn at_most(self, bound: Self::Vector, v: Self::Vector) -> Self::Vector;
+    /// a <= b, which a NaN is not.
+    fn less_equal(self, a: Self::Vector, b: Self::Vector) -> Self::Predicate;
+    fn is_nan(self, v: Self::Vector) -> Self::Predicate;
+    /// `a` where it holds, else `b`.
+    fn select(self, predicate: Self::Predicate, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// Bit i for lane i.
+    fn to_bits(self, predicate: Self::Predicate) -> u32;
+    /// The same back; bits beyond the lanes are not looked at.
+    fn of_bits(self, bits: u32) -> Self::Predicate;
+    /// The elements whose exponent (and sign) are the last bits of these elements' significands, and whose significands are
+    /// those of a power of two.
+    fn exponents(self, v: Self::Vector) -> Self::Vector;
+    /// Runs a kernel as a function of its own: code that is too long to stand wherever a vector is made.
+    fn apart<K: Kernel<T>>(self, kernel: K);
 
     fn widen(self, v: Self::Vector) -> Self::Wide;
     /// The nearest elements.
@@ -119,6 +140,22 @@ pub trait Lanes<T>: Copy {
     /// The same for factors that are elements: of f32 the product is exact (48 bits), so a fused multiply-add, where there
     /// is one, gives the same bits; of f64 it is two operations.
     fn add_element_product(self, sum: Self::Wide, a: Self::Wide, b: Self::Wide) -> Self::Wide;
+}
+
+/// The first `N` elements.
+#[inline(always)]
+pub fn load<T, S: Lanes<T>>(s: S, elements: &[T]) -> S::Vector {
+    let elements = &elements[..S::N];
+    // SAFETY: the slice has N elements.
+    unsafe { s.load(elements.as_ptr()) }
+}
+
+/// To the first `N` elements.
+#[inline(always)]
+pub fn store<T, S: Lanes<T>>(s: S, elements: &mut [T], v: S::Vector) {
+    let elements = &mut elements[..S::N];
+    // SAFETY: the slice has N elements.
+    unsafe { s.store(elements.as_mut_ptr(), v) }
 }
 
 /// Work to be compiled for every instruction set: a struct of arguments with one method.

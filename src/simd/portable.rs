@@ -7,7 +7,7 @@ use std::array::from_fn;
 
 use wide::{f32x8, f64x4};
 
-use super::Lanes;
+use super::{Kernel, Lanes};
 
 /// The level that needs no proof. Eight lanes: with sixteen, sums of sixteen f64 and of their squares would take
 /// every register that SSE2 has.
@@ -110,6 +110,15 @@ fn product_rest(a: f64x4, b: f64x4, product: f64x4) -> f64x4 {
     }
 }
 
+/// Runs a kernel, never inlined.
+#[inline(never)]
+fn run_apart<T, K: Kernel<T>>(kernel: K)
+where
+    Portable: Lanes<T>,
+{
+    kernel.run(Portable)
+}
+
 /// What is the same for both elements.
 macro_rules! wide {
     () => {
@@ -193,6 +202,7 @@ macro_rules! wide {
 
 impl Lanes<f32> for Portable {
     type Vector = f32x8;
+    type Predicate = f32x8;
     wide!();
 
     #[inline(always)]
@@ -262,6 +272,46 @@ impl Lanes<f32> for Portable {
         finite & v
     }
     #[inline(always)]
+    fn div(self, a: f32x8, b: f32x8) -> f32x8 {
+        a / b
+    }
+    #[inline(always)]
+    fn at_least(self, bound: f32x8, v: f32x8) -> f32x8 {
+        bound.simd_gt(v).bitselect(bound, v)
+    }
+    #[inline(always)]
+    fn at_most(self, bound: f32x8, v: f32x8) -> f32x8 {
+        bound.simd_lt(v).bitselect(bound, v)
+    }
+    #[inline(always)]
+    fn less_equal(self, a: f32x8, b: f32x8) -> f32x8 {
+        a.simd_le(b)
+    }
+    #[inline(always)]
+    fn is_nan(self, v: f32x8) -> f32x8 {
+        v.is_nan()
+    }
+    #[inline(always)]
+    fn select(self, predicate: f32x8, a: f32x8, b: f32x8) -> f32x8 {
+        predicate.bitselect(a, b)
+    }
+    #[inline(always)]
+    fn to_bits(self, predicate: f32x8) -> u32 {
+        predicate.to_bitmask()
+    }
+    #[inline(always)]
+    fn of_bits(self, bits: u32) -> f32x8 {
+        f32x8::new(from_fn(|i| f32::from_bits((bits >> i & 1).wrapping_neg())))
+    }
+    #[inline(always)]
+    fn exponents(self, v: f32x8) -> f32x8 {
+        f32x8::new(v.to_array().map(|v| f32::from_bits(v.to_bits() << 23)))
+    }
+    #[inline(always)]
+    fn apart<K: Kernel<f32>>(self, kernel: K) {
+        run_apart(kernel);
+    }
+    #[inline(always)]
     fn widen(self, v: f32x8) -> Pair {
         let v = v.to_array();
         [0, 4].map(|i| f64x4::new([v[i] as f64, v[i + 1] as f64, v[i + 2] as f64, v[i + 3] as f64]))
@@ -270,6 +320,7 @@ impl Lanes<f32> for Portable {
 
 impl Lanes<f64> for Portable {
     type Vector = Pair;
+    type Predicate = Pair;
     wide!();
 
     #[inline(always)]
@@ -347,6 +398,47 @@ impl Lanes<f64> for Portable {
     #[inline(always)]
     fn zero_unless_finite(self, v: Pair) -> Pair {
         from_fn(|i| (v[i] - v[i]).simd_eq(f64x4::splat(0.0)) & v[i])
+    }
+    #[inline(always)]
+    fn div(self, a: Pair, b: Pair) -> Pair {
+        from_fn(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    fn at_least(self, bound: Pair, v: Pair) -> Pair {
+        from_fn(|i| bound[i].simd_gt(v[i]).bitselect(bound[i], v[i]))
+    }
+    #[inline(always)]
+    fn at_most(self, bound: Pair, v: Pair) -> Pair {
+        from_fn(|i| bound[i].simd_lt(v[i]).bitselect(bound[i], v[i]))
+    }
+    #[inline(always)]
+    fn less_equal(self, a: Pair, b: Pair) -> Pair {
+        from_fn(|i| a[i].simd_le(b[i]))
+    }
+    #[inline(always)]
+    fn is_nan(self, v: Pair) -> Pair {
+        v.map(f64x4::is_nan)
+    }
+    #[inline(always)]
+    fn select(self, predicate: Pair, a: Pair, b: Pair) -> Pair {
+        from_fn(|i| predicate[i].bitselect(a[i], b[i]))
+    }
+    #[inline(always)]
+    fn to_bits(self, [low, high]: Pair) -> u32 {
+        low.to_bitmask() | high.to_bitmask() << 4
+    }
+    #[inline(always)]
+    fn of_bits(self, bits: u32) -> Pair {
+        let lane = |i: usize| f64::from_bits(u64::from(bits >> i & 1).wrapping_neg());
+        from_fn(|half| f64x4::new(from_fn(|i| lane(4 * half + i))))
+    }
+    #[inline(always)]
+    fn exponents(self, v: Pair) -> Pair {
+        v.map(|v| f64x4::new(v.to_array().map(|v| f64::from_bits(v.to_bits() << 52))))
+    }
+    #[inline(always)]
+    fn apart<K: Kernel<f64>>(self, kernel: K) {
+        run_apart(kernel);
     }
     #[inline(always)]
     fn widen(self, v: Pair) -> Pair {

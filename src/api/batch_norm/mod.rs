@@ -7,12 +7,14 @@ mod record;
 
 use crate::api::batch_norm::parts::Parts;
 use crate::api::batch_norm::record::{Record, Statistics};
-use crate::api::ops::{backward, backward_frozen, forward_inference, forward_training};
+use crate::api::builders::{Backward, Inference, Training};
 use crate::api::params::{Gradients, Params};
 use crate::api::running::{RunningUpdate, RunningVariance, UpdateRule, step, update_running};
 use crate::api::shape::Shape;
 use crate::ground::error::{Error, check_eps, check_finite};
+use crate::ground::memory::filled;
 use crate::ground::welford::Welford;
+use crate::kernel::activations::Activation;
 use crate::operations::Element;
 
 /// By which statistics a forward pass of the layer normalizes, and what it leaves behind.
@@ -167,30 +169,96 @@ impl<T: Element> BatchNorm<T> {
         self
     }
 
+    /// With an activation in the end; calls return an error if its numbers are none that it can have.
+    ///
+    /// ```
+    /// use batchnorm::{Activation, BatchNorm, Mode, Shape};
+    /// let shape = Shape::nchw(&[2, 1, 2])?;
+    /// let (x, z, mut y) = ([1.0f32, 3.0, 1.0, 3.0], [0.5; 4], [0.0; 4]);
+    /// let mut layer = BatchNorm::new(1).with_eps(0.0).with_activation(Activation::Relu);
+    /// layer.forward_training(&shape, &x, &mut y)?;
+    /// assert_eq!(y, [0.0, 1.0, 0.0, 1.0]);
+    ///
+    /// // The end of a residual block: y = act(batch norm of x + z).
+    /// layer.forward_with_residual(Mode::Training, &shape, &x, &z, &mut y)?;
+    /// assert_eq!(y, [0.0, 1.5, 0.0, 1.5]);
+    /// let (dy, mut dx, mut dz) = ([1.0, 1.0, 1.0, -1.0], [0.0; 4], [0.0; 4]);
+    /// layer.backward_with_residual(&shape, &x, &dy, &mut dx, &mut dz)?;
+    /// assert_eq!(dz, [0.0, 1.0, 0.0, -1.0]);
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    pub fn with_activation(mut self, activation: Activation) -> Self {
+        self.parts.activation = activation;
+        self
+    }
+
     /// A forward pass in some mode: y of x.
     ///
     /// # Errors
-    /// [`Error::Length`], [`Error::Channels`], [`Error::Epsilon`]; in [`Mode::Training`] also [`Error::Weight`] for the
-    /// update rule's factor, [`Error::SingleElement`] for the unbiased variance of one element per channel. Nothing has
-    /// been written then, and the last forward pass is still the one before.
+    /// [`Error::Length`], [`Error::Channels`], [`Error::Epsilon`], [`Error::NotFinite`] or [`Error::Clip`] for the activation's
+    /// numbers; in [`Mode::Training`] also [`Error::Weight`] for the update rule's factor, [`Error::SingleElement`] for the
+    /// unbiased variance of one element per channel. Nothing has been written then, and the last forward pass is still the one
+    /// before.
     pub fn forward(&mut self, mode: Mode, shape: &Shape, x: &[T], y: &mut [T]) -> Result<(), Error> {
+        self.forward_by(mode, shape, x, None, y)
+    }
+
+    /// The same with a residual, which is added to the normalized x before the activation: y = act(batch norm of x + z). Keeps a
+    /// bit an element for [`backward_with_residual`](Self::backward_with_residual), unless the mode is inference.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); [`Error::Activation`] for hard swish and SiLU, [`Error::OutOfMemory`].
+    pub fn forward_with_residual(
+        &mut self,
+        mode: Mode,
+        shape: &Shape,
+        x: &[T],
+        z: &[T],
+        y: &mut [T],
+    ) -> Result<(), Error> {
+        self.forward_by(mode, shape, x, Some(z), y)
+    }
+
+    fn forward_by(
+        &mut self,
+        mode: Mode,
+        shape: &Shape,
+        x: &[T],
+        z: Option<&[T]>,
+        y: &mut [T],
+    ) -> Result<(), Error> {
+        let keeps = mode != Mode::Inference && z.is_some();
+        let mut mask = if keeps { Some(self.mask_for(shape)?) } else { None };
+        let written = mask.as_deref_mut();
         let statistics = match mode {
-            Mode::Training => {
-                self.normalize_by_batch(Some(self.parts.update), shape, x, y)?;
-                Statistics::Batch
-            }
-            Mode::TrainingKeepRunning => {
-                self.normalize_by_batch(None, shape, x, y)?;
-                Statistics::Batch
+            Mode::Training | Mode::TrainingKeepRunning => {
+                let update = (mode == Mode::Training).then_some(self.parts.update);
+                self.normalize_by_batch(update, shape, (x, z), y, written).map(|()| Statistics::Batch)
             }
             Mode::Frozen => {
-                self.forward_inference(shape, x, y)?;
-                Statistics::Running
+                self.normalize_by_running(shape, (x, z), y, written).map(|()| Statistics::Running)
             }
-            Mode::Inference => return self.forward_inference(shape, x, y),
+            Mode::Inference => return self.normalize_by_running(shape, (x, z), y, None),
         };
-        Record::write(&mut self.forward, statistics, shape, x, &self.parts);
+        match statistics {
+            Ok(statistics) => Record::write(&mut self.forward, statistics, shape, (x, mask), &self.parts),
+            // Nothing has been written: what was kept is still so.
+            Err(error) => {
+                if let (Some(record), Some(mask)) = (&mut self.forward, mask) {
+                    record.mask = mask;
+                }
+                return Err(error);
+            }
+        }
         Ok(())
+    }
+
+    /// The last forward pass's mask, if it is of this shape's length, or a new one.
+    fn mask_for(&mut self, shape: &Shape) -> Result<Vec<u64>, Error> {
+        match &mut self.forward {
+            Some(record) if record.mask.len() == shape.mask_len() => Ok(std::mem::take(&mut record.mask)),
+            _ => filled(shape.mask_len(), 0),
+        }
     }
 
     /// Normalizes a batch by its own statistics, which the running statistics take in: [`Mode::Training`].
@@ -204,11 +272,45 @@ impl<T: Element> BatchNorm<T> {
     /// Normalizes by the running statistics and keeps nothing: [`Mode::Inference`], for a layer that is shared.
     ///
     /// # Errors
-    /// [`Error::Length`], [`Error::Channels`], [`Error::Epsilon`]. Nothing has been written then.
+    /// [`Error::Length`], [`Error::Channels`], [`Error::Epsilon`], [`Error::NotFinite`] or [`Error::Clip`] for the activation's
+    /// numbers. Nothing has been written then.
     pub fn forward_inference(&self, shape: &Shape, x: &[T], y: &mut [T]) -> Result<(), Error> {
+        self.normalize_by_running(shape, (x, None), y, None)
+    }
+
+    /// The same with a residual: y = act(batch norm of x + z).
+    ///
+    /// # Errors
+    /// As [`forward_inference`](Self::forward_inference); [`Error::Activation`] for hard swish and SiLU.
+    pub fn forward_inference_with_residual(
+        &self,
+        shape: &Shape,
+        x: &[T],
+        z: &[T],
+        y: &mut [T],
+    ) -> Result<(), Error> {
+        self.normalize_by_running(shape, (x, Some(z)), y, None)
+    }
+
+    /// By the running statistics.
+    fn normalize_by_running(
+        &self,
+        shape: &Shape,
+        (x, z): (&[T], Option<&[T]>),
+        y: &mut [T],
+        mask: Option<&mut [u64]>,
+    ) -> Result<(), Error> {
         self.check_channels(shape)?;
         let Parts { running_mean, running_var, .. } = &self.parts;
-        forward_inference(shape, x, running_mean, running_var, &params(&self.parts), y)
+        let mut inference =
+            Inference::new(shape, params(&self.parts)).x(x).y(y).frozen(running_mean, running_var);
+        if let Some(z) = z {
+            inference = inference.residual(z);
+        }
+        match mask {
+            Some(mask) => inference.mask(mask).run(),
+            None => inference.run(),
+        }
     }
 
     /// Training, with the running statistics by a rule or left alone.
@@ -216,12 +318,20 @@ impl<T: Element> BatchNorm<T> {
         &mut self,
         update: Option<RunningUpdate>,
         shape: &Shape,
-        x: &[T],
+        (x, z): (&[T], Option<&[T]>),
         y: &mut [T],
+        mask: Option<&mut [u64]>,
     ) -> Result<(), Error> {
         self.check_channels(shape)?;
         update.map_or(Ok(()), |update| update.check(shape.per_channel() as u64))?;
-        forward_training(shape, x, &params(&self.parts), y, &mut self.states)?;
+        let mut training = Training::new(shape, params(&self.parts)).x(x).y(y).states(&mut self.states);
+        if let Some(z) = z {
+            training = training.residual(z);
+        }
+        if let Some(mask) = mask {
+            training = training.mask(mask);
+        }
+        training.run()?;
         if let Some(update) = update.filter(|_| shape.per_channel() != 0) {
             let Parts { running_mean, running_var, batches, .. } = &mut self.parts;
             update_running(update, *batches, &self.states, running_mean, running_var)?;
@@ -258,16 +368,46 @@ impl<T: Element> BatchNorm<T> {
     /// may be folded: [`Shape::lies_like`]), [`Error::ForwardInput`] if it was of another x, [`Error::Length`]. Nothing has
     /// been written then.
     pub fn backward(&mut self, shape: &Shape, x: &[T], dy: &[T], dx: &mut [T]) -> Result<(), Error> {
+        self.backward_by(shape, x, dy, Gradients::new().dx(dx))
+    }
+
+    /// The same after a forward pass with a residual, whose gradient goes to `dz`.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward); [`Error::NoResidual`] if the forward pass had none.
+    pub fn backward_with_residual(
+        &mut self,
+        shape: &Shape,
+        x: &[T],
+        dy: &[T],
+        dx: &mut [T],
+        dz: &mut [T],
+    ) -> Result<(), Error> {
+        if self.forward.as_ref().is_some_and(|forward| !forward.residual) {
+            return Err(Error::NoResidual);
+        }
+        self.backward_by(shape, x, dy, Gradients::new().dx(dx).dz(dz))
+    }
+
+    fn backward_by<'a>(
+        &'a mut self,
+        shape: &Shape,
+        x: &'a [T],
+        dy: &'a [T],
+        gradients: Gradients<'a, T>,
+    ) -> Result<(), Error> {
         let forward = self.forward.as_ref().ok_or(Error::NoForward)?;
         forward.check(shape, x)?;
-        let mut params = Params::new(forward.eps);
-        params.gamma = forward.gamma.as_deref();
-        let gradients = Gradients::new().dx(dx).dgamma(&mut self.dgamma).dbeta(&mut self.dbeta);
+        let mut params = Params::new(forward.eps).activation(forward.activation);
+        (params.gamma, params.beta) = (forward.gamma.as_deref(), forward.beta.as_deref());
+        let gradients = gradients.dgamma(&mut self.dgamma).dbeta(&mut self.dbeta);
+        let mut backward = Backward::new(shape, params).x(x).dy(dy).gradients(gradients);
+        if forward.residual {
+            backward = backward.mask(&forward.mask);
+        }
         match forward.statistics {
-            Statistics::Batch => backward(shape, x, dy, &self.states, &params, gradients),
-            Statistics::Running => {
-                backward_frozen(shape, x, dy, &forward.mean, &forward.var, &params, gradients)
-            }
+            Statistics::Batch => backward.states(&self.states).run(),
+            Statistics::Running => backward.frozen(&forward.mean, &forward.var).run(),
         }
     }
 
@@ -313,7 +453,8 @@ impl<T: Element> BatchNorm<T> {
 
     fn check_channels(&self, shape: &Shape) -> Result<(), Error> {
         shape.check_channels("layer", self.channels())?;
-        check_eps(self.parts.eps)
+        check_eps(self.parts.eps)?;
+        self.parts.activation.check()
     }
 
     /// C.
@@ -407,6 +548,21 @@ impl<T: Element> BatchNorm<T> {
         Ok(())
     }
 
+    /// What is applied in the end.
+    pub fn activation(&self) -> Activation {
+        self.parts.activation
+    }
+
+    /// Sets what is applied in the end, from the next forward pass on.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] or [`Error::Clip`] for its numbers; then it is the one before.
+    pub fn set_activation(&mut self, activation: Activation) -> Result<(), Error> {
+        activation.check()?;
+        self.parts.activation = activation;
+        Ok(())
+    }
+
     /// eps.
     pub fn eps(&self) -> f64 {
         self.parts.eps
@@ -419,7 +575,7 @@ impl<T: Element> BatchNorm<T> {
 }
 
 fn params<T: Element>(parts: &Parts<T>) -> Params<'_, T> {
-    let mut params = Params::new(parts.eps);
+    let mut params = Params::new(parts.eps).activation(parts.activation);
     (params.gamma, params.beta) = (parts.gamma.as_deref(), parts.beta.as_deref());
     params
 }

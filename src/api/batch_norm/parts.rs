@@ -4,6 +4,7 @@
 
 use crate::api::running::{RunningUpdate, RunningVariance, UpdateRule};
 use crate::ground::error::{Error, check_eps, check_len, check_optional};
+use crate::kernel::activations::Activation;
 use crate::operations::Element;
 
 /// What a [`BatchNorm`](crate::BatchNorm) consists of: parameters, running statistics and settings, all that a checkpoint
@@ -33,11 +34,14 @@ pub struct Parts<T> {
     pub eps: f64,
     /// How the running statistics take in a batch.
     pub update: RunningUpdate,
+    /// What is applied in the end; the identity where a checkpoint says nothing of it.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub activation: Activation,
 }
 
 impl<T: Element> Parts<T> {
     /// Those of a new layer, with PyTorch's defaults: gamma 1, beta 0, running mean 0 and variance 1, no batches, eps 1e-5,
-    /// momentum 0.1, unbiased running variance.
+    /// momentum 0.1, unbiased running variance, no activation.
     pub fn new(channels: usize) -> Self {
         let all = |value| vec![T::from_f64(value); channels];
         Self {
@@ -48,6 +52,7 @@ impl<T: Element> Parts<T> {
             batches: 0,
             eps: 1e-5,
             update: RunningUpdate { rule: UpdateRule::Momentum(0.1), variance: RunningVariance::Unbiased },
+            activation: Activation::Identity,
         }
     }
 
@@ -63,6 +68,7 @@ impl<T: Element> Parts<T> {
         check_optional("gamma", self.gamma.as_deref(), channels)?;
         check_optional("beta", self.beta.as_deref(), channels)?;
         check_eps(self.eps)?;
+        self.activation.check()?;
         self.update.check_rule()
     }
 }

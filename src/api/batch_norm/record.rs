@@ -5,6 +5,7 @@
 use crate::api::batch_norm::parts::Parts;
 use crate::api::shape::Shape;
 use crate::ground::error::Error;
+use crate::kernel::activations::Activation;
 use crate::operations::Element;
 
 /// The elements of x that are kept to know it by.
@@ -24,6 +25,11 @@ pub enum Statistics {
 pub struct Record<T> {
     pub statistics: Statistics,
     pub gamma: Option<Vec<T>>,
+    pub beta: Option<Vec<T>>,
+    pub activation: Activation,
+    /// Whether a residual was added; then, which elements the activation let through.
+    pub residual: bool,
+    pub mask: Vec<u64>,
     pub mean: Vec<T>,
     pub var: Vec<T>,
     pub eps: f64,
@@ -32,20 +38,34 @@ pub struct Record<T> {
 }
 
 impl<T: Element> Record<T> {
-    /// The pass over `x` of a layer that has `parts`. What was in `place` is reused.
+    /// The pass over `x` of a layer that has `parts`, with the mask that a residual took. What was in `place` is reused.
     pub fn write(
         place: &mut Option<Box<Self>>,
         statistics: Statistics,
         shape: &Shape,
-        x: &[T],
+        (x, mask): (&[T], Option<Vec<u64>>),
         parts: &Parts<T>,
     ) {
         let record = place.get_or_insert_with(|| {
-            let (mean, var, samples) = (Vec::new(), Vec::new(), Vec::new());
-            Box::new(Self { statistics, gamma: None, mean, var, eps: 0.0, shape: *shape, samples })
+            Box::new(Self {
+                statistics,
+                gamma: None,
+                beta: None,
+                activation: parts.activation,
+                residual: false,
+                mask: Vec::new(),
+                mean: Vec::new(),
+                var: Vec::new(),
+                eps: 0.0,
+                shape: *shape,
+                samples: Vec::new(),
+            })
         });
         (record.statistics, record.shape, record.eps) = (statistics, *shape, parts.eps);
+        (record.activation, record.residual) = (parts.activation, mask.is_some());
+        record.mask = mask.unwrap_or_default();
         record.gamma.clone_from(&parts.gamma);
+        record.beta.clone_from(&parts.beta);
         if statistics == Statistics::Running {
             record.mean.clone_from(&parts.running_mean);
             record.var.clone_from(&parts.running_var);

@@ -1,9 +1,11 @@
 //! What is written: one output element from the elements at the same place of one or two inputs and the coefficients of
 //! its channel.
 
-#![forbid(unsafe_code)]
-
-use crate::kernel::scales::{GRADIENT, HALF, ORDINARY_GRADIENT, ORDINARY_SCALE, REST, SCALE};
+use crate::ground::scalar::Scalar;
+use crate::kernel::fused::Upstream;
+use crate::kernel::scales::{
+    FORWARD, FORWARD_BETA, FORWARD_FACTOR, GRADIENT, HALF, ORDINARY_GRADIENT, ORDINARY_SCALE, REST, SCALE,
+};
 use crate::simd::Lanes;
 
 /// An elementwise formula of `IN` tensors and `K` coefficients per channel.
@@ -115,5 +117,161 @@ impl Formula<1, 2> for FrozenGradient {
     #[inline(always)]
     fn apply<T, S: Lanes<T>>(s: S, [dy]: [S::Vector; 1], [half, rest]: [S::Vector; 2]) -> S::Vector {
         s.mul(s.mul(dy, half), rest)
+    }
+}
+
+/// A formula of x and g, with the coefficients that g takes among its own.
+pub trait Through<const K: usize>: Formula<2, K> {
+    /// g at an offset of the tensor.
+    ///
+    /// # Safety
+    /// The tensor has an element there.
+    unsafe fn gradient<T: Scalar, S: Lanes<T>>(
+        s: S,
+        upstream: &Upstream<'_, T>,
+        at: usize,
+        x: [S::Vector; 2],
+        k: &[S::Vector; K],
+    ) -> S::Vector;
+}
+
+/// The coefficients of ordinary channels' dx, and those of u that are not among them.
+pub const ORDINARY_THROUGH: usize = ORDINARY_GRADIENT + 2;
+/// Any channel's, and all of u's.
+pub const ANY_THROUGH: usize = GRADIENT.len() + FORWARD.len();
+/// Of frozen statistics.
+pub const FROZEN_THROUGH: usize = FORWARD.len() + 2;
+
+/// The rows that a map through an activation takes: the first are those of ordinary channels.
+pub const THROUGH: [usize; ANY_THROUGH] = {
+    let mut rows = <InputGradientThrough as Formula<2, ANY_THROUGH>>::ROWS;
+    let ordinary = <InputGradientThrough as Formula<2, ORDINARY_THROUGH>>::ROWS;
+    // Behind them what only other channels take.
+    let others =
+        [GRADIENT[5], GRADIENT[6], GRADIENT[7], GRADIENT[8], GRADIENT[9], FORWARD[0], FORWARD[1], FORWARD[4]];
+    let (first, last) = rows.split_at_mut(ORDINARY_THROUGH);
+    first.copy_from_slice(&ordinary);
+    last.copy_from_slice(&others);
+    rows
+};
+
+/// `InputGradient` of g in place of dy.
+#[derive(Clone, Copy)]
+pub struct InputGradientThrough;
+
+impl Formula<2, ORDINARY_THROUGH> for InputGradientThrough {
+    const ROWS: [usize; ORDINARY_THROUGH] =
+        [GRADIENT[0], GRADIENT[1], GRADIENT[2], GRADIENT[3], GRADIENT[4], FORWARD_FACTOR, FORWARD_BETA];
+
+    #[inline(always)]
+    fn apply<T, S: Lanes<T>>(s: S, x: [S::Vector; 2], k: [S::Vector; ORDINARY_THROUGH]) -> S::Vector {
+        let [h, l, mean_dy, slope, rest, ..] = k;
+        <InputGradient as Formula<2, ORDINARY_GRADIENT>>::apply(s, x, [h, l, mean_dy, slope, rest])
+    }
+}
+
+impl Through<ORDINARY_THROUGH> for InputGradientThrough {
+    #[inline(always)]
+    unsafe fn gradient<T: Scalar, S: Lanes<T>>(
+        s: S,
+        upstream: &Upstream<'_, T>,
+        at: usize,
+        x: [S::Vector; 2],
+        [h, l, _, _, _, factor, beta]: &[S::Vector; ORDINARY_THROUGH],
+    ) -> S::Vector {
+        // SAFETY: says the caller.
+        unsafe { upstream.gradient(s, at, x, [*h, *l, *factor, *beta]) }
+    }
+}
+
+impl Formula<2, ANY_THROUGH> for InputGradientThrough {
+    const ROWS: [usize; ANY_THROUGH] = {
+        let mut rows = [0; ANY_THROUGH];
+        let (gradient, forward) = rows.split_at_mut(GRADIENT.len());
+        gradient.copy_from_slice(&GRADIENT);
+        forward.copy_from_slice(&FORWARD);
+        rows
+    };
+
+    #[inline(always)]
+    fn apply<T, S: Lanes<T>>(s: S, x: [S::Vector; 2], k: [S::Vector; ANY_THROUGH]) -> S::Vector {
+        let mut own = [s.zero(); GRADIENT.len()];
+        own.copy_from_slice(&k[..GRADIENT.len()]);
+        <InputGradient as Formula<2, 10>>::apply(s, x, own)
+    }
+}
+
+impl Through<ANY_THROUGH> for InputGradientThrough {
+    #[inline(always)]
+    unsafe fn gradient<T: Scalar, S: Lanes<T>>(
+        s: S,
+        upstream: &Upstream<'_, T>,
+        at: usize,
+        x: [S::Vector; 2],
+        k: &[S::Vector; ANY_THROUGH],
+    ) -> S::Vector {
+        let mut forward = [s.zero(); FORWARD.len()];
+        forward.copy_from_slice(&k[GRADIENT.len()..]);
+        // SAFETY: says the caller.
+        unsafe { upstream.gradient(s, at, x, forward) }
+    }
+}
+
+/// `FrozenGradient` of g in place of dy.
+#[derive(Clone, Copy)]
+pub struct FrozenGradientThrough;
+
+impl Formula<2, FROZEN_THROUGH> for FrozenGradientThrough {
+    const ROWS: [usize; FROZEN_THROUGH] =
+        [FORWARD[0], FORWARD[1], FORWARD[2], FORWARD[3], FORWARD[4], HALF, REST];
+
+    #[inline(always)]
+    fn apply<T, S: Lanes<T>>(
+        s: S,
+        [_, g]: [S::Vector; 2],
+        [.., half, rest]: [S::Vector; FROZEN_THROUGH],
+    ) -> S::Vector {
+        FrozenGradient::apply(s, [g], [half, rest])
+    }
+}
+
+impl Through<FROZEN_THROUGH> for FrozenGradientThrough {
+    #[inline(always)]
+    unsafe fn gradient<T: Scalar, S: Lanes<T>>(
+        s: S,
+        upstream: &Upstream<'_, T>,
+        at: usize,
+        x: [S::Vector; 2],
+        [a, b, c, d, e, ..]: &[S::Vector; FROZEN_THROUGH],
+    ) -> S::Vector {
+        // SAFETY: says the caller.
+        unsafe { upstream.gradient(s, at, x, [*a, *b, *c, *d, *e]) }
+    }
+}
+
+/// g by itself.
+#[derive(Clone, Copy)]
+pub struct GradientAlone;
+
+impl Formula<2, { FORWARD.len() }> for GradientAlone {
+    const ROWS: [usize; FORWARD.len()] = FORWARD;
+
+    #[inline(always)]
+    fn apply<T, S: Lanes<T>>(_: S, [_, g]: [S::Vector; 2], _: [S::Vector; FORWARD.len()]) -> S::Vector {
+        g
+    }
+}
+
+impl Through<{ FORWARD.len() }> for GradientAlone {
+    #[inline(always)]
+    unsafe fn gradient<T: Scalar, S: Lanes<T>>(
+        s: S,
+        upstream: &Upstream<'_, T>,
+        at: usize,
+        x: [S::Vector; 2],
+        k: &[S::Vector; FORWARD.len()],
+    ) -> S::Vector {
+        // SAFETY: says the caller.
+        unsafe { upstream.gradient(s, at, x, *k) }
     }
 }

@@ -3,12 +3,14 @@
 pub mod formulas;
 pub mod pipelined;
 mod planes;
+mod ragged;
 mod rows;
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::columns::Columns;
+use super::fused::{Fused, Place};
 use super::scratch::{COEFFICIENTS, Row};
 use crate::ground::geometry::{Block, Geometry, Pattern};
 use crate::ground::sizes::{LANES, LINE};
@@ -48,7 +50,7 @@ pub struct Access {
 }
 
 /// Applies a formula to a part of a group of channels.
-pub struct Map<'a, T, O, const IN: usize, const K: usize> {
+pub struct Map<'a, T, O, E, const IN: usize, const K: usize> {
     pub geometry: &'a Geometry,
     pub inputs: [Input<'a, T>; IN],
     pub output: Output<'a, T>,
@@ -59,12 +61,15 @@ pub struct Map<'a, T, O, const IN: usize, const K: usize> {
     pub access: Access,
     pub coefficients: &'a [Row<T>; COEFFICIENTS],
     pub formula: PhantomData<O>,
+    pub fused: E,
 }
 
 /// How far ahead to prefetch, in bytes, as in reductions; stores wait for their line too, and at a jump for its page.
 const AHEAD_BYTES: usize = 8192;
 
-impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Kernel<T> for Map<'_, T, O, IN, K> {
+impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K: usize> Kernel<T>
+    for Map<'_, T, O, E, IN, K>
+{
     #[inline(always)]
     fn run<S: Lanes<T>>(self, s: S) {
         debug_assert!(self.inputs.iter().all(|input| input.len() == self.geometry.len()));
@@ -75,24 +80,32 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Kernel<T> for 
         unsafe {
             // Whole lines go past the caches or none: rows must lie to them alike.
             let lines = stride.is_none_or(|stride| stride.is_multiple_of(LANES));
-            match (self.access.store, self.access.prefetch) {
-                (Store::NonTemporal, Prefetch::None) if lines => {
-                    self.part::<S, true, false>(s, columns, stride)
-                }
-                (Store::NonTemporal, _) if lines => self.part::<S, true, true>(s, columns, stride),
-                (_, Prefetch::None) => return self.part::<S, false, false>(s, columns, stride),
-                _ => return self.part::<S, false, true>(s, columns, stride),
+            let prefetches = E::ANY || self.access.prefetch != Prefetch::None;
+            match (self.access.store, prefetches) {
+                (Store::NonTemporal, false) if lines => self.part::<S, true, false>(s, columns, stride),
+                (Store::NonTemporal, true) if lines => self.part::<S, true, true>(s, columns, stride),
+                (_, false) => return self.part::<S, false, false>(s, columns, stride),
+                (_, true) => return self.part::<S, false, true>(s, columns, stride),
             }
             s.fence();
         }
     }
 }
 
-impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, IN, K> {
+impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K: usize>
+    Map<'_, T, O, E, IN, K>
+{
     /// How many of the elements from `at` on lie before the output's next line.
     #[inline(always)]
     fn head(&self, at: usize) -> usize {
         self.output.as_ptr().wrapping_add(at).align_offset(LINE)
+    }
+
+    /// Whether there is anything to prefetch: where something is fused that is found out vector by vector, which saves half of
+    /// the code.
+    #[inline(always)]
+    fn prefetches<const PREFETCH: bool>(&self) -> bool {
+        PREFETCH && (!E::ANY || self.access.prefetch != Prefetch::None)
     }
 
     /// Prefetches what will soon be read and written.
@@ -103,20 +116,36 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         read: usize,
         written: usize,
     ) {
-        if PREFETCH {
+        let prefetches = self.prefetches::<PREFETCH>();
+        if prefetches {
             for input in &self.inputs {
                 prefetch::<false, T, S>(s, input.as_ptr().wrapping_add(read));
             }
+            self.fused.prefetch(s, written);
         }
-        if PREFETCH && !NON_TEMPORAL {
+        if prefetches && !NON_TEMPORAL {
             prefetch::<true, T, S>(s, self.output.as_ptr().wrapping_add(written));
         }
     }
 
+    /// What is written at a place; `LINES` says that the output is aligned to a line there.
+    ///
+    /// # Safety
+    /// The tensors have its elements.
     #[inline(always)]
-    fn apply<S: Lanes<T>>(s: S, x: [S::Vector; IN], k: [S::Vector; K]) -> S::Vector {
-        let y = O::apply(s, x, k);
-        if O::CAN_BE_NAN { s.canonical_nan(y) } else { y }
+    unsafe fn apply<S: Lanes<T>, const LINES: bool>(
+        &self,
+        s: S,
+        place: Place,
+        x: [S::Vector; IN],
+        k: [S::Vector; K],
+    ) -> S::Vector {
+        // SAFETY: says the caller.
+        let y = unsafe {
+            let x = self.fused.before::<S, LINES>(s, place, x, &k);
+            self.fused.after(s, place, O::apply(s, x, k))
+        };
+        if O::CAN_BE_NAN || E::ANY { s.canonical_nan(y) } else { y }
     }
 
     /// One vector at `at`.
@@ -131,28 +160,9 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
             for (x, input) in x.iter_mut().zip(&self.inputs) {
                 *x = s.load(input.as_ptr().add(at));
             }
-            let (y, at) = (Self::apply(s, x, k), self.output.as_ptr().add(at));
+            let y = self.apply::<S, NON_TEMPORAL>(s, Place { at, count: S::N }, x, k);
+            let at = self.output.as_ptr().add(at);
             if NON_TEMPORAL { s.stream(at, y) } else { s.store(at, y) }
-        }
-    }
-
-    /// `count` elements at `at`, fewer than a line or a vector has.
-    ///
-    /// # Safety
-    /// Inputs and output have these elements.
-    #[inline(always)]
-    unsafe fn masked<S: Lanes<T>>(&self, s: S, at: usize, count: usize, k: [S::Vector; K]) {
-        let mut x = [s.zero(); IN];
-        for done in (0..count).step_by(S::N) {
-            let count = (count - done).min(S::N);
-            // SAFETY: says the caller.
-            unsafe {
-                for (x, input) in x.iter_mut().zip(&self.inputs) {
-                    *x = s.load_first(input.as_ptr().add(at + done), count);
-                }
-                let y = Self::apply(s, x, k);
-                s.store_first(self.output.as_ptr().add(at + done), y, count);
-            }
         }
     }
 

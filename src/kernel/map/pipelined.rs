@@ -6,15 +6,16 @@ use super::Map;
 use super::formulas::Formula;
 use super::planes::Plane;
 use crate::ground::sizes::LANES;
+use crate::kernel::fused::Fused;
 use crate::kernel::reduce::interleave::Interleave;
 use crate::simd::Lanes;
 
 /// The map of a group, by non-temporal stores, while another of as many channels is summed: a vector of each in turns,
 /// since larger turns lose the gain on the way to where they go on.
-pub struct Pipelined<'a, T, O, const IN: usize, const K: usize>(pub Map<'a, T, O, IN, K>);
+pub struct Pipelined<'a, T, O, E, const IN: usize, const K: usize>(pub Map<'a, T, O, E, IN, K>);
 
-impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Interleave<T>
-    for Pipelined<'_, T, O, IN, K>
+impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K: usize> Interleave<T>
+    for Pipelined<'_, T, O, E, IN, K>
 {
     const ANY: bool = true;
     type Plane<S: Lanes<T>> = Plane<S::Vector, K>;
@@ -60,6 +61,7 @@ mod tests {
     use super::*;
     use crate::ground::geometry::{Block, Geometry, Pattern};
     use crate::ground::slices::{Input, Output};
+    use crate::kernel::fused::Bare;
     use crate::kernel::map::{Access, Prefetch, Store};
     use crate::kernel::scratch::{COEFFICIENTS, Row};
     use crate::simd::Kernel;
@@ -67,7 +69,7 @@ mod tests {
     use std::marker::PhantomData;
 
     /// Planes in pieces that end at multiples of `LANES`, down to a last one of a single position.
-    struct InPieces<'a>(Pipelined<'a, f32, Normalize, 1, 4>, usize);
+    struct InPieces<'a>(Pipelined<'a, f32, Normalize, Bare, 1, 4>, usize);
 
     impl Kernel<f32> for InPieces<'_> {
         #[inline(always)]
@@ -116,6 +118,7 @@ mod tests {
                         },
                         coefficients: &coefficients,
                         formula: PhantomData::<Normalize>,
+                        fused: Bare,
                     };
                     f32::dispatch(*level, InPieces(Pipelined(map), size));
                     for (i, y) in y.iter().enumerate() {

@@ -3,9 +3,11 @@
 use std::ops::Range;
 
 use super::formulas::Formula;
+use super::ragged::RaggedPlanes;
 use super::{AHEAD_BYTES, Map, Prefetch};
 use crate::ground::geometry::{Block, Geometry};
 use crate::ground::sizes::LANES;
+use crate::kernel::fused::Fused;
 use crate::simd::Lanes;
 
 /// What is left of a plane: from `done` to `end`, both from where its sample's run begins.
@@ -28,7 +30,9 @@ pub struct Ahead {
     next: Option<usize>,
 }
 
-impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, IN, K> {
+impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K: usize>
+    Map<'_, T, O, E, IN, K>
+{
     /// Maps a part plane by plane.
     ///
     /// # Safety
@@ -80,10 +84,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         // SAFETY: the run has `planes * len` elements from `at` on.
         unsafe {
             if len < LANES {
-                for plane in 0..planes {
-                    let column = self.column + plane % self.channels.len();
-                    self.masked(s, at + plane * len, len, self.splats(s, column));
-                }
+                s.apart(RaggedPlanes { map: self, at, len, planes, channel: 0 });
                 return;
             }
             let mut plane = self.begin(s, at, 0, planes, &(0..len), self.splats(s, self.column));
@@ -123,8 +124,7 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         let vector_at = |at: usize| head + at.saturating_sub(head).next_multiple_of(S::N);
         let start = channel * len;
         if start + positions.start == 0 {
-            // SAFETY: says the caller.
-            unsafe { self.masked(s, run, head, k) };
+            s.apart(RaggedPlanes { map: self, at: run, len: head, planes: 1, channel });
         }
         let done = vector_at(start + positions.start);
         let end = vector_at(start + positions.end).min(start + len);
@@ -147,7 +147,8 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         // SAFETY: says the caller; behind a run's last plane there may be no more.
         unsafe {
             if plane.planes == 0 {
-                self.masked(s, at, left, plane.k);
+                let channel = plane.channel;
+                s.apart(RaggedPlanes { map: self, at, len: left, planes: 1, channel });
                 return;
             }
             plane.channel += 1;

@@ -3,13 +3,17 @@
 use std::ops::Range;
 
 use super::formulas::Formula;
+use super::ragged::RaggedRows;
 use super::{AHEAD_BYTES, Map};
 use crate::ground::geometry::{Block, Geometry};
 use crate::ground::sizes::{LANES, TILE_COLUMNS, TILE_ROWS};
 use crate::kernel::columns::Columns;
+use crate::kernel::fused::Fused;
 use crate::simd::Lanes;
 
-impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, IN, K> {
+impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K: usize>
+    Map<'_, T, O, E, IN, K>
+{
     /// Maps a part row by row.
     ///
     /// # Safety
@@ -115,7 +119,8 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
         // Rows that share one load of the coefficients: fewer where they fall on the same sets of L1, and from memory, which
         // serves few streams at once; but not one, for which coefficients of many channels come from L2 for every row.
         let bytes = stride * size_of::<T>();
-        let batch_rows = match (PREFETCH, IN) {
+        let batch_rows = match (self.prefetches::<PREFETCH>(), IN) {
+            _ if self.fused.in_order() => 1,
             _ if bytes.is_multiple_of(4096) && self.access.l1_ways < 12 => 2,
             (false, _) if bytes.is_multiple_of(4096 / IN) => 4,
             (false, _) => 8,
@@ -135,8 +140,8 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
             let mut column = columns.start;
             if NON_TEMPORAL {
                 column = (column + self.head(at + column)).min(columns.end);
-                // SAFETY: says the caller.
-                unsafe { self.masked_rows(s, at, stride, batch.len(), columns.start..column) };
+                let (rows, columns) = (batch.len(), columns.start..column);
+                s.apart(RaggedRows { map: self, at, stride, rows, columns });
             }
             while column + S::N <= columns.end {
                 let k = self.coefficients(s, column);
@@ -152,37 +157,16 @@ impl<T: Copy, O: Formula<IN, K>, const IN: usize, const K: usize> Map<'_, T, O, 
                 }
                 column += S::N;
             }
-            // SAFETY: says the caller.
-            unsafe { self.masked_rows(s, at, stride, batch.len(), column..columns.end) };
-        }
-    }
-
-    /// Some columns of `rows` rows, fewer than a line or a vector has.
-    ///
-    /// # Safety
-    /// Inputs and output have the elements.
-    #[inline(always)]
-    unsafe fn masked_rows<S: Lanes<T>>(
-        &self,
-        s: S,
-        at: usize,
-        stride: usize,
-        rows: usize,
-        columns: Range<usize>,
-    ) {
-        for column in columns.clone().step_by(S::N) {
-            let k = self.coefficients(s, column);
-            let count = (columns.end - column).min(S::N);
-            for row in 0..rows {
-                // SAFETY: says the caller.
-                unsafe { self.masked(s, at + row * stride + column, count, k) };
+            if column < columns.end {
+                let (rows, columns) = (batch.len(), column..columns.end);
+                s.apart(RaggedRows { map: self, at, stride, rows, columns });
             }
         }
     }
 
     /// The coefficients of the vector of columns from `column` on.
     #[inline(always)]
-    fn coefficients<S: Lanes<T>>(&self, s: S, column: usize) -> [S::Vector; K] {
+    pub fn coefficients<S: Lanes<T>>(&self, s: S, column: usize) -> [S::Vector; K] {
         let mut k = [s.zero(); K];
         for (k, row) in k.iter_mut().zip(O::ROWS) {
             let row = &self.coefficients[row][column..column + S::N];

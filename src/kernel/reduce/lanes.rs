@@ -7,6 +7,7 @@ use super::interleave::Interleave;
 use crate::ground::double::Double;
 use crate::ground::geometry::Pattern;
 use crate::ground::sizes::LANES;
+use crate::kernel::fused::Read;
 use crate::kernel::scratch::Sums;
 use crate::kernel::terms::Terms;
 use crate::simd::Lanes;
@@ -123,7 +124,7 @@ pub fn add_pairs(to: (&mut [f64], &mut [f64]), from: (&[f64], &[f64])) {
     }
 }
 
-impl<T: Copy, O: Terms<IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, M, IN> {
+impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, R, M, IN> {
     /// The sums of pairs over lanes, to the totals.
     #[inline(always)]
     pub fn sum_lanes_of_pairs(&mut self, lanes: usize) {

@@ -7,8 +7,9 @@ use super::{Reduce, Sweep};
 use crate::ground::geometry::{Block, Geometry};
 use crate::ground::sizes::LANES;
 use crate::kernel::columns::Columns;
+use crate::kernel::fused::Read;
 use crate::kernel::terms::Terms;
-use crate::simd::Lanes;
+use crate::simd::{Kernel, Lanes};
 
 /// Rows whose columns are lanes of channels. The center of column i is that of the sums.
 struct Matrix {
@@ -89,7 +90,38 @@ impl Matrix {
     }
 }
 
-impl<T: Copy, O: Terms<IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, M, IN> {
+/// Columns that fill no vector, as a function of its own.
+struct RaggedColumns<'r, 'a, T, O, R, M, const IN: usize> {
+    reduce: &'r mut Reduce<'a, T, O, R, M, IN>,
+    at: usize,
+    stride: usize,
+    rows: usize,
+    columns: Range<usize>,
+    /// As of [`Matrix`].
+    column: usize,
+    first: bool,
+}
+
+impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> Kernel<T>
+    for RaggedColumns<'_, '_, T, O, R, M, IN>
+{
+    #[inline(always)]
+    fn run<S: Lanes<T>>(self, s: S) {
+        let Self { reduce, at, stride, rows, columns, column, first } = self;
+        let mut sums = reduce.sums(s, column + columns.start, first);
+        let about = reduce.about(s, columns.start);
+        for row in 0..rows {
+            // SAFETY: the row has the columns, fewer than N, said who made this.
+            unsafe {
+                let from = reduce.inputs.map(|x| x.as_ptr().add(at + columns.start + row * stride));
+                Reduce::<T, O, R, M, IN>::tail::<S>(s, from, columns.len(), &reduce.read, about, &mut sums);
+            }
+        }
+        reduce.put(s, column + columns.start, sums);
+    }
+}
+
+impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, R, M, IN> {
     /// The distance to prefetch at where the rows of small planes are read, in elements.
     const AHEAD_ROWS: usize = Self::AHEAD / IN;
 
@@ -174,16 +206,8 @@ impl<T: Copy, O: Terms<IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, 
             }
         }
         if done < width && rows > 0 {
-            let mut sums = self.sums(s, matrix.column + done, matrix.first);
-            let about = self.about(s, done);
-            for row in 0..rows {
-                // SAFETY: the row has width - done more columns, fewer than N.
-                unsafe {
-                    let from = self.inputs.map(|x| x.as_ptr().add(at + done + row * stride));
-                    Self::tail::<S>(s, from, width - done, about, &mut sums);
-                }
-            }
-            self.put(s, matrix.column + done, sums);
+            let (column, first) = (matrix.column, matrix.first);
+            s.apart(RaggedColumns { reduce: self, at, stride, rows, columns: done..width, column, first });
         }
     }
 
@@ -196,7 +220,7 @@ impl<T: Copy, O: Terms<IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, 
         let Matrix { stride, rows, column, width, first, ahead, ahead_last, .. } = *matrix;
         let ahead = if done + ahead < width { ahead } else { ahead_last };
         let mut sums = [O::sums(s.zero_wide()); U];
-        let mut about = [Self::about_nothing(s); U];
+        let mut about = [(Self::about_nothing(s), self.read.splats(s, 0)); U];
         for u in 0..U {
             sums[u] = self.sums(s, column + done + u * S::N, first);
             about[u] = self.about(s, done + u * S::N);
@@ -205,7 +229,14 @@ impl<T: Copy, O: Terms<IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, 
         unsafe {
             let from = self.inputs.map(|x| x.as_ptr().add(at + done));
             let sweep = Sweep { from, apart: S::N, stride, rows, ahead };
-            Self::sweep::<S, NoInterleave, U>(s, &sweep, about, &mut sums, (&NoInterleave, &mut ()));
+            Self::sweep::<S, NoInterleave, U>(
+                s,
+                &sweep,
+                &self.read,
+                about,
+                &mut sums,
+                (&NoInterleave, &mut ()),
+            );
         }
         for (u, sums) in sums.into_iter().enumerate() {
             self.put(s, column + done + u * S::N, sums);

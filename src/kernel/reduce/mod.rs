@@ -14,6 +14,7 @@ use std::hint::black_box;
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::fused::Read;
 use super::scratch::Sums;
 use super::terms::{About, Terms};
 use crate::ground::geometry::{Block, Geometry, Pattern};
@@ -24,17 +25,21 @@ use interleave::Interleave;
 use lanes::{sum_lanes_of_planes, sum_lanes_of_rows};
 
 /// The sums of one block, to `sums.totals`.
-pub struct Reduce<'a, T, O, M, const IN: usize> {
+pub struct Reduce<'a, T, O, R, M, const IN: usize> {
     pub geometry: &'a Geometry,
     pub inputs: [Input<'a, T>; IN],
     pub channels: Range<usize>,
     pub block: Block,
     pub sums: &'a mut Sums,
+    /// What is summed of the inputs.
+    pub read: R,
     pub interleave: M,
     pub terms: PhantomData<O>,
 }
 
-impl<T: Copy, O: Terms<IN>, M: Interleave<T>, const IN: usize> Kernel<T> for Reduce<'_, T, O, M, IN> {
+impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> Kernel<T>
+    for Reduce<'_, T, O, R, M, IN>
+{
     #[inline(always)]
     fn run<S: Lanes<T>>(mut self, s: S) {
         debug_assert!(self.inputs.iter().all(|input| input.len() == self.geometry.len()));
@@ -81,7 +86,7 @@ struct Sweep<const IN: usize, T> {
 /// How far ahead in the order of reading to prefetch, in bytes: what a core reads while a miss of caches and TLB takes.
 const AHEAD_BYTES: usize = 8192;
 
-impl<T: Copy, O: Terms<IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, M, IN> {
+impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, R, M, IN> {
     /// That in elements.
     const AHEAD: usize = AHEAD_BYTES / size_of::<T>();
 
@@ -96,21 +101,24 @@ impl<T: Copy, O: Terms<IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, 
     unsafe fn sweep<S: Lanes<T>, N: Interleave<T>, const U: usize>(
         s: S,
         sweep: &Sweep<IN, T>,
-        about: [About<S::Wide>; U],
+        read: &R,
+        about: [(About<S::Wide>, R::Coefficients<S::Vector>); U],
         sums: &mut [O::Sums<S::Wide>; U],
         (interleave, plane): (&N, &mut N::Plane<S>),
     ) {
         for row in 0..sweep.rows {
             interleave.step(s, plane);
             for u in 0..U {
-                let mut x = [s.zero_wide(); IN];
+                let at = row * sweep.stride + u * sweep.apart;
+                let mut x = [s.zero(); IN];
                 for (x, from) in x.iter_mut().zip(sweep.from) {
-                    let at = row * sweep.stride + u * sweep.apart;
                     prefetch::<false, T, S>(s, from.wrapping_add(at.wrapping_add(sweep.ahead)));
                     // SAFETY: says the caller.
-                    *x = s.widen(unsafe { s.load(from.add(at)) });
+                    *x = unsafe { s.load(from.add(at)) };
                 }
-                sums[u] = O::add(s, sums[u], x, about[u]);
+                // SAFETY: as above.
+                let x = unsafe { read.read(s, sweep.from[0].wrapping_add(at), x, about[u].1) };
+                sums[u] = O::add(s, sums[u], Self::widen(s, x), about[u].0);
             }
         }
     }
@@ -124,19 +132,37 @@ impl<T: Copy, O: Terms<IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, 
         s: S,
         from: [*const T; IN],
         count: usize,
-        mut about: About<S::Wide>,
+        read: &R,
+        (mut about, k): (About<S::Wide>, R::Coefficients<S::Vector>),
         sums: &mut O::Sums<S::Wide>,
     ) {
-        let mut x = [s.zero_wide(); IN];
+        let mut x = [s.zero(); IN];
         for (x, from) in x.iter_mut().zip(from) {
             // SAFETY: says the caller.
-            *x = s.widen(unsafe { s.load_first(from, count) });
+            *x = unsafe { s.load_first(from, count) };
         }
+        if R::ANY {
+            // SAFETY: says the caller.
+            x = unsafe { read.read(s, from[0], x, k) };
+            for x in &mut x {
+                *x = s.select_first(*x, s.zero(), count);
+            }
+        }
+        let x = Self::widen(s, x);
         // Lanes beyond add zeros: x is zero there, and so must be what it is about. (A sum that began with 0 is not -0.)
         if O::CENTERED {
             about.center = s.keep_first(about.center, count);
         }
         *sums = O::add(s, *sums, x, about);
+    }
+
+    #[inline(always)]
+    fn widen<S: Lanes<T>>(s: S, x: [S::Vector; IN]) -> [S::Wide; IN] {
+        let mut wide = [s.zero_wide(); IN];
+        for (wide, x) in wide.iter_mut().zip(x) {
+            *wide = s.widen(x);
+        }
+        wide
     }
 
     /// The sums at `column` so far, or zero at a block's start.
@@ -177,9 +203,9 @@ impl<T: Copy, O: Terms<IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, 
         About { center: s.zero_wide(), unit: one, one }
     }
 
-    /// What the vector of columns from `column` on is about.
+    /// What the vector of columns from `column` on is about, and what reading it takes.
     #[inline(always)]
-    fn about<S: Lanes<T>>(&self, s: S, column: usize) -> About<S::Wide> {
+    fn about<S: Lanes<T>>(&self, s: S, column: usize) -> (About<S::Wide>, R::Coefficients<S::Vector>) {
         let mut about = Self::about_nothing(s);
         if O::CENTERED {
             let centers = &self.sums.centers[column..column + S::N];
@@ -192,6 +218,6 @@ impl<T: Copy, O: Terms<IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, 
             // SAFETY: `units` has N values.
             about.unit = unsafe { s.load_wide(units.as_ptr()) };
         }
-        about
+        (about, self.read.coefficients(s, column))
     }
 }

@@ -4,6 +4,7 @@ use super::interleave::Interleave;
 use super::{Reduce, Sweep};
 use crate::ground::geometry::{Block, Geometry};
 use crate::ground::sizes::LANES;
+use crate::kernel::fused::Read;
 use crate::kernel::terms::Terms;
 use crate::simd::Lanes;
 
@@ -27,7 +28,7 @@ impl Later {
     }
 }
 
-impl<T: Copy, O: Terms<IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, M, IN> {
+impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, R, M, IN> {
     /// The planes of a sample's channels follow each other, so samples go outside and sums wait in memory.
     ///
     /// # Safety
@@ -101,8 +102,9 @@ impl<T: Copy, O: Terms<IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, 
         let ahead = Self::AHEAD_ALONG / U;
         let near = len.saturating_sub(ahead) / LANES;
         let beyond = later.plane(channel, self.channels.len(), plane).wrapping_sub(at + near * LANES);
-        let mut about = [Self::about_nothing(s); U];
-        for (u, about) in about.iter_mut().enumerate() {
+        let mut about = [(Self::about_nothing(s), self.read.splats(s, channel)); U];
+        for (u, (about, k)) in about.iter_mut().enumerate() {
+            *k = self.read.splats(s, channel + u);
             if O::CENTERED {
                 about.center = s.splat_wide(-S::SCALE * self.sums.centers[channel + u]);
             }
@@ -126,10 +128,24 @@ impl<T: Copy, O: Terms<IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, 
                 let from = self.inputs.map(|x| x.as_ptr().add(at).wrapping_add(lane));
                 let near = near.min(rows);
                 let sweep = Sweep { from, apart: plane, stride: LANES, rows: near, ahead };
-                Self::sweep::<S, M, U>(s, &sweep, about, &mut sums, (&self.interleave, &mut other));
+                Self::sweep::<S, M, U>(
+                    s,
+                    &sweep,
+                    &self.read,
+                    about,
+                    &mut sums,
+                    (&self.interleave, &mut other),
+                );
                 let from = from.map(|x| x.wrapping_add(near * LANES));
                 let sweep = Sweep { from, rows: rows - near, ahead: beyond, ..sweep };
-                Self::sweep::<S, M, U>(s, &sweep, about, &mut sums, (&self.interleave, &mut other));
+                Self::sweep::<S, M, U>(
+                    s,
+                    &sweep,
+                    &self.read,
+                    about,
+                    &mut sums,
+                    (&self.interleave, &mut other),
+                );
             }
             let done = lane + rows * LANES;
             if done < len {
@@ -137,7 +153,7 @@ impl<T: Copy, O: Terms<IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, 
                     // SAFETY: len - done elements are left of the plane, fewer than N.
                     unsafe {
                         let from = self.inputs.map(|x| x.as_ptr().add(at + u * plane + done));
-                        Self::tail::<S>(s, from, len - done, about[u], sums);
+                        Self::tail::<S>(s, from, len - done, &self.read, about[u], sums);
                     }
                 }
             }

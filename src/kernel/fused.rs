@@ -1,0 +1,276 @@
+//! What is fused with the loops over tensors: the residual and the activation behind a normalization ([`Epilogue`]), on the way
+//! back the activation's derivative before the sums and the map ([`Upstream`]). Either gives the bits of the separate operation.
+
+use super::activations::ActivationOf;
+use super::bits::{BitWriter, Bits};
+use super::map::formulas::{Formula, Normalize, Through};
+use super::scales::FORWARD;
+use super::scratch::{COEFFICIENTS, Row};
+use crate::ground::scalar::Scalar;
+use crate::ground::sizes::LINE;
+use crate::ground::slices::{Input, Output};
+use crate::simd::{Lanes, prefetch};
+
+/// A vector's place: its first element's offset in the tensor, and how many of its lanes are elements.
+#[derive(Clone, Copy)]
+pub struct Place {
+    pub at: usize,
+    pub count: usize,
+}
+
+impl Place {
+    /// The elements of another tensor of the same form, zeros in the other lanes.
+    ///
+    /// # Safety
+    /// It has them.
+    #[inline(always)]
+    unsafe fn load<T, S: Lanes<T>>(self, s: S, from: Input<'_, T>) -> S::Vector {
+        // SAFETY: says the caller.
+        unsafe {
+            let from = from.as_ptr().add(self.at);
+            if self.count == S::N { s.load(from) } else { s.load_first(from, self.count) }
+        }
+    }
+}
+
+/// What a map of formula `O` does beside it.
+pub trait Fused<T, O, const IN: usize, const K: usize>: Copy {
+    /// Whether it does anything: then any result may be a NaN.
+    const ANY: bool;
+
+    /// Whether vectors are to come in the order of memory, as far as rows reach.
+    #[inline(always)]
+    fn in_order(&self) -> bool {
+        false
+    }
+    /// Prefetches its own tensors' lines.
+    #[inline(always)]
+    fn prefetch<S: Lanes<T>>(&self, _: S, _: usize) {}
+    /// What the formula takes in place of the inputs. `LINES` says that the map's output is aligned to a line there.
+    ///
+    /// # Safety
+    /// The place lies within the tensors, and no one else has a part in it.
+    #[inline(always)]
+    unsafe fn before<S: Lanes<T>, const LINES: bool>(
+        &self,
+        _: S,
+        _: Place,
+        x: [S::Vector; IN],
+        _: &[S::Vector; K],
+    ) -> [S::Vector; IN] {
+        x
+    }
+    /// What is written in place of the formula's result.
+    ///
+    /// # Safety
+    /// As of `before`.
+    #[inline(always)]
+    unsafe fn after<S: Lanes<T>>(&self, _: S, _: Place, y: S::Vector) -> S::Vector {
+        y
+    }
+}
+
+/// Nothing.
+#[derive(Clone, Copy)]
+pub struct Bare;
+
+impl<T, O, const IN: usize, const K: usize> Fused<T, O, IN, K> for Bare {
+    const ANY: bool = false;
+}
+
+/// y = act(u + z) of the normalized u.
+#[derive(Clone, Copy)]
+pub struct Epilogue<'a, T> {
+    pub activation: ActivationOf<T>,
+    /// z.
+    pub residual: Option<Input<'a, T>>,
+    /// Where to write which elements backward lets through.
+    pub mask: Option<&'a BitWriter<'a>>,
+}
+
+impl<T: Scalar, O, const K: usize> Fused<T, O, 1, K> for Epilogue<'_, T> {
+    const ANY: bool = true;
+
+    #[inline(always)]
+    fn in_order(&self) -> bool {
+        self.mask.is_some()
+    }
+
+    #[inline(always)]
+    fn prefetch<S: Lanes<T>>(&self, s: S, at: usize) {
+        if let Some(z) = self.residual {
+            prefetch::<false, T, S>(s, z.as_ptr().wrapping_add(at));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn after<S: Lanes<T>>(&self, s: S, place: Place, y: S::Vector) -> S::Vector {
+        let mut u = y;
+        // SAFETY: says the caller.
+        unsafe {
+            if let Some(z) = self.residual {
+                u = s.add(u, place.load(s, z));
+            }
+            if let Some(mask) = self.mask {
+                mask.push(place.at, self.activation.open(s, u), place.count);
+            }
+        }
+        self.activation.forward(s, u)
+    }
+}
+
+/// g = dy * act'(u) in place of dy: by what the forward pass kept, or from u anew.
+#[derive(Clone, Copy)]
+pub struct Upstream<'a, T> {
+    pub activation: ActivationOf<T>,
+    /// What the forward pass wrote.
+    pub mask: Option<Bits<'a>>,
+    /// Where g goes, if it is asked for: the gradient of the residual.
+    pub dz: Option<Output<'a, T>>,
+}
+
+impl<T: Scalar> Upstream<'_, T> {
+    /// g at an offset; `k` are the coefficients of u.
+    ///
+    /// # Safety
+    /// The tensor has an element there.
+    #[inline(always)]
+    pub unsafe fn gradient<S: Lanes<T>, const K: usize>(
+        &self,
+        s: S,
+        at: usize,
+        [x, dy]: [S::Vector; 2],
+        k: [S::Vector; K],
+    ) -> S::Vector
+    where
+        Normalize: Formula<1, K>,
+    {
+        match self.mask {
+            // SAFETY: says the caller.
+            Some(mask) => self.activation.masked_gradient(s, unsafe { mask.from(at) }, dy),
+            None => self.activation.gradient(s, Normalize::apply(s, [x], k), dy),
+        }
+    }
+}
+
+impl<T: Scalar, O: Through<K>, const K: usize> Fused<T, O, 2, K> for Upstream<'_, T> {
+    const ANY: bool = true;
+
+    #[inline(always)]
+    fn prefetch<S: Lanes<T>>(&self, s: S, at: usize) {
+        if let Some(dz) = self.dz {
+            prefetch::<true, T, S>(s, dz.as_ptr().wrapping_add(at));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn before<S: Lanes<T>, const LINES: bool>(
+        &self,
+        s: S,
+        place: Place,
+        [x, dy]: [S::Vector; 2],
+        k: &[S::Vector; K],
+    ) -> [S::Vector; 2] {
+        // SAFETY: says the caller.
+        unsafe {
+            let g = O::gradient(s, self, place.at, [x, dy], k);
+            if let Some(dz) = self.dz {
+                let to = dz.as_ptr().add(place.at);
+                let dz = s.canonical_nan(g);
+                if LINES && to.addr().is_multiple_of(LINE) {
+                    s.stream(to, dz);
+                } else if place.count == S::N {
+                    s.store(to, dz);
+                } else {
+                    s.store_first(to, dz, place.count);
+                }
+            }
+            [x, g]
+        }
+    }
+}
+
+/// What sums take in place of the inputs.
+pub trait Read<T, const IN: usize>: Copy {
+    /// Whether that is anything else.
+    const ANY: bool;
+    /// What it takes per column.
+    type Coefficients<V: Copy>: Copy;
+
+    /// That of the vector of columns from `column` on.
+    fn coefficients<S: Lanes<T>>(&self, s: S, column: usize) -> Self::Coefficients<S::Vector>;
+    /// That of one column in all lanes.
+    fn splats<S: Lanes<T>>(&self, s: S, column: usize) -> Self::Coefficients<S::Vector>;
+    /// # Safety
+    /// `at` is an element's place in the first input.
+    unsafe fn read<S: Lanes<T>>(
+        &self,
+        s: S,
+        at: *const T,
+        x: [S::Vector; IN],
+        k: Self::Coefficients<S::Vector>,
+    ) -> [S::Vector; IN];
+}
+
+/// The inputs as they are.
+#[derive(Clone, Copy)]
+pub struct AsRead;
+
+impl<T, const IN: usize> Read<T, IN> for AsRead {
+    const ANY: bool = false;
+    type Coefficients<V: Copy> = ();
+
+    #[inline(always)]
+    fn coefficients<S: Lanes<T>>(&self, _: S, _: usize) {}
+    #[inline(always)]
+    fn splats<S: Lanes<T>>(&self, _: S, _: usize) {}
+    #[inline(always)]
+    unsafe fn read<S: Lanes<T>>(&self, _: S, _: *const T, x: [S::Vector; IN], (): ()) -> [S::Vector; IN] {
+        x
+    }
+}
+
+/// x and g.
+#[derive(Clone, Copy)]
+pub struct ReadThrough<'a, T> {
+    pub upstream: Upstream<'a, T>,
+    pub x: Input<'a, T>,
+    /// Those of u, laid out for the sums.
+    pub coefficients: &'a [Row<T>; COEFFICIENTS],
+}
+
+impl<T: Scalar> Read<T, 2> for ReadThrough<'_, T> {
+    const ANY: bool = true;
+    type Coefficients<V: Copy> = [V; FORWARD.len()];
+
+    #[inline(always)]
+    fn coefficients<S: Lanes<T>>(&self, s: S, column: usize) -> [S::Vector; FORWARD.len()] {
+        let mut k = [s.zero(); FORWARD.len()];
+        for (k, row) in k.iter_mut().zip(FORWARD) {
+            *k = crate::simd::load(s, &self.coefficients[row][column..]);
+        }
+        k
+    }
+
+    #[inline(always)]
+    fn splats<S: Lanes<T>>(&self, s: S, column: usize) -> [S::Vector; FORWARD.len()] {
+        let mut k = [s.zero(); FORWARD.len()];
+        for (k, row) in k.iter_mut().zip(FORWARD) {
+            *k = s.splat(self.coefficients[row][column]);
+        }
+        k
+    }
+
+    #[inline(always)]
+    unsafe fn read<S: Lanes<T>>(
+        &self,
+        s: S,
+        at: *const T,
+        [x, dy]: [S::Vector; 2],
+        k: [S::Vector; FORWARD.len()],
+    ) -> [S::Vector; 2] {
+        let at = (at.addr() - self.x.as_ptr().addr()) / size_of::<T>();
+        // SAFETY: says the caller.
+        [x, unsafe { self.upstream.gradient(s, at, [x, dy], k) }]
+    }
+}
