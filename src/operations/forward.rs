@@ -9,7 +9,7 @@ use crate::ground::welford::Welford;
 use crate::kernel::Vectorized;
 use crate::kernel::channels::*;
 use crate::kernel::fused::Bare;
-use crate::kernel::map::formulas::NormalizeBatch;
+use crate::kernel::map::formulas::{Normalize, NormalizeBatch};
 use crate::kernel::scales::{ORDINARY_SCALE, SCALE};
 use crate::operations::given::{Affine, After};
 use crate::schedule::engine::{Follow, Operation, Task};
@@ -54,7 +54,10 @@ impl<T: Vectorized> Operation<T> for Forward<'_, T> {
                     task.sums_and_map(terms, (NormalizeBatch, Bare), inputs, y, part, &pending);
                 } else {
                     self.after.fuse(|epilogue| {
-                        task.sums_and_map(terms, (NormalizeBatch, epilogue), inputs, y, part, &pending);
+                        let formula = (Normalize, epilogue);
+                        task.sums_and_map::<_, _, _, 1, ORDINARY_SCALE>(
+                            terms, formula, inputs, y, part, &pending,
+                        );
                     });
                 }
             }

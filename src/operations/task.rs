@@ -127,7 +127,7 @@ impl<T: Vectorized> Task<'_, T> {
         sum_up(level, geometry, terms, inputs, part, sums, (AsRead, Pipelined(map)));
     }
 
-    /// Normalizes a part, by a formula of its own if all channels are ordinary, with what comes after.
+    /// Normalizes a part, by a formula of its own if all channels are ordinary and nothing comes after that may make a NaN.
     pub fn normalize(
         &mut self,
         ordinary: impl Formula<1, ORDINARY_SCALE>,
@@ -139,7 +139,11 @@ impl<T: Vectorized> Task<'_, T> {
         match (self.scratch.ordinary, after.is_nothing()) {
             (true, true) => self.apply((ordinary, Bare), [x], y, part),
             (false, true) => self.apply::<_, _, 1, 5>((Normalize, Bare), [x], y, part),
-            (true, false) => after.fuse(|epilogue| self.apply((ordinary, epilogue), [x], y, part)),
+            (true, false) => {
+                after.fuse(|epilogue| {
+                    self.apply::<_, _, 1, ORDINARY_SCALE>((Normalize, epilogue), [x], y, part)
+                });
+            }
             (false, false) => {
                 after.fuse(|epilogue| self.apply::<_, _, 1, 5>((Normalize, epilogue), [x], y, part));
             }
