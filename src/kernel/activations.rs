@@ -7,7 +7,6 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::hint::black_box;
 
 use crate::ground::error::{Error, check_finite};
 use crate::ground::exponential::INVERSE_FACTORIALS;
@@ -135,10 +134,10 @@ impl<T: Scalar> ActivationOf<T> {
         }
     }
 
-    /// y = act(u); any NaN for a NaN.
+    /// y = act(u); of a NaN that NaN or the canonical one.
     #[inline(always)]
     pub fn forward<S: Lanes<T>>(&self, s: S, u: S::Vector) -> S::Vector {
-        if black_box(self.kind == Kind::Clip) {
+        if self.kind == Kind::Clip {
             s.at_most(s.splat(self.hi), s.at_least(s.splat(self.lo), u))
         } else {
             self.apart(s, Wanted::Forward, [u, u])
@@ -148,7 +147,7 @@ impl<T: Scalar> ActivationOf<T> {
     /// g = dy * act'(u), NaN for a NaN of u.
     #[inline(always)]
     pub fn gradient<S: Lanes<T>>(&self, s: S, u: S::Vector, dy: S::Vector) -> S::Vector {
-        if black_box(self.kind == Kind::Clip) {
+        if self.kind == Kind::Clip {
             self.clip_gradient(s, u, s.zero(), dy)
         } else {
             self.apart(s, Wanted::Gradient, [u, dy])
@@ -165,7 +164,7 @@ impl<T: Scalar> ActivationOf<T> {
     /// The same gradient, from what `open` said.
     #[inline(always)]
     pub fn masked_gradient<S: Lanes<T>>(&self, s: S, open: u32, dy: S::Vector) -> S::Vector {
-        if black_box(self.kind == Kind::Clip) {
+        if self.kind == Kind::Clip {
             s.select(s.of_bits(open), dy, s.zero())
         } else {
             self.apart(s, Wanted::Masked(open), [dy, dy])
@@ -230,7 +229,7 @@ impl<T: Scalar> Kernel<T> for Apart<'_, T> {
             // A clip stands where the vector is made.
             (Kind::Identity | Kind::Clip, _) => dy,
         };
-        store(s, &mut self.u.0, result);
+        store(s, &mut self.u.0, s.canonical_nan(result));
     }
 }
 

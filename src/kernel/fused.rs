@@ -1,5 +1,6 @@
 //! What is fused with the loops over tensors: the residual and the activation behind a normalization ([`Epilogue`]), on the way
-//! back the activation's derivative before the sums and the map ([`Upstream`]). Either gives the bits of the separate operation.
+//! back the activation's derivative before the sums and the map ([`Recomputed`], [`Masked`]). Each gives the bits of the separate
+//! operation.
 
 use super::activations::ActivationOf;
 use super::bits::{BitWriter, Bits};
@@ -9,7 +10,7 @@ use super::scratch::{COEFFICIENTS, Row};
 use crate::ground::scalar::Scalar;
 use crate::ground::sizes::LINE;
 use crate::ground::slices::{Input, Output};
-use crate::simd::{Lanes, prefetch};
+use crate::simd::{Lanes, load, prefetch};
 
 /// A vector's place: its first element's offset in the tensor, and how many of its lanes are elements.
 #[derive(Clone, Copy)]
@@ -35,8 +36,10 @@ impl Place {
 
 /// What a map of formula `O` does beside it.
 pub trait Fused<T, O, const IN: usize, const K: usize>: Copy {
-    /// Whether it does anything: then any result may be a NaN.
+    /// Whether it does anything.
     const ANY: bool;
+    /// Whether it can make a NaN where the formula makes none, or another than the canonical one of it.
+    const CAN_BE_NAN: bool;
 
     /// Whether vectors are to come in the order of memory, as far as rows reach.
     #[inline(always)]
@@ -76,6 +79,21 @@ pub struct Bare;
 
 impl<T, O, const IN: usize, const K: usize> Fused<T, O, IN, K> for Bare {
     const ANY: bool = false;
+    const CAN_BE_NAN: bool = false;
+}
+
+/// y = act(u) of the normalized u.
+#[derive(Clone, Copy)]
+pub struct Activated<T>(pub ActivationOf<T>);
+
+impl<T: Scalar, O, const K: usize> Fused<T, O, 1, K> for Activated<T> {
+    const ANY: bool = true;
+    const CAN_BE_NAN: bool = false;
+
+    #[inline(always)]
+    unsafe fn after<S: Lanes<T>>(&self, s: S, _: Place, u: S::Vector) -> S::Vector {
+        self.0.forward(s, u)
+    }
 }
 
 /// y = act(u + z) of the normalized u.
@@ -90,6 +108,7 @@ pub struct Epilogue<'a, T> {
 
 impl<T: Scalar, O, const K: usize> Fused<T, O, 1, K> for Epilogue<'_, T> {
     const ANY: bool = true;
+    const CAN_BE_NAN: bool = true;
 
     #[inline(always)]
     fn in_order(&self) -> bool {
@@ -119,42 +138,52 @@ impl<T: Scalar, O, const K: usize> Fused<T, O, 1, K> for Epilogue<'_, T> {
     }
 }
 
-/// g = dy * act'(u) in place of dy: by what the forward pass kept, or from u anew.
+/// g = dy * act'(u) in place of dy, from u anew.
 #[derive(Clone, Copy)]
-pub struct Upstream<'a, T> {
+pub struct Recomputed<T>(pub ActivationOf<T>);
+
+impl<T: Scalar, O: Through<K>, const K: usize> Fused<T, O, 2, K> for Recomputed<T> {
+    const ANY: bool = true;
+    const CAN_BE_NAN: bool = false;
+
+    #[inline(always)]
+    unsafe fn before<S: Lanes<T>, const LINES: bool>(
+        &self,
+        s: S,
+        _: Place,
+        [x, dy]: [S::Vector; 2],
+        k: &[S::Vector; K],
+    ) -> [S::Vector; 2] {
+        [x, self.0.gradient(s, O::u(s, x, k), dy)]
+    }
+}
+
+/// The same by what the forward pass kept.
+#[derive(Clone, Copy)]
+pub struct Masked<'a, T> {
     pub activation: ActivationOf<T>,
-    /// What the forward pass wrote.
+    /// None where all is let through.
     pub mask: Option<Bits<'a>>,
     /// Where g goes, if it is asked for: the gradient of the residual.
     pub dz: Option<Output<'a, T>>,
 }
 
-impl<T: Scalar> Upstream<'_, T> {
-    /// g at an offset; `k` are the coefficients of u.
-    ///
+impl<T: Scalar> Masked<'_, T> {
     /// # Safety
-    /// The tensor has an element there.
+    /// The tensor has an element at `at`.
     #[inline(always)]
-    pub unsafe fn gradient<S: Lanes<T>, const K: usize>(
-        &self,
-        s: S,
-        at: usize,
-        [x, dy]: [S::Vector; 2],
-        k: [S::Vector; K],
-    ) -> S::Vector
-    where
-        Normalize: Formula<1, K>,
-    {
+    unsafe fn gradient<S: Lanes<T>>(&self, s: S, at: usize, dy: S::Vector) -> S::Vector {
         match self.mask {
             // SAFETY: says the caller.
             Some(mask) => self.activation.masked_gradient(s, unsafe { mask.from(at) }, dy),
-            None => self.activation.gradient(s, Normalize::apply(s, [x], k), dy),
+            None => dy,
         }
     }
 }
 
-impl<T: Scalar, O: Through<K>, const K: usize> Fused<T, O, 2, K> for Upstream<'_, T> {
+impl<T: Scalar, O, const IN: usize, const K: usize> Fused<T, O, IN, K> for Masked<'_, T> {
     const ANY: bool = true;
+    const CAN_BE_NAN: bool = false;
 
     #[inline(always)]
     fn prefetch<S: Lanes<T>>(&self, s: S, at: usize) {
@@ -168,12 +197,13 @@ impl<T: Scalar, O: Through<K>, const K: usize> Fused<T, O, 2, K> for Upstream<'_
         &self,
         s: S,
         place: Place,
-        [x, dy]: [S::Vector; 2],
-        k: &[S::Vector; K],
-    ) -> [S::Vector; 2] {
+        mut x: [S::Vector; IN],
+        _: &[S::Vector; K],
+    ) -> [S::Vector; IN] {
         // SAFETY: says the caller.
         unsafe {
-            let g = O::gradient(s, self, place.at, [x, dy], k);
+            let g = self.gradient(s, place.at, x[IN - 1]);
+            x[IN - 1] = g;
             if let Some(dz) = self.dz {
                 let to = dz.as_ptr().add(place.at);
                 let dz = s.canonical_nan(g);
@@ -185,8 +215,8 @@ impl<T: Scalar, O: Through<K>, const K: usize> Fused<T, O, 2, K> for Upstream<'_
                     s.store_first(to, dz, place.count);
                 }
             }
-            [x, g]
         }
+        x
     }
 }
 
@@ -230,16 +260,15 @@ impl<T, const IN: usize> Read<T, IN> for AsRead {
     }
 }
 
-/// x and g.
+/// x and g, from u anew.
 #[derive(Clone, Copy)]
-pub struct ReadThrough<'a, T> {
-    pub upstream: Upstream<'a, T>,
-    pub x: Input<'a, T>,
+pub struct ReadRecomputed<'a, T> {
+    pub recomputed: Recomputed<T>,
     /// Those of u, laid out for the sums.
     pub coefficients: &'a [Row<T>; COEFFICIENTS],
 }
 
-impl<T: Scalar> Read<T, 2> for ReadThrough<'_, T> {
+impl<T: Scalar> Read<T, 2> for ReadRecomputed<'_, T> {
     const ANY: bool = true;
     type Coefficients<V: Copy> = [V; FORWARD.len()];
 
@@ -247,7 +276,7 @@ impl<T: Scalar> Read<T, 2> for ReadThrough<'_, T> {
     fn coefficients<S: Lanes<T>>(&self, s: S, column: usize) -> [S::Vector; FORWARD.len()] {
         let mut k = [s.zero(); FORWARD.len()];
         for (k, row) in k.iter_mut().zip(FORWARD) {
-            *k = crate::simd::load(s, &self.coefficients[row][column..]);
+            *k = load(s, &self.coefficients[row][column..]);
         }
         k
     }
@@ -265,12 +294,39 @@ impl<T: Scalar> Read<T, 2> for ReadThrough<'_, T> {
     unsafe fn read<S: Lanes<T>>(
         &self,
         s: S,
-        at: *const T,
+        _: *const T,
         [x, dy]: [S::Vector; 2],
         k: [S::Vector; FORWARD.len()],
     ) -> [S::Vector; 2] {
+        [x, self.recomputed.0.gradient(s, Normalize::apply(s, [x], k), dy)]
+    }
+}
+
+/// x and g, by what the forward pass kept.
+#[derive(Clone, Copy)]
+pub struct ReadMasked<'a, T> {
+    pub masked: Masked<'a, T>,
+    pub x: Input<'a, T>,
+}
+
+impl<T: Scalar> Read<T, 2> for ReadMasked<'_, T> {
+    const ANY: bool = true;
+    type Coefficients<V: Copy> = ();
+
+    #[inline(always)]
+    fn coefficients<S: Lanes<T>>(&self, _: S, _: usize) {}
+    #[inline(always)]
+    fn splats<S: Lanes<T>>(&self, _: S, _: usize) {}
+    #[inline(always)]
+    unsafe fn read<S: Lanes<T>>(
+        &self,
+        s: S,
+        at: *const T,
+        [x, dy]: [S::Vector; 2],
+        (): (),
+    ) -> [S::Vector; 2] {
         let at = (at.addr() - self.x.as_ptr().addr()) / size_of::<T>();
         // SAFETY: says the caller.
-        [x, unsafe { self.upstream.gradient(s, at, [x, dy], k) }]
+        [x, unsafe { self.masked.gradient(s, at, dy) }]
     }
 }

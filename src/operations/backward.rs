@@ -11,12 +11,12 @@ use crate::kernel::activations::{Activation, ActivationOf};
 use crate::kernel::bits::Bits;
 use crate::kernel::channels::*;
 use crate::kernel::columns::Columns;
-use crate::kernel::fused::{Bare, Upstream};
+use crate::kernel::fused::{Bare, Masked, Recomputed};
 use crate::kernel::map::formulas::*;
 use crate::kernel::precision::GradientSums;
 use crate::kernel::scales::{FORWARD, GRADIENT, ORDINARY_GRADIENT, SCALE, Scales};
 use crate::kernel::terms::Terms;
-use crate::operations::given::{Affine, Given};
+use crate::operations::given::{Affine, Given, Upstream};
 use crate::schedule::engine::{Follow, Operation, Task};
 use crate::schedule::ranges::pieces;
 use crate::simd::Level;
@@ -39,11 +39,16 @@ pub struct Backward<'a, T> {
 }
 
 impl<T: Vectorized> Backward<'_, T> {
-    /// What the sums and the map take in place of dy, unless that is dy.
-    fn upstream(&self) -> Option<Upstream<'_, T>> {
+    /// What the sums and the map take in place of dy.
+    fn upstream(&self) -> Upstream<'_, T> {
         let Self { activation, mask, dz, .. } = *self;
-        let activation = (activation != Activation::Identity || dz.is_some()).then_some(activation)?;
-        Some(Upstream { activation: ActivationOf::new(activation), mask, dz })
+        let kind = ActivationOf::new(activation);
+        match (activation, mask) {
+            (Activation::Identity, _) if dz.is_none() => Upstream::AsIs,
+            (Activation::Identity, _) => Upstream::Masked(Masked { activation: kind, mask: None, dz }),
+            (_, None) => Upstream::Recomputed(Recomputed(kind)),
+            (_, Some(_)) => Upstream::Masked(Masked { activation: kind, mask, dz }),
+        }
     }
 
     /// Whether that takes u, and so u's coefficients.
@@ -61,15 +66,14 @@ impl<T: Vectorized> Backward<'_, T> {
     /// The sums of a block, while the pending group is mapped, if there is one.
     fn reduce_by(&self, terms: impl Terms<2>, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) {
         let inputs = [self.x, self.dy];
-        match (task.pending.clone(), self.dx, self.upstream()) {
-            (Some(pending), Some(dx), None) => {
+        match (task.pending.clone(), self.dx) {
+            (Some(pending), Some(dx)) => {
                 let formula = (InputGradient, Bare);
                 task.sums_and_map::<_, _, _, 2, ORDINARY_GRADIENT>(
                     terms, formula, inputs, dx, part, &pending,
                 );
             }
-            (_, _, None) => task.sums(terms, inputs, part),
-            (_, _, Some(upstream)) => task.sums_through(terms, inputs, upstream, part),
+            _ => task.sums_through(terms, inputs, self.upstream(), part),
         }
     }
 
@@ -169,10 +173,9 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
         states: &[T::Gradients],
         wanted: Follow,
     ) {
-        let rows = match (self.takes_u(), self.dx) {
-            (true, Some(_)) => (&THROUGH[..], ORDINARY_THROUGH),
-            (true, None) => (&FORWARD[..], FORWARD.len()),
-            (false, _) => (&GRADIENT[..], ORDINARY_GRADIENT),
+        let rows = match self.takes_u() {
+            true => (&THROUGH[..], ORDINARY_THROUGH),
+            false => (&GRADIENT[..], ORDINARY_GRADIENT),
         };
         task.follow(channels, states, wanted.coefficients, rows, |task, group, states, at| {
             if let Some(at) = at.filter(|_| self.takes_u()) {
@@ -195,36 +198,49 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
         let (inputs, part) = ([self.x, self.dy], (channels, column, part));
-        let dx = match (self.dx, self.dz, self.upstream()) {
-            (Some(dx), ..) => dx,
-            (None, Some(dz), Some(upstream)) => {
-                let upstream = Upstream { dz: None, ..upstream };
-                return task.apply((GradientAlone, upstream), inputs, dz, part);
+        let Some(dx) = self.dx else {
+            if let (Some(dz), Upstream::Masked(masked)) = (self.dz, self.upstream()) {
+                let masked = Masked { dz: None, ..masked };
+                task.apply((GradientAlone, masked), [self.dy], dz, part);
             }
-            _ => return,
+            return;
         };
-        match (&self.given, self.upstream()) {
-            (Given::Batch(_), None) if task.scratch.ordinary => {
+        match (&self.given, self.upstream(), task.scratch.ordinary) {
+            (Given::Batch(_), Upstream::AsIs, true) => {
                 task.apply::<_, _, 2, ORDINARY_GRADIENT>((InputGradient, Bare), inputs, dx, part);
             }
-            (Given::Batch(_), None) => task.apply::<_, _, 2, 10>((InputGradient, Bare), inputs, dx, part),
-            (Given::Frozen { .. }, None) => task.apply((FrozenGradient, Bare), [self.dy], dx, part),
-            (Given::Batch(_), Some(upstream)) => {
-                if task.scratch.ordinary {
-                    let formula = (InputGradientThrough, upstream);
-                    task.apply::<_, _, 2, ORDINARY_THROUGH>(formula, inputs, dx, part);
-                } else {
-                    let formula = (InputGradientThrough, upstream);
-                    task.apply::<_, _, 2, ANY_THROUGH>(formula, inputs, dx, part);
-                }
+            (Given::Batch(_), Upstream::AsIs, false) => {
+                task.apply::<_, _, 2, 10>((InputGradient, Bare), inputs, dx, part);
             }
-            (Given::Frozen { .. }, Some(upstream)) => {
-                task.apply((FrozenGradientThrough, upstream), inputs, dx, part);
+            (Given::Batch(_), Upstream::Recomputed(recomputed), true) => {
+                let formula = (InputGradientThrough, recomputed);
+                task.apply::<_, _, 2, ORDINARY_THROUGH>(formula, inputs, dx, part);
+            }
+            (Given::Batch(_), Upstream::Recomputed(recomputed), false) => {
+                let formula = (InputGradientThrough, recomputed);
+                task.apply::<_, _, 2, ANY_THROUGH>(formula, inputs, dx, part);
+            }
+            (Given::Batch(_), Upstream::Masked(masked), true) => {
+                task.apply::<_, _, 2, ORDINARY_GRADIENT>((InputGradient, masked), inputs, dx, part);
+            }
+            (Given::Batch(_), Upstream::Masked(masked), false) => {
+                task.apply::<_, _, 2, 10>((InputGradient, masked), inputs, dx, part);
+            }
+            (Given::Frozen { .. }, Upstream::AsIs, _) => {
+                task.apply((FrozenGradient, Bare), [self.dy], dx, part);
+            }
+            (Given::Frozen { .. }, Upstream::Recomputed(recomputed), _) => {
+                task.apply((FrozenGradientThrough, recomputed), inputs, dx, part);
+            }
+            (Given::Frozen { .. }, Upstream::Masked(masked), _) => {
+                task.apply((FrozenGradient, masked), [self.dy], dx, part);
             }
         }
     }
 
     fn can_pipeline(&self, task: &Task<'_, T>) -> bool {
-        task.scratch.ordinary && matches!(self.given, Given::Batch(_)) && self.upstream().is_none()
+        task.scratch.ordinary
+            && matches!(self.given, Given::Batch(_))
+            && matches!(self.upstream(), Upstream::AsIs)
     }
 }

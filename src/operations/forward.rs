@@ -11,7 +11,7 @@ use crate::kernel::channels::*;
 use crate::kernel::fused::Bare;
 use crate::kernel::map::formulas::{Normalize, NormalizeBatch};
 use crate::kernel::scales::{ORDINARY_SCALE, SCALE};
-use crate::operations::given::{Affine, After};
+use crate::operations::given::{Affine, After, Kind};
 use crate::schedule::engine::{Follow, Operation, Task};
 use crate::simd::Level;
 
@@ -50,15 +50,19 @@ impl<T: Vectorized> Operation<T> for Forward<'_, T> {
         match (task.pending.clone(), self.y) {
             (Some(pending), Some(y)) => {
                 let (terms, inputs) = (T::Plain::default(), [self.x]);
-                if self.after.is_nothing() {
-                    task.sums_and_map(terms, (NormalizeBatch, Bare), inputs, y, part, &pending);
-                } else {
-                    self.after.fuse(|epilogue| {
+                match self.after.kind() {
+                    Kind::Nothing => {
+                        task.sums_and_map(terms, (NormalizeBatch, Bare), inputs, y, part, &pending);
+                    }
+                    Kind::Activation(activated) => {
+                        task.sums_and_map(terms, (NormalizeBatch, activated), inputs, y, part, &pending);
+                    }
+                    Kind::More => self.after.fuse(|epilogue| {
                         let formula = (Normalize, epilogue);
                         task.sums_and_map::<_, _, _, 1, ORDINARY_SCALE>(
                             terms, formula, inputs, y, part, &pending,
                         );
-                    });
+                    }),
                 }
             }
             _ => task.sums(T::Plain::default(), [self.x], part),

@@ -9,7 +9,7 @@ use crate::kernel::Vectorized;
 use crate::kernel::activations::{Activation, ActivationOf};
 use crate::kernel::bits::BitWriter;
 use crate::kernel::channels::*;
-use crate::kernel::fused::Epilogue;
+use crate::kernel::fused::{Activated, Epilogue, Masked, Recomputed};
 use crate::schedule::engine::Task;
 
 /// Scale and shift, checked.
@@ -47,8 +47,12 @@ pub struct After<'a, T> {
 impl<T: Vectorized> After<'_, T> {
     pub const NOTHING: Self = Self { activation: Activation::Identity, residual: None, mask: None };
 
-    pub fn is_nothing(&self) -> bool {
-        self.activation == Activation::Identity && self.residual.is_none() && self.mask.is_none()
+    pub fn kind(&self) -> Kind<T> {
+        match (self.activation, self.residual, self.mask) {
+            (Activation::Identity, None, None) => Kind::Nothing,
+            (activation, None, None) => Kind::Activation(Activated(ActivationOf::new(activation))),
+            _ => Kind::More,
+        }
     }
 
     /// Tensors that are read beside.
@@ -66,6 +70,21 @@ impl<T: Vectorized> After<'_, T> {
             unsafe { writer.flush() };
         }
     }
+}
+
+/// How much that is.
+pub enum Kind<T> {
+    Nothing,
+    Activation(Activated<T>),
+    More,
+}
+
+/// What the sums and the map of a backward pass take in place of dy.
+#[derive(Clone, Copy)]
+pub enum Upstream<'a, T> {
+    AsIs,
+    Recomputed(Recomputed<T>),
+    Masked(Masked<'a, T>),
 }
 
 /// The statistics that an operation is given.

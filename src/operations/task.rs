@@ -9,7 +9,7 @@ use crate::ground::slices::{Input, Output};
 use crate::kernel::Vectorized;
 use crate::kernel::channels::*;
 use crate::kernel::columns::Columns;
-use crate::kernel::fused::{AsRead, Bare, Fused, Read, ReadThrough, Upstream};
+use crate::kernel::fused::{AsRead, Bare, Fused, Read, ReadMasked, ReadRecomputed};
 use crate::kernel::map::Map;
 use crate::kernel::map::formulas::{Formula, Normalize};
 use crate::kernel::map::pipelined::Pipelined;
@@ -18,7 +18,7 @@ use crate::kernel::reduce::interleave::{Interleave, NoInterleave};
 use crate::kernel::scales::ORDINARY_SCALE;
 use crate::kernel::scratch::{Scratch, Sums};
 use crate::kernel::terms::Terms;
-use crate::operations::given::After;
+use crate::operations::given::{After, Kind, Upstream};
 use crate::schedule::engine::Task;
 use crate::schedule::ranges::pieces;
 use crate::simd::Level;
@@ -94,7 +94,7 @@ impl<T: Vectorized> Task<'_, T> {
         sum_up(self.level, self.geometry, terms, inputs, part, sums, (AsRead, NoInterleave));
     }
 
-    /// The same of x and g, from x and dy. The scratch has the coefficients of u, if g takes them.
+    /// The same of what is read of x and dy: from u anew, if its coefficients are in the scratch.
     pub fn sums_through<O: Terms<2>>(
         &mut self,
         terms: O,
@@ -102,9 +102,19 @@ impl<T: Vectorized> Task<'_, T> {
         upstream: Upstream<'_, T>,
         part: (&Range<usize>, &Block),
     ) {
+        let (level, geometry) = (self.level, self.geometry);
         let Scratch { sums, coefficients, .. } = &mut *self.scratch;
-        let read = ReadThrough { upstream, x: inputs[0], coefficients };
-        sum_up(self.level, self.geometry, terms, inputs, part, sums, (read, NoInterleave));
+        match upstream {
+            Upstream::AsIs => sum_up(level, geometry, terms, inputs, part, sums, (AsRead, NoInterleave)),
+            Upstream::Recomputed(recomputed) => {
+                let read = ReadRecomputed { recomputed, coefficients };
+                sum_up(level, geometry, terms, inputs, part, sums, (read, NoInterleave));
+            }
+            Upstream::Masked(masked) => {
+                let read = ReadMasked { masked, x: inputs[0] };
+                sum_up(level, geometry, terms, inputs, part, sums, (read, NoInterleave));
+            }
+        }
     }
 
     /// Sums over a block, while the pending group is mapped.
@@ -127,7 +137,7 @@ impl<T: Vectorized> Task<'_, T> {
         sum_up(level, geometry, terms, inputs, part, sums, (AsRead, Pipelined(map)));
     }
 
-    /// Normalizes a part, by a formula of its own if all channels are ordinary and nothing comes after that may make a NaN.
+    /// Normalizes a part, by a formula of its own if all channels are ordinary, with what comes after.
     pub fn normalize(
         &mut self,
         ordinary: impl Formula<1, ORDINARY_SCALE>,
@@ -136,15 +146,14 @@ impl<T: Vectorized> Task<'_, T> {
         after: &After<'_, T>,
         part: (&Range<usize>, usize, &Block),
     ) {
-        match (self.scratch.ordinary, after.is_nothing()) {
-            (true, true) => self.apply((ordinary, Bare), [x], y, part),
-            (false, true) => self.apply::<_, _, 1, 5>((Normalize, Bare), [x], y, part),
-            (true, false) => {
-                after.fuse(|epilogue| {
-                    self.apply::<_, _, 1, ORDINARY_SCALE>((Normalize, epilogue), [x], y, part)
-                });
-            }
-            (false, false) => {
+        match (self.scratch.ordinary, after.kind()) {
+            (true, Kind::Nothing) => self.apply((ordinary, Bare), [x], y, part),
+            (false, Kind::Nothing) => self.apply::<_, _, 1, 5>((Normalize, Bare), [x], y, part),
+            (true, Kind::Activation(activated)) => self.apply((ordinary, activated), [x], y, part),
+            (true, Kind::More) => after.fuse(|epilogue| {
+                self.apply::<_, _, 1, ORDINARY_SCALE>((Normalize, epilogue), [x], y, part);
+            }),
+            (false, Kind::Activation(_) | Kind::More) => {
                 after.fuse(|epilogue| self.apply::<_, _, 1, 5>((Normalize, epilogue), [x], y, part));
             }
         }

@@ -1,8 +1,8 @@
 //! What is written: one output element from the elements at the same place of one or two inputs and the coefficients of
 //! its channel.
 
-use crate::ground::scalar::Scalar;
-use crate::kernel::fused::Upstream;
+#![forbid(unsafe_code)]
+
 use crate::kernel::scales::{
     FORWARD, FORWARD_BETA, FORWARD_FACTOR, GRADIENT, HALF, ORDINARY_GRADIENT, ORDINARY_SCALE, REST, SCALE,
 };
@@ -14,6 +14,9 @@ pub trait Formula<const IN: usize, const K: usize>: Copy {
     const ROWS: [usize; K];
     /// Whether an element of the output can be NaN: then it must be the canonical one.
     const CAN_BE_NAN: bool = true;
+    /// Whether it is for channels out of the ordinary: then whether to prefetch is found out vector by vector, which saves half of
+    /// the code.
+    const RARE: bool = false;
 
     fn apply<T, S: Lanes<T>>(s: S, x: [S::Vector; IN], k: [S::Vector; K]) -> S::Vector;
 }
@@ -50,6 +53,7 @@ impl Formula<1, ORDINARY_SCALE> for NormalizeBatch {
 /// For any channel: of x * prescale ([`super::scales::Scales`]), which is exact, and just x of an ordinary channel.
 impl Formula<1, 5> for Normalize {
     const ROWS: [usize; 5] = SCALE;
+    const RARE: bool = true;
 
     #[inline(always)]
     fn apply<T, S: Lanes<T>>(
@@ -88,6 +92,7 @@ impl Formula<2, ORDINARY_GRADIENT> for InputGradient {
 /// infinite: there what the sum is off by, in f64, is taken off again.
 impl Formula<2, 10> for InputGradient {
     const ROWS: [usize; 10] = GRADIENT;
+    const RARE: bool = true;
 
     #[inline(always)]
     fn apply<T, S: Lanes<T>>(
@@ -120,19 +125,9 @@ impl Formula<1, 2> for FrozenGradient {
     }
 }
 
-/// A formula of x and g, with the coefficients that g takes among its own.
+/// A formula of x and g, with the coefficients of u among its own.
 pub trait Through<const K: usize>: Formula<2, K> {
-    /// g at an offset of the tensor.
-    ///
-    /// # Safety
-    /// The tensor has an element there.
-    unsafe fn gradient<T: Scalar, S: Lanes<T>>(
-        s: S,
-        upstream: &Upstream<'_, T>,
-        at: usize,
-        x: [S::Vector; 2],
-        k: &[S::Vector; K],
-    ) -> S::Vector;
+    fn u<T, S: Lanes<T>>(s: S, x: S::Vector, k: &[S::Vector; K]) -> S::Vector;
 }
 
 /// The coefficients of ordinary channels' dx, and those of u that are not among them.
@@ -160,6 +155,8 @@ pub const THROUGH: [usize; ANY_THROUGH] = {
 pub struct InputGradientThrough;
 
 impl Formula<2, ORDINARY_THROUGH> for InputGradientThrough {
+    // A NaN of g is one of the sums, whose channel is not ordinary.
+    const CAN_BE_NAN: bool = false;
     const ROWS: [usize; ORDINARY_THROUGH] =
         [GRADIENT[0], GRADIENT[1], GRADIENT[2], GRADIENT[3], GRADIENT[4], FORWARD_FACTOR, FORWARD_BETA];
 
@@ -172,15 +169,12 @@ impl Formula<2, ORDINARY_THROUGH> for InputGradientThrough {
 
 impl Through<ORDINARY_THROUGH> for InputGradientThrough {
     #[inline(always)]
-    unsafe fn gradient<T: Scalar, S: Lanes<T>>(
+    fn u<T, S: Lanes<T>>(
         s: S,
-        upstream: &Upstream<'_, T>,
-        at: usize,
-        x: [S::Vector; 2],
+        x: S::Vector,
         [h, l, _, _, _, factor, beta]: &[S::Vector; ORDINARY_THROUGH],
     ) -> S::Vector {
-        // SAFETY: says the caller.
-        unsafe { upstream.gradient(s, at, x, [*h, *l, *factor, *beta]) }
+        <Normalize as Formula<1, ORDINARY_SCALE>>::apply(s, [x], [*h, *l, *factor, *beta])
     }
 }
 
@@ -203,17 +197,10 @@ impl Formula<2, ANY_THROUGH> for InputGradientThrough {
 
 impl Through<ANY_THROUGH> for InputGradientThrough {
     #[inline(always)]
-    unsafe fn gradient<T: Scalar, S: Lanes<T>>(
-        s: S,
-        upstream: &Upstream<'_, T>,
-        at: usize,
-        x: [S::Vector; 2],
-        k: &[S::Vector; ANY_THROUGH],
-    ) -> S::Vector {
+    fn u<T, S: Lanes<T>>(s: S, x: S::Vector, k: &[S::Vector; ANY_THROUGH]) -> S::Vector {
         let mut forward = [s.zero(); FORWARD.len()];
         forward.copy_from_slice(&k[GRADIENT.len()..]);
-        // SAFETY: says the caller.
-        unsafe { upstream.gradient(s, at, x, forward) }
+        <Normalize as Formula<1, 5>>::apply(s, [x], forward)
     }
 }
 
@@ -237,15 +224,8 @@ impl Formula<2, FROZEN_THROUGH> for FrozenGradientThrough {
 
 impl Through<FROZEN_THROUGH> for FrozenGradientThrough {
     #[inline(always)]
-    unsafe fn gradient<T: Scalar, S: Lanes<T>>(
-        s: S,
-        upstream: &Upstream<'_, T>,
-        at: usize,
-        x: [S::Vector; 2],
-        [a, b, c, d, e, ..]: &[S::Vector; FROZEN_THROUGH],
-    ) -> S::Vector {
-        // SAFETY: says the caller.
-        unsafe { upstream.gradient(s, at, x, [*a, *b, *c, *d, *e]) }
+    fn u<T, S: Lanes<T>>(s: S, x: S::Vector, [a, b, c, d, e, ..]: &[S::Vector; FROZEN_THROUGH]) -> S::Vector {
+        <Normalize as Formula<1, 5>>::apply(s, [x], [*a, *b, *c, *d, *e])
     }
 }
 
@@ -253,25 +233,11 @@ impl Through<FROZEN_THROUGH> for FrozenGradientThrough {
 #[derive(Clone, Copy)]
 pub struct GradientAlone;
 
-impl Formula<2, { FORWARD.len() }> for GradientAlone {
-    const ROWS: [usize; FORWARD.len()] = FORWARD;
+impl Formula<1, 0> for GradientAlone {
+    const ROWS: [usize; 0] = [];
 
     #[inline(always)]
-    fn apply<T, S: Lanes<T>>(_: S, [_, g]: [S::Vector; 2], _: [S::Vector; FORWARD.len()]) -> S::Vector {
+    fn apply<T, S: Lanes<T>>(_: S, [g]: [S::Vector; 1], []: [S::Vector; 0]) -> S::Vector {
         g
-    }
-}
-
-impl Through<{ FORWARD.len() }> for GradientAlone {
-    #[inline(always)]
-    unsafe fn gradient<T: Scalar, S: Lanes<T>>(
-        s: S,
-        upstream: &Upstream<'_, T>,
-        at: usize,
-        x: [S::Vector; 2],
-        k: &[S::Vector; FORWARD.len()],
-    ) -> S::Vector {
-        // SAFETY: says the caller.
-        unsafe { upstream.gradient(s, at, x, *k) }
     }
 }

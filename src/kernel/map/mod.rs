@@ -80,7 +80,7 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
         unsafe {
             // Whole lines go past the caches or none: rows must lie to them alike.
             let lines = stride.is_none_or(|stride| stride.is_multiple_of(LANES));
-            let prefetches = E::ANY || self.access.prefetch != Prefetch::None;
+            let prefetches = E::ANY || O::RARE || self.access.prefetch != Prefetch::None;
             match (self.access.store, prefetches) {
                 (Store::NonTemporal, false) if lines => self.part::<S, true, false>(s, columns, stride),
                 (Store::NonTemporal, true) if lines => self.part::<S, true, true>(s, columns, stride),
@@ -101,11 +101,10 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
         self.output.as_ptr().wrapping_add(at).align_offset(LINE)
     }
 
-    /// Whether there is anything to prefetch: where something is fused that is found out vector by vector, which saves half of
-    /// the code.
+    /// Whether the inputs and the output are prefetched: as of [`Formula::RARE`] where something is fused, too.
     #[inline(always)]
     fn prefetches<const PREFETCH: bool>(&self) -> bool {
-        PREFETCH && (!E::ANY || self.access.prefetch != Prefetch::None)
+        PREFETCH && (!(E::ANY || O::RARE) || self.access.prefetch != Prefetch::None)
     }
 
     /// Prefetches what will soon be read and written.
@@ -117,11 +116,12 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
         written: usize,
     ) {
         let prefetches = self.prefetches::<PREFETCH>();
+        // Which no one has looked at before, wherever the inputs are.
+        self.fused.prefetch(s, written);
         if prefetches {
             for input in &self.inputs {
                 prefetch::<false, T, S>(s, input.as_ptr().wrapping_add(read));
             }
-            self.fused.prefetch(s, written);
         }
         if prefetches && !NON_TEMPORAL {
             prefetch::<true, T, S>(s, self.output.as_ptr().wrapping_add(written));
@@ -145,7 +145,7 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
             let x = self.fused.before::<S, LINES>(s, place, x, &k);
             self.fused.after(s, place, O::apply(s, x, k))
         };
-        if O::CAN_BE_NAN || E::ANY { s.canonical_nan(y) } else { y }
+        if O::CAN_BE_NAN || E::CAN_BE_NAN { s.canonical_nan(y) } else { y }
     }
 
     /// One vector at `at`.
