@@ -26,10 +26,17 @@
 //!
 //! Of each channel's m = N * S elements (batch times spatial positions):
 //!
-//! - training: mean = sum(x) / m, var = sum((x - mean)^2) / m, xhat = (x - mean) / sqrt(var + eps), y = gamma * xhat + beta;
+//! - training: mean = sum(x) / m, var = sum((x - mean)^2) / m, xhat = (x - mean) / sqrt(var + eps), u = gamma * xhat + beta,
+//!   with a residual + z, y = act(u);
 //! - inference: the same with a given mean and variance;
-//! - backward: dbeta = sum(dy), dgamma = sum(dy * xhat), dx = gamma * invstd * (dy - dbeta / m - xhat * dgamma / m); with
-//!   frozen statistics dx = gamma * invstd * dy.
+//! - backward: g = dy * act'(u), dz = g, dbeta = sum(g), dgamma = sum(g * xhat), dx = gamma * invstd * (g - dbeta / m - xhat *
+//!   dgamma / m); with frozen statistics dx = gamma * invstd * g.
+//!
+//! act is the identity, ReLU, leaky ReLU, a clip (ReLU6), hard swish or SiLU ([`Activation`]); a residual goes with the first four.
+//! Both are fused with the normalization: they take no pass over memory of their own, and give the bits that the separate
+//! operations give one after the other (`x + z` in the elements' type, [`Activation::apply`], [`Activation::gradient`]).
+//! Backward finds u from x anew, so that nothing but x need be kept; a residual is not in x, so there training writes a
+//! bit an element ([`Training::mask`]).
 //!
 //! S. Ioffe and C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate
 //! Shift" (2015).
@@ -50,6 +57,8 @@
 //! magnitudes as above. What is left where these vanish is 2^-56 in place of 2^-40, and they do not hold where |dy|, |gamma| or
 //! |gamma| * invstd is beyond 2^900 or below 2^-900 (not 0). Squares may leave f64's range: then the variance that a state tells is
 //! infinite or 0, and what is normalized by it is right.
+//!
+//! SiLU's exponential is the crate's own: y within 2^-20 of |u * sigmoid(u)|, half the least subnormal number aside; for f64 2^-48.
 //!
 //! **The same bits** for every instruction set, number of threads, alignment and layout, in every run. A NaN result is the
 //! canonical NaN.

@@ -40,6 +40,9 @@ impl Activation {
 }
 
 fn run<T: Element>(activation: Activation, u: Option<&[T]>, values: &mut [T]) {
-    let activation = ActivationOf::new(activation);
-    environment::in_default(|| T::dispatch(Level::active(), Elementwise { activation, u, values }));
+    let level = Level::active();
+    environment::in_default(|| {
+        let activation = ActivationOf::new(activation);
+        T::dispatch(level, Elementwise { activation, u, values });
+    });
 }

@@ -72,15 +72,14 @@ struct Tensors<'a, T> {
     mask: Option<&'a mut [u64]>,
 }
 
+/// x, y and what comes after the normalization.
+type Checked<'a, T> = (Input<'a, T>, Output<'a, T>, After<'a, T>);
+
 impl<'a, T: Element> Tensors<'a, T> {
     const NONE: Self = Self { x: None, z: None, y: None, mask: None };
 
-    /// x, y and what comes after the normalization, checked.
-    fn checked(
-        self,
-        shape: &Shape,
-        activation: Activation,
-    ) -> Result<(Input<'a, T>, Output<'a, T>, After<'a, T>), Error> {
+    /// What they are, checked.
+    fn checked(self, shape: &Shape, activation: Activation) -> Result<Checked<'a, T>, Error> {
         let x = given("x", self.x)?;
         shape.check_tensor("x", x.len())?;
         self.z.as_ref().map_or(Ok(()), |z| shape.check_tensor("residual", z.len()))?;

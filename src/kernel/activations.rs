@@ -92,6 +92,8 @@ impl Activation {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
     Identity,
+    /// By `lo` alone.
+    Floor,
     /// By `lo` and `hi`.
     Clip,
     /// By `slope`.
@@ -114,6 +116,8 @@ pub struct ActivationOf<T> {
 impl<T: Scalar> ActivationOf<T> {
     pub fn new(activation: Activation) -> Self {
         let of = |kind, slope: f64, [lo, hi]: [f64; 2], closed: [f64; 2]| {
+            // A finite one stays finite: infinite, it would make NaN of lanes that are no elements.
+            let slope = slope.clamp(-T::LARGEST, T::LARGEST);
             let [slope, lo, hi] = [slope, lo, hi].map(T::from_f64);
             Self { kind, slope, lo, hi, closed: closed.map(T::from_f64) }
         };
@@ -121,7 +125,7 @@ impl<T: Scalar> ActivationOf<T> {
         const NOWHERE: f64 = f64::NAN;
         match activation {
             Activation::Identity => of(Kind::Identity, 1.0, ALL, [NOWHERE; 2]),
-            Activation::Relu => of(Kind::Clip, 0.0, [0.0, f64::INFINITY], [0.0, NOWHERE]),
+            Activation::Relu => of(Kind::Floor, 0.0, [0.0, f64::INFINITY], [0.0, NOWHERE]),
             Activation::LeakyRelu { slope } => of(Kind::Leaky, slope, ALL, [0.0, NOWHERE]),
             Activation::Clip { lo, hi } => {
                 // What an element cannot be is no bound on one side and the largest element on the other.
@@ -137,20 +141,24 @@ impl<T: Scalar> ActivationOf<T> {
     /// y = act(u); of a NaN that NaN or the canonical one.
     #[inline(always)]
     pub fn forward<S: Lanes<T>>(&self, s: S, u: S::Vector) -> S::Vector {
-        if self.kind == Kind::Clip {
-            s.at_most(s.splat(self.hi), s.at_least(s.splat(self.lo), u))
-        } else {
-            self.apart(s, Wanted::Forward, [u, u])
+        match self.kind {
+            // The vector ports are what bounds these loops in the caches: a comparison less shows.
+            Kind::Floor => s.at_least(s.splat(self.lo), u),
+            Kind::Clip => s.at_most(s.splat(self.hi), s.at_least(s.splat(self.lo), u)),
+            _ => self.apart(s, Wanted::Forward, [u, u]),
         }
     }
 
     /// g = dy * act'(u), NaN for a NaN of u.
     #[inline(always)]
     pub fn gradient<S: Lanes<T>>(&self, s: S, u: S::Vector, dy: S::Vector) -> S::Vector {
-        if self.kind == Kind::Clip {
-            self.clip_gradient(s, u, s.zero(), dy)
-        } else {
-            self.apart(s, Wanted::Gradient, [u, dy])
+        match self.kind {
+            Kind::Floor => {
+                let g = s.select(s.less_equal(u, s.splat(self.closed[0])), s.zero(), dy);
+                s.select(s.is_nan(u), u, g)
+            }
+            Kind::Clip => self.clip_gradient(s, u, s.zero(), dy),
+            _ => self.apart(s, Wanted::Gradient, [u, dy]),
         }
     }
 
@@ -158,17 +166,26 @@ impl<T: Scalar> ActivationOf<T> {
     #[inline(always)]
     pub fn open<S: Lanes<T>>(&self, s: S, u: S::Vector) -> u32 {
         let [low, high] = self.closed.map(|bound| s.splat(bound));
-        !(s.to_bits(s.less_equal(u, low)) | s.to_bits(s.less_equal(high, u)))
+        let closed = s.to_bits(s.less_equal(u, low));
+        match self.kind {
+            Kind::Floor => !closed,
+            _ => !(closed | s.to_bits(s.less_equal(high, u))),
+        }
     }
 
     /// The same gradient, from what `open` said.
     #[inline(always)]
     pub fn masked_gradient<S: Lanes<T>>(&self, s: S, open: u32, dy: S::Vector) -> S::Vector {
-        if self.kind == Kind::Clip {
-            s.select(s.of_bits(open), dy, s.zero())
-        } else {
-            self.apart(s, Wanted::Masked(open), [dy, dy])
+        match self.is_clip() {
+            true => s.select(s.of_bits(open), dy, s.zero()),
+            false => self.apart(s, Wanted::Masked(open), [dy, dy]),
         }
+    }
+
+    /// Whether lanes that do not let dy through make it 0.
+    #[inline(always)]
+    pub fn is_clip(&self) -> bool {
+        matches!(self.kind, Kind::Floor | Kind::Clip)
     }
 
     /// `closed` where u is beyond a bound, NaN where it is one, else dy.
@@ -227,7 +244,7 @@ impl<T: Scalar> Kernel<T> for Apart<'_, T> {
             (Kind::Silu, Wanted::Forward) => silu(s, u),
             (Kind::Silu, _) => s.mul(dy, silu_derivative(s, u)),
             // A clip stands where the vector is made.
-            (Kind::Identity | Kind::Clip, _) => dy,
+            (Kind::Identity | Kind::Floor | Kind::Clip, _) => dy,
         };
         store(s, &mut self.u.0, s.canonical_nan(result));
     }

@@ -1,12 +1,13 @@
 //! A bit for each element of a tensor, in the order of memory: bit i % 64 of word i / 64 is element i's. Bits behind the
 //! last element are 0.
 //!
-//! Tasks write disjoint elements, whose bits may share words: those at a run's ends are put into their words atomically, the
-//! words between are stored.
+//! Tasks write disjoint elements, whose bits may share words: those at a run's ends are put into their words by atomic operations,
+//! the words between are stored.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 use crate::ground::slices::{Input, Output};
 
@@ -18,14 +19,28 @@ pub fn words(elements: usize) -> usize {
     elements.div_ceil(WORD)
 }
 
-/// Bits that are written in runs.
+/// Vectors whose bits are put together at once.
+const STAGED: usize = 64;
+
+/// Words in part that are put into memory at once: an atomic operation waits for all stores before it, the next ones do not.
+const SHARED: usize = 32;
+
+/// Bits that are written in runs of vectors, of which the first and the last may have fewer lanes: kept a vector each for a
+/// while, so that a loop does no more than store them, then shifted into words.
 pub struct BitWriter<'a> {
     words: *mut u64,
     elements: usize,
-    /// The bits that wait, those of the word of the element before `next`, and the first of them.
-    pending: Cell<u64>,
+    /// The first element whose bit is staged, the full vectors that are, and their lanes.
+    start: Cell<usize>,
+    vectors: Cell<usize>,
+    lanes: Cell<usize>,
+    staged: [Cell<u16>; STAGED],
+    /// The last word of the run so far, and the first element that it has a bit of.
+    word: Cell<u64>,
     first: Cell<usize>,
-    next: Cell<usize>,
+    /// Words in part: which, which bits of them, and those.
+    shared: [Cell<(usize, u64, u64)>; SHARED],
+    shares: Cell<usize>,
     lifetime: PhantomData<&'a mut [u64]>,
 }
 
@@ -36,44 +51,50 @@ impl<'a> BitWriter<'a> {
         Self {
             words: bits.as_ptr(),
             elements,
-            pending: Cell::new(0),
-            first: Cell::new(0),
-            next: Cell::new(0),
+            // No run's next: the first vector begins one.
+            start: Cell::new(usize::MAX),
+            vectors: Cell::new(0),
+            lanes: Cell::new(0),
+            staged: [const { Cell::new(0) }; STAGED],
+            word: Cell::new(0),
+            first: Cell::new(usize::MAX),
+            shared: [const { Cell::new((0, 0, 0)) }; SHARED],
+            shares: Cell::new(0),
             lifetime: PhantomData,
         }
     }
 
-    /// The bits of `count` elements from `at` on, at most 32.
+    /// The bits of the `count` elements from `at` on, of vectors of `lanes`, at most 16.
     ///
     /// # Safety
     /// They are elements of the tensor, and no one else writes their bits.
     #[inline(always)]
-    pub unsafe fn push(&self, at: usize, bits: u32, count: usize) {
-        if at != self.next.get() {
-            // SAFETY: says the caller.
-            unsafe { self.flush() };
-            self.first.set(at);
-            self.next.set(at);
+    pub unsafe fn push(&self, at: usize, bits: u32, count: usize, lanes: usize) {
+        debug_assert!(lanes <= 16);
+        let vectors = self.vectors.get();
+        if count == lanes && at == self.start.get() + vectors * lanes && vectors < STAGED {
+            self.staged[vectors].set(bits as u16);
+            return self.vectors.set(vectors + 1);
         }
-        let bits = u64::from(bits) & !(u64::MAX << count);
-        let offset = at % WORD;
-        let pending = self.pending.get() | bits << offset;
-        let end = at + count;
-        self.next.set(end);
-        if offset + count < WORD {
-            return self.pending.set(pending);
+        // SAFETY: says the caller.
+        unsafe { self.push_other(at, bits, count, lanes) }
+    }
+
+    /// The same of a vector that is not full, or not the run's next, or one too many.
+    #[cold]
+    #[inline(never)]
+    unsafe fn push_other(&self, at: usize, bits: u32, count: usize, lanes: usize) {
+        self.lanes.set(lanes);
+        // SAFETY: says the caller.
+        unsafe {
+            self.put_together();
+            if at != self.start.get() {
+                self.end();
+                self.start.set(at);
+                self.first.set(at);
+            }
+            self.append(bits.into(), count);
         }
-        let word = at / WORD;
-        if self.first.get() <= word * WORD {
-            // SAFETY: the word's elements are all this run's.
-            unsafe { self.words.add(word).write(pending) };
-        } else {
-            // SAFETY: says the caller.
-            unsafe { self.put(word, self.first.get() % WORD..WORD, pending) };
-        }
-        self.first.set((word + 1) * WORD);
-        // In two shifts, of which one by 64 is none.
-        self.pending.set(bits >> 1 >> (WORD - 1 - offset));
     }
 
     /// Writes what waits.
@@ -81,25 +102,89 @@ impl<'a> BitWriter<'a> {
     /// # Safety
     /// As of `push`.
     pub unsafe fn flush(&self) {
-        let (first, next) = (self.first.get(), self.next.get());
+        // SAFETY: says the caller.
+        unsafe {
+            self.put_together();
+            self.end();
+            self.write_shared();
+        }
+    }
+
+    /// Shifts what is staged into words.
+    ///
+    /// # Safety
+    /// As of `push`.
+    unsafe fn put_together(&self) {
+        let lanes = self.lanes.get();
+        for bits in &self.staged[..self.vectors.replace(0)] {
+            // SAFETY: says the caller.
+            unsafe { self.append(bits.get().into(), lanes) };
+        }
+    }
+
+    /// The run's next bits.
+    ///
+    /// # Safety
+    /// As of `push`.
+    #[inline(always)]
+    unsafe fn append(&self, bits: u64, count: usize) {
+        let at = self.start.get();
+        let (bits, offset) = (bits & !(u64::MAX << count), at % WORD);
+        self.start.set(at + count);
+        let word = self.word.get() | bits << offset;
+        if offset + count < WORD {
+            return self.word.set(word);
+        }
+        let next = (at / WORD + 1) * WORD;
+        // SAFETY: the run's elements, says the caller.
+        unsafe { self.put(self.first.replace(next), next, word) };
+        // In two shifts, of which one by 64 is none.
+        self.word.set(bits >> 1 >> (WORD - 1 - offset));
+    }
+
+    /// Ends a run, all of whose bits have been put together.
+    ///
+    /// # Safety
+    /// As of `push`.
+    unsafe fn end(&self) {
+        let (first, next, word) = (self.first.get(), self.start.get(), self.word.replace(0));
         if first < next {
             // With the last element come the bits behind it.
-            let end = if next == self.elements { WORD } else { next - first / WORD * WORD };
+            let end = if next == self.elements { next.next_multiple_of(WORD) } else { next };
             // SAFETY: says the caller.
-            unsafe { self.put(first / WORD, first % WORD..end, self.pending.get()) };
+            unsafe { self.put(first, end, word) };
         }
-        self.pending.set(0);
         self.first.set(next);
     }
 
+    /// The bits from `start` to `end` of one word.
+    ///
     /// # Safety
-    /// The word is the tensor's, and the range's bits no one else's.
-    unsafe fn put(&self, word: usize, range: std::ops::Range<usize>, bits: u64) {
-        let keep = !(u64::MAX << range.start) | u64::MAX.checked_shl(range.end as u32).unwrap_or(0);
-        // SAFETY: in bounds and aligned, says the caller; others change it by atomic operations only.
-        let word = unsafe { AtomicU64::from_ptr(self.words.add(word)) };
-        word.fetch_and(keep, Ordering::Relaxed);
-        word.fetch_or(bits, Ordering::Relaxed);
+    /// The word is the tensor's, and these bits no one else's.
+    unsafe fn put(&self, start: usize, end: usize, bits: u64) {
+        if end - start == WORD {
+            // SAFETY: in bounds, and all bits are the caller's.
+            return unsafe { self.words.add(start / WORD).write(bits) };
+        }
+        let own = !(u64::MAX << (end - start)) << (start % WORD);
+        let shares = self.shares.get();
+        self.shared[shares].set((start / WORD, own, bits));
+        self.shares.set(shares + 1);
+        if shares + 1 == SHARED {
+            // SAFETY: as of all that was put.
+            unsafe { self.write_shared() };
+        }
+    }
+
+    /// # Safety
+    /// As of `push`.
+    unsafe fn write_shared(&self) {
+        for shared in &self.shared[..self.shares.replace(0)] {
+            let (word, own, bits) = shared.get();
+            // SAFETY: in bounds and aligned; others change it by atomic operations only.
+            let word = unsafe { AtomicU64::from_ptr(self.words.add(word)) };
+            let _ = word.fetch_update(Relaxed, Relaxed, |word| Some(word & !own | bits));
+        }
     }
 }
 
@@ -142,7 +227,7 @@ mod tests {
                         let count = (end - at).min(16);
                         let bits = (0..32).map(|i| u32::from(bit(at + i)) << i).sum();
                         // SAFETY: elements of the tensor, by this thread alone.
-                        unsafe { writer.push(at, bits, count) };
+                        unsafe { writer.push(at, bits, count, 16) };
                     }
                 }
                 // SAFETY: as above.

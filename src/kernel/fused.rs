@@ -131,7 +131,7 @@ impl<T: Scalar, O, const K: usize> Fused<T, O, 1, K> for Epilogue<'_, T> {
                 u = s.add(u, place.load(s, z));
             }
             if let Some(mask) = self.mask {
-                mask.push(place.at, self.activation.open(s, u), place.count);
+                mask.push(place.at, self.activation.open(s, u), place.count, S::N);
             }
         }
         self.activation.forward(s, u)
@@ -222,8 +222,6 @@ impl<T: Scalar, O, const IN: usize, const K: usize> Fused<T, O, IN, K> for Maske
 
 /// What sums take in place of the inputs.
 pub trait Read<T, const IN: usize>: Copy {
-    /// Whether that is anything else.
-    const ANY: bool;
     /// What it takes per column.
     type Coefficients<V: Copy>: Copy;
 
@@ -231,15 +229,27 @@ pub trait Read<T, const IN: usize>: Copy {
     fn coefficients<S: Lanes<T>>(&self, s: S, column: usize) -> Self::Coefficients<S::Vector>;
     /// That of one column in all lanes.
     fn splats<S: Lanes<T>>(&self, s: S, column: usize) -> Self::Coefficients<S::Vector>;
+    /// A vector of each input, widened.
+    ///
     /// # Safety
-    /// `at` is an element's place in the first input.
+    /// `N` elements can be read at each of `from`, the place of one element in each.
     unsafe fn read<S: Lanes<T>>(
         &self,
         s: S,
-        at: *const T,
-        x: [S::Vector; IN],
+        from: [*const T; IN],
         k: Self::Coefficients<S::Vector>,
-    ) -> [S::Vector; IN];
+    ) -> [S::Wide; IN];
+    /// The same of `count` < N elements: the other lanes are 0.
+    ///
+    /// # Safety
+    /// As of `read`, for `count` elements.
+    unsafe fn read_first<S: Lanes<T>>(
+        &self,
+        s: S,
+        from: [*const T; IN],
+        count: usize,
+        k: Self::Coefficients<S::Vector>,
+    ) -> [S::Wide; IN];
 }
 
 /// The inputs as they are.
@@ -247,7 +257,6 @@ pub trait Read<T, const IN: usize>: Copy {
 pub struct AsRead;
 
 impl<T, const IN: usize> Read<T, IN> for AsRead {
-    const ANY: bool = false;
     type Coefficients<V: Copy> = ();
 
     #[inline(always)]
@@ -255,7 +264,27 @@ impl<T, const IN: usize> Read<T, IN> for AsRead {
     #[inline(always)]
     fn splats<S: Lanes<T>>(&self, _: S, _: usize) {}
     #[inline(always)]
-    unsafe fn read<S: Lanes<T>>(&self, _: S, _: *const T, x: [S::Vector; IN], (): ()) -> [S::Vector; IN] {
+    unsafe fn read<S: Lanes<T>>(&self, s: S, from: [*const T; IN], (): ()) -> [S::Wide; IN] {
+        let mut x = [s.zero_wide(); IN];
+        for (x, from) in x.iter_mut().zip(from) {
+            // SAFETY: says the caller.
+            *x = s.widen(unsafe { s.load(from) });
+        }
+        x
+    }
+    #[inline(always)]
+    unsafe fn read_first<S: Lanes<T>>(
+        &self,
+        s: S,
+        from: [*const T; IN],
+        count: usize,
+        (): (),
+    ) -> [S::Wide; IN] {
+        let mut x = [s.zero_wide(); IN];
+        for (x, from) in x.iter_mut().zip(from) {
+            // SAFETY: says the caller.
+            *x = s.widen(unsafe { s.load_first(from, count) });
+        }
         x
     }
 }
@@ -269,7 +298,6 @@ pub struct ReadRecomputed<'a, T> {
 }
 
 impl<T: Scalar> Read<T, 2> for ReadRecomputed<'_, T> {
-    const ANY: bool = true;
     type Coefficients<V: Copy> = [V; FORWARD.len()];
 
     #[inline(always)]
@@ -294,11 +322,26 @@ impl<T: Scalar> Read<T, 2> for ReadRecomputed<'_, T> {
     unsafe fn read<S: Lanes<T>>(
         &self,
         s: S,
-        _: *const T,
-        [x, dy]: [S::Vector; 2],
+        [x, dy]: [*const T; 2],
         k: [S::Vector; FORWARD.len()],
-    ) -> [S::Vector; 2] {
-        [x, self.recomputed.0.gradient(s, Normalize::apply(s, [x], k), dy)]
+    ) -> [S::Wide; 2] {
+        // SAFETY: says the caller.
+        let (x, dy) = unsafe { (s.load(x), s.load(dy)) };
+        [s.widen(x), s.widen(self.recomputed.0.gradient(s, Normalize::apply(s, [x], k), dy))]
+    }
+    #[inline(always)]
+    unsafe fn read_first<S: Lanes<T>>(
+        &self,
+        s: S,
+        [x, dy]: [*const T; 2],
+        count: usize,
+        k: [S::Vector; FORWARD.len()],
+    ) -> [S::Wide; 2] {
+        // SAFETY: says the caller.
+        let (x, dy) = unsafe { (s.load_first(x, count), s.load_first(dy, count)) };
+        let g = self.recomputed.0.gradient(s, Normalize::apply(s, [x], k), dy);
+        // Coefficients of no channel may make anything of it.
+        [s.widen(x), s.widen(s.select_first(g, s.zero(), count))]
     }
 }
 
@@ -310,7 +353,6 @@ pub struct ReadMasked<'a, T> {
 }
 
 impl<T: Scalar> Read<T, 2> for ReadMasked<'_, T> {
-    const ANY: bool = true;
     type Coefficients<V: Copy> = ();
 
     #[inline(always)]
@@ -318,15 +360,37 @@ impl<T: Scalar> Read<T, 2> for ReadMasked<'_, T> {
     #[inline(always)]
     fn splats<S: Lanes<T>>(&self, _: S, _: usize) {}
     #[inline(always)]
-    unsafe fn read<S: Lanes<T>>(
+    unsafe fn read<S: Lanes<T>>(&self, s: S, [x, dy]: [*const T; 2], (): ()) -> [S::Wide; 2] {
+        let Masked { activation, mask, .. } = self.masked;
+        // SAFETY: says the caller.
+        unsafe {
+            let g = match mask {
+                Some(mask) if activation.is_clip() => s.load_widened(dy, mask.from(self.offset(x))),
+                _ => s.widen(self.masked.gradient(s, self.offset(x), s.load(dy))),
+            };
+            [s.widen(s.load(x)), g]
+        }
+    }
+    #[inline(always)]
+    unsafe fn read_first<S: Lanes<T>>(
         &self,
         s: S,
-        at: *const T,
-        [x, dy]: [S::Vector; 2],
+        [x, dy]: [*const T; 2],
+        count: usize,
         (): (),
-    ) -> [S::Vector; 2] {
-        let at = (at.addr() - self.x.as_ptr().addr()) / size_of::<T>();
+    ) -> [S::Wide; 2] {
         // SAFETY: says the caller.
-        [x, unsafe { self.masked.gradient(s, at, dy) }]
+        unsafe {
+            let g = self.masked.gradient(s, self.offset(x), s.load_first(dy, count));
+            [s.widen(s.load_first(x, count)), s.widen(g)]
+        }
+    }
+}
+
+impl<T> ReadMasked<'_, T> {
+    /// That of an element's place in x.
+    #[inline(always)]
+    fn offset(&self, x: *const T) -> usize {
+        (x.addr() - self.x.as_ptr().addr()) / size_of::<T>()
     }
 }

@@ -20,11 +20,12 @@ where
     kernel.run(Avx2(()))
 }
 
-/// The same, never inlined.
+/// The same, never inlined; cold, so that loops keep what they have in registers where it is not called.
 ///
 /// # Safety
 /// The CPU has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
+#[cold]
 #[inline(never)]
 unsafe fn run_apart<T, K: Kernel<T>>(kernel: K)
 where
@@ -320,6 +321,13 @@ impl Lanes<f32> for Avx2 {
         unsafe { run_apart(kernel) }
     }
     #[inline(always)]
+    unsafe fn load_widened(self, at: *const f32, bits: u32) -> Four {
+        // SAFETY: 16 elements can be read, says the caller.
+        let v = unsafe { Lanes::<f32>::load(self, at) };
+        let v = Lanes::<f32>::select(self, Lanes::<f32>::of_bits(self, bits), v, Lanes::<f32>::zero(self));
+        Lanes::<f32>::widen(self, v)
+    }
+    #[inline(always)]
     fn widen(self, v: Two) -> Four {
         // SAFETY: `self` is proof that the CPU has AVX2.
         each!(4, I => unsafe {
@@ -479,6 +487,13 @@ impl Lanes<f64> for Avx2 {
     fn apart<K: Kernel<f64>>(self, kernel: K) {
         // SAFETY: `self` is proof that the CPU has AVX2 and FMA.
         unsafe { run_apart(kernel) }
+    }
+    #[inline(always)]
+    unsafe fn load_widened(self, at: *const f64, bits: u32) -> Four {
+        // SAFETY: 16 elements can be read, says the caller.
+        let v = unsafe { Lanes::<f64>::load(self, at) };
+        let v = Lanes::<f64>::select(self, Lanes::<f64>::of_bits(self, bits), v, Lanes::<f64>::zero(self));
+        Lanes::<f64>::widen(self, v)
     }
     #[inline(always)]
     fn widen(self, v: Four) -> Four {

@@ -111,6 +111,10 @@ pub trait Lanes<T>: Copy {
     fn apart<K: Kernel<T>>(self, kernel: K);
 
     fn widen(self, v: Self::Vector) -> Self::Wide;
+    /// `N` elements widened, zero in the lanes whose bit is 0.
+    /// # Safety
+    /// `N` elements can be read at `at`.
+    unsafe fn load_widened(self, at: *const T, bits: u32) -> Self::Wide;
     /// The nearest elements.
     fn narrow(self, v: Self::Wide) -> Self::Vector;
     fn zero_wide(self) -> Self::Wide;

@@ -110,7 +110,8 @@ fn product_rest(a: f64x4, b: f64x4, product: f64x4) -> f64x4 {
     }
 }
 
-/// Runs a kernel, never inlined.
+/// Runs a kernel, never inlined; cold, so that loops keep what they have in registers where it is not called.
+#[cold]
 #[inline(never)]
 fn run_apart<T, K: Kernel<T>>(kernel: K)
 where
@@ -312,6 +313,13 @@ impl Lanes<f32> for Portable {
         run_apart(kernel);
     }
     #[inline(always)]
+    unsafe fn load_widened(self, at: *const f32, bits: u32) -> Pair {
+        // SAFETY: 8 elements can be read, says the caller.
+        let v = unsafe { Lanes::<f32>::load(self, at) };
+        let v = Lanes::<f32>::select(self, Lanes::<f32>::of_bits(self, bits), v, Lanes::<f32>::zero(self));
+        Lanes::<f32>::widen(self, v)
+    }
+    #[inline(always)]
     fn widen(self, v: f32x8) -> Pair {
         let v = v.to_array();
         [0, 4].map(|i| f64x4::new([v[i] as f64, v[i + 1] as f64, v[i + 2] as f64, v[i + 3] as f64]))
@@ -439,6 +447,13 @@ impl Lanes<f64> for Portable {
     #[inline(always)]
     fn apart<K: Kernel<f64>>(self, kernel: K) {
         run_apart(kernel);
+    }
+    #[inline(always)]
+    unsafe fn load_widened(self, at: *const f64, bits: u32) -> Pair {
+        // SAFETY: 8 elements can be read, says the caller.
+        let v = unsafe { Lanes::<f64>::load(self, at) };
+        let v = Lanes::<f64>::select(self, Lanes::<f64>::of_bits(self, bits), v, Lanes::<f64>::zero(self));
+        Lanes::<f64>::widen(self, v)
     }
     #[inline(always)]
     fn widen(self, v: Pair) -> Pair {

@@ -95,7 +95,8 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
             let mut column = columns.start;
             while column < columns.end {
                 // Tiles meet at the output's lines.
-                let end = (column + self.head(at + column) + TILE_COLUMNS).min(columns.end);
+                let tile = if self.fused.in_order() { columns.len() } else { TILE_COLUMNS };
+                let end = (column + self.head(at + column) + tile).min(columns.end);
                 // SAFETY: says the caller.
                 unsafe { self.tile::<S, NON_TEMPORAL, PREFETCH>(s, at, stride, rows, column..end) };
                 column = end;
@@ -129,7 +130,7 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
         };
         let (far, width) = (AHEAD_BYTES / size_of::<T>(), columns.len());
         // Some batches down, or some columns to the right in long rows.
-        let ahead = if batch_rows * width > far {
+        let ahead = if batch_rows * width > far || self.fused.in_order() {
             far / batch_rows
         } else {
             far.div_ceil(batch_rows * width) * batch_rows * stride

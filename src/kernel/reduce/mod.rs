@@ -70,6 +70,10 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> K
     }
 }
 
+/// What a vector of columns is about, and what reading it takes.
+type Column<T, R, S, const IN: usize> =
+    (About<<S as Lanes<T>>::Wide>, <R as Read<T, IN>>::Coefficients<<S as Lanes<T>>::Vector>);
+
 /// `U` neighbouring vectors going down `rows` rows together.
 struct Sweep<const IN: usize, T> {
     /// The first vector's first row in each input.
@@ -102,7 +106,7 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
         s: S,
         sweep: &Sweep<IN, T>,
         read: &R,
-        about: [(About<S::Wide>, R::Coefficients<S::Vector>); U],
+        about: [Column<T, R, S, IN>; U],
         sums: &mut [O::Sums<S::Wide>; U],
         (interleave, plane): (&N, &mut N::Plane<S>),
     ) {
@@ -110,15 +114,14 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
             interleave.step(s, plane);
             for u in 0..U {
                 let at = row * sweep.stride + u * sweep.apart;
-                let mut x = [s.zero(); IN];
-                for (x, from) in x.iter_mut().zip(sweep.from) {
-                    prefetch::<false, T, S>(s, from.wrapping_add(at.wrapping_add(sweep.ahead)));
-                    // SAFETY: says the caller.
-                    *x = unsafe { s.load(from.add(at)) };
+                let mut from = sweep.from;
+                for from in &mut from {
+                    *from = from.wrapping_add(at);
+                    prefetch::<false, T, S>(s, from.wrapping_add(sweep.ahead));
                 }
-                // SAFETY: as above.
-                let x = unsafe { read.read(s, sweep.from[0].wrapping_add(at), x, about[u].1) };
-                sums[u] = O::add(s, sums[u], Self::widen(s, x), about[u].0);
+                // SAFETY: says the caller.
+                let x = unsafe { read.read(s, from, about[u].1) };
+                sums[u] = O::add(s, sums[u], x, about[u].0);
             }
         }
     }
@@ -133,36 +136,16 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
         from: [*const T; IN],
         count: usize,
         read: &R,
-        (mut about, k): (About<S::Wide>, R::Coefficients<S::Vector>),
+        (mut about, k): Column<T, R, S, IN>,
         sums: &mut O::Sums<S::Wide>,
     ) {
-        let mut x = [s.zero(); IN];
-        for (x, from) in x.iter_mut().zip(from) {
-            // SAFETY: says the caller.
-            *x = unsafe { s.load_first(from, count) };
-        }
-        if R::ANY {
-            // SAFETY: says the caller.
-            x = unsafe { read.read(s, from[0], x, k) };
-            for x in &mut x {
-                *x = s.select_first(*x, s.zero(), count);
-            }
-        }
-        let x = Self::widen(s, x);
+        // SAFETY: says the caller.
+        let x = unsafe { read.read_first(s, from, count, k) };
         // Lanes beyond add zeros: x is zero there, and so must be what it is about. (A sum that began with 0 is not -0.)
         if O::CENTERED {
             about.center = s.keep_first(about.center, count);
         }
         *sums = O::add(s, *sums, x, about);
-    }
-
-    #[inline(always)]
-    fn widen<S: Lanes<T>>(s: S, x: [S::Vector; IN]) -> [S::Wide; IN] {
-        let mut wide = [s.zero_wide(); IN];
-        for (wide, x) in wide.iter_mut().zip(x) {
-            *wide = s.widen(x);
-        }
-        wide
     }
 
     /// The sums at `column` so far, or zero at a block's start.
@@ -205,7 +188,7 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
 
     /// What the vector of columns from `column` on is about, and what reading it takes.
     #[inline(always)]
-    fn about<S: Lanes<T>>(&self, s: S, column: usize) -> (About<S::Wide>, R::Coefficients<S::Vector>) {
+    fn about<S: Lanes<T>>(&self, s: S, column: usize) -> Column<T, R, S, IN> {
         let mut about = Self::about_nothing(s);
         if O::CENTERED {
             let centers = &self.sums.centers[column..column + S::N];
