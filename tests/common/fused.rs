@@ -66,6 +66,24 @@ pub struct FusedResults<T> {
 }
 
 impl<T: Bits> FusedResults<T> {
+    /// Asserts that all is the same to the bit.
+    #[track_caller]
+    pub fn assert_same(&self, expected: &Self, what: &str) {
+        let named = |results: &Self| {
+            let values = results.y.iter().chain(results.gradients.iter().flatten());
+            (values.cloned().collect::<Vec<_>>(), results.masks.clone())
+        };
+        let ((got, masks), (expected, expected_masks)) = (named(self), named(expected));
+        const NAMES: [&str; 6] = ["dx", "dgamma", "dbeta", "dmean", "dvar", "dz"];
+        let names = ["y", "y of inference"].into_iter().chain(NAMES).chain(NAMES);
+        for ((name, got), expected) in names.zip(&got).zip(&expected) {
+            assert_same(format_args!("{what}: {name}"), got, expected);
+        }
+        for (got, expected) in masks.iter().zip(&expected_masks) {
+            assert_same(format_args!("{what}: mask"), got, expected);
+        }
+    }
+
     /// FNV-1a of all bits, on from `hash`.
     pub fn hash(&self, hash: u64) -> u64 {
         let values = self.y.iter().chain(self.gradients.iter().flatten()).flatten();
