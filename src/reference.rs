@@ -9,6 +9,7 @@
 use crate::api::params::{Gradients, Params};
 use crate::api::shape::Shape;
 use crate::ground::scalar::Scalar;
+use crate::kernel::activations::Activation;
 
 /// Mean and biased variance of a channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,13 +54,97 @@ pub fn statistics<T: Scalar>(shape: &Shape, x: &[T]) -> Vec<MeanVar> {
         .collect()
 }
 
-/// y = gamma * (x - mean) * invstd + beta with given statistics.
-fn normalize<T: Scalar>(shape: &Shape, x: &[T], statistics: &[MeanVar], params: &Params<'_, T>, y: &mut [T]) {
-    for (c, MeanVar { mean, var }) in statistics.iter().enumerate() {
-        let (gamma, beta) = (parameter(params.gamma, c, 1.0), parameter(params.beta, c, 0.0));
-        let invstd = 1.0 / (var + params.eps).sqrt();
+/// 1 / (1 + exp(-u)), by the exponential that does not overflow.
+fn sigmoid(u: f64) -> f64 {
+    let decay = (-u.abs()).exp();
+    if u < 0.0 { decay / (1.0 + decay) } else { 1.0 / (1.0 + decay) }
+}
+
+/// y = act(u); NaN for a NaN.
+///
+/// ```
+/// use batchnorm::{Activation, reference};
+/// assert_eq!(reference::activate(Activation::Relu, -2.0), 0.0);
+/// assert_eq!(reference::activate(Activation::LeakyRelu { slope: 0.25 }, -2.0), -0.5);
+/// assert_eq!(reference::activate(Activation::HardSwish, 1.5), 1.5 * 4.5 / 6.0);
+/// ```
+pub fn activate(activation: Activation, u: f64) -> f64 {
+    match activation {
+        Activation::Identity => u,
+        Activation::Relu if u < 0.0 => 0.0,
+        Activation::Relu => u,
+        Activation::LeakyRelu { slope } if u <= 0.0 => slope * u,
+        Activation::LeakyRelu { .. } => u,
+        Activation::Clip { lo, .. } if u < lo => lo,
+        Activation::Clip { hi, .. } if u > hi => hi,
+        Activation::Clip { .. } => u,
+        Activation::HardSwish if u <= -3.0 => 0.0,
+        Activation::HardSwish if u >= 3.0 => u,
+        Activation::HardSwish => u * (u + 3.0) / 6.0,
+        // Of -infinity, the limit.
+        Activation::Silu if u < -1e3 => -0.0,
+        Activation::Silu => u * sigmoid(u),
+    }
+}
+
+/// g = dy * act'(u); NaN for a NaN of u, unless the activation is the identity.
+///
+/// ```
+/// use batchnorm::{Activation, reference};
+/// assert_eq!(reference::activation_gradient(Activation::Relu, 0.0, 5.0), 0.0);
+/// assert_eq!(reference::activation_gradient(Activation::Silu, 0.0, 5.0), 2.5);
+/// ```
+pub fn activation_gradient(activation: Activation, u: f64, dy: f64) -> f64 {
+    let derivative = match activation {
+        Activation::Identity => return dy,
+        _ if u.is_nan() => return u,
+        // What is not let through is 0, even if dy is infinite.
+        Activation::Relu if u <= 0.0 => return 0.0,
+        // An infinite bound is none.
+        Activation::Clip { lo, hi } if (lo.is_finite() && u <= lo) || (hi.is_finite() && u >= hi) => {
+            return 0.0;
+        }
+        Activation::Relu | Activation::Clip { .. } => return dy,
+        Activation::LeakyRelu { slope } if u <= 0.0 => slope,
+        Activation::LeakyRelu { .. } => 1.0,
+        Activation::HardSwish if u <= -3.0 => 0.0,
+        Activation::HardSwish if u >= 3.0 => 1.0,
+        Activation::HardSwish => u / 3.0 + 0.5,
+        // Beyond these it is 0 and 1.
+        Activation::Silu if u < -1e3 => 0.0,
+        Activation::Silu if u > 1e3 => 1.0,
+        Activation::Silu => sigmoid(u) * (1.0 + u * sigmoid(-u)),
+    };
+    dy * derivative
+}
+
+/// A channel's u = gamma * (x - mean) * invstd + beta + z, which the activation takes; z is a residual, if there is one.
+fn before_activation<'a, T: Scalar>(
+    channel: usize,
+    (x, z): (&'a [T], Option<&'a [T]>),
+    statistics: &MeanVar,
+    params: &Params<'_, T>,
+) -> impl Fn(usize) -> f64 + use<'a, T> {
+    let MeanVar { mean, var } = *statistics;
+    let (gamma, beta) = (parameter(params.gamma, channel, 1.0), parameter(params.beta, channel, 0.0));
+    let invstd = 1.0 / (var + params.eps).sqrt();
+    move |i| {
+        let u = gamma * (x[i].to_f64() - mean) * invstd + beta;
+        z.map_or(u, |z| u + z[i].to_f64())
+    }
+}
+/// y = act(u) with given statistics.
+fn normalize<T: Scalar>(
+    shape: &Shape,
+    tensors: (&[T], Option<&[T]>),
+    statistics: &[MeanVar],
+    params: &Params<'_, T>,
+    y: &mut [T],
+) {
+    for (c, statistics) in statistics.iter().enumerate() {
+        let u = before_activation(c, tensors, statistics, params);
         for i in elements(shape, c) {
-            y[i] = T::from_f64(gamma * (x[i].to_f64() - mean) * invstd + beta);
+            y[i] = T::from_f64(activate(params.activation, u(i)));
         }
     }
 }
@@ -72,7 +157,20 @@ pub fn forward_training<T: Scalar>(
     y: &mut [T],
 ) -> Vec<MeanVar> {
     let statistics = statistics(shape, x);
-    normalize(shape, x, &statistics, params, y);
+    normalize(shape, (x, None), &statistics, params, y);
+    statistics
+}
+
+/// [`crate::Training`] with a residual z: y = act(u + z). Returns the statistics.
+pub fn forward_training_with_residual<T: Scalar>(
+    shape: &Shape,
+    x: &[T],
+    z: &[T],
+    params: &Params<'_, T>,
+    y: &mut [T],
+) -> Vec<MeanVar> {
+    let statistics = statistics(shape, x);
+    normalize(shape, (x, Some(z)), &statistics, params, y);
     statistics
 }
 
@@ -85,7 +183,20 @@ pub fn forward_inference<T: Scalar>(
     params: &Params<'_, T>,
     y: &mut [T],
 ) {
-    normalize(shape, x, &given(mean, var), params, y);
+    normalize(shape, (x, None), &given(mean, var), params, y);
+}
+
+/// [`crate::Inference`] with a residual z: y = act(u + z).
+pub fn forward_inference_with_residual<T: Scalar>(
+    shape: &Shape,
+    x: &[T],
+    z: &[T],
+    mean: &[T],
+    var: &[T],
+    params: &Params<'_, T>,
+    y: &mut [T],
+) {
+    normalize(shape, (x, Some(z)), &given(mean, var), params, y);
 }
 
 fn given<T: Scalar>(mean: &[T], var: &[T]) -> Vec<MeanVar> {
@@ -101,7 +212,20 @@ pub fn backward<T: Scalar>(
     params: &Params<'_, T>,
     gradients: Gradients<'_, T>,
 ) {
-    gradients_of(shape, x, dy, statistics, params, gradients, true);
+    gradients_of(shape, (x, None), dy, statistics, params, gradients, true);
+}
+
+/// [`crate::Backward`] through [`forward_training_with_residual`]: what the activation lets through is found from x and z anew, in
+/// place of a mask.
+pub fn backward_with_residual<T: Scalar>(
+    shape: &Shape,
+    (x, z): (&[T], &[T]),
+    dy: &[T],
+    statistics: &[MeanVar],
+    params: &Params<'_, T>,
+    gradients: Gradients<'_, T>,
+) {
+    gradients_of(shape, (x, Some(z)), dy, statistics, params, gradients, true);
 }
 
 /// [`crate::backward_frozen`].
@@ -114,12 +238,25 @@ pub fn backward_frozen<T: Scalar>(
     params: &Params<'_, T>,
     gradients: Gradients<'_, T>,
 ) {
-    gradients_of(shape, x, dy, &given(mean, var), params, gradients, false);
+    gradients_of(shape, (x, None), dy, &given(mean, var), params, gradients, false);
+}
+
+/// [`crate::Backward`] through [`forward_inference_with_residual`], likewise.
+pub fn backward_frozen_with_residual<T: Scalar>(
+    shape: &Shape,
+    (x, z): (&[T], &[T]),
+    dy: &[T],
+    mean: &[T],
+    var: &[T],
+    params: &Params<'_, T>,
+    gradients: Gradients<'_, T>,
+) {
+    gradients_of(shape, (x, Some(z)), dy, &given(mean, var), params, gradients, false);
 }
 
 fn gradients_of<T: Scalar>(
     shape: &Shape,
-    x: &[T],
+    (x, z): (&[T], Option<&[T]>),
     dy: &[T],
     statistics: &[MeanVar],
     params: &Params<'_, T>,
@@ -131,13 +268,18 @@ fn gradients_of<T: Scalar>(
         let gamma = parameter(params.gamma, c, 1.0);
         let invstd = 1.0 / (statistics.var + params.eps).sqrt();
         let xhat = |i: usize| (x[i].to_f64() - statistics.mean) * invstd;
-        let dbeta: f64 = elements(shape, c).map(|i| dy[i].to_f64()).sum();
-        let dgamma: f64 = elements(shape, c).map(|i| dy[i].to_f64() * xhat(i)).sum();
+        let u = before_activation(c, (x, z), statistics, params);
+        let g = |i: usize| activation_gradient(params.activation, u(i), dy[i].to_f64());
+        let dbeta: f64 = elements(shape, c).map(g).sum();
+        let dgamma: f64 = elements(shape, c).map(|i| g(i) * xhat(i)).sum();
         if let Some(dx) = &mut gradients.dx {
             for i in elements(shape, c) {
                 let through = if through_statistics { dbeta / m + xhat(i) * dgamma / m } else { 0.0 };
-                dx[i] = T::from_f64(gamma * invstd * (dy[i].to_f64() - through));
+                dx[i] = T::from_f64(gamma * invstd * (g(i) - through));
             }
+        }
+        if let Some(dz) = &mut gradients.dz {
+            elements(shape, c).for_each(|i| dz[i] = T::from_f64(g(i)));
         }
         let per_channel = [
             (&mut gradients.dbeta, dbeta),

@@ -6,7 +6,10 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use batchnorm::threads::{Pool, limit, with};
-use batchnorm::{Error, Gradients, Params, Shape, Welford, backward, forward_inference, forward_training};
+use batchnorm::{
+    Activation, Backward, BatchNorm, Error, Gradients, Mode, Params, Shape, Training, Welford, backward,
+    forward_inference, forward_training,
+};
 
 /// Memory from the system, less of it than the system has.
 struct Scarce;
@@ -102,53 +105,69 @@ type Outcome = Result<(), (usize, Error)>;
 struct Case {
     shape: Shape,
     x: Vec<f32>,
-    outputs: [Vec<f32>; 5],
+    /// y of training and of inference, dx, dgamma, dbeta; y, dx and dz of what is fused.
+    outputs: [Vec<f32>; 8],
+    mask: Vec<u64>,
     states: Vec<Welford>,
-    /// Outputs and states.
-    expected: Option<([Vec<f32>; 5], Vec<Welford>)>,
+    expected: Option<Expected>,
 }
 
+/// Outputs, mask and states.
+type Expected = ([Vec<f32>; 8], Vec<u64>, Vec<Welford>);
+
 const CANARY: f32 = -77.0;
+const MASK_CANARY: u64 = 0x7777_0000_7777_0000;
 
 impl Case {
     fn new(shape: Shape) -> Self {
         let (len, c) = (shape.len(), shape.channels());
         let x = (0..len).map(|i| (i * 7919 % 10_007) as f32 / 100.0).collect();
-        let outputs = [len, len, len, c, c].map(|len| vec![CANARY; len]);
-        let mut case = Self { shape, x, outputs, states: vec![Welford::new(); c], expected: None };
+        let outputs = [len, len, len, c, c, len, len, len].map(|len| vec![CANARY; len]);
+        let mask = vec![MASK_CANARY; shape.mask_len()];
+        let mut case = Self { shape, x, outputs, mask, states: vec![Welford::new(); c], expected: None };
         // On a thread that ends, and its scratch memory with it.
         std::thread::scope(|scope| scope.spawn(|| limit(1, || case.run()).unwrap()).join().unwrap());
-        case.expected = Some((case.outputs.clone(), case.states.clone()));
+        case.expected = Some((case.outputs.clone(), case.mask.clone(), case.states.clone()));
         case.clear();
         case
     }
 
     fn clear(&mut self) {
         self.outputs.iter_mut().for_each(|output| output.fill(CANARY));
+        self.mask.fill(MASK_CANARY);
     }
 
     /// Every operation, as far as the first that fails.
     fn run(&mut self) -> Outcome {
-        let Self { shape, x, outputs: [y, inferred, dx, dgamma, dbeta], states, .. } = self;
+        let Self { shape, x, outputs, mask, states, .. } = self;
+        let [y, inferred, dx, dgamma, dbeta, fused, fused_dx, dz] = outputs;
         let params = Params::new(1e-5);
         forward_training(shape, x, &params, y, states).map_err(|error| (0, error))?;
         // As given statistics, any will do.
         let given = &x[..shape.channels()];
         forward_inference(shape, x, given, given, &params, inferred).map_err(|error| (1, error))?;
         let gradients = Gradients::new().dx(dx).dgamma(dgamma).dbeta(dbeta);
-        backward(shape, x, y, states, &params, gradients).map_err(|error| (2, error))
+        backward(shape, x, y, states, &params, gradients).map_err(|error| (2, error))?;
+        let params = params.activation(Activation::Relu);
+        let training = Training::new(shape, params).x(x).residual(dx).y(fused).mask(mask).states(states);
+        training.run().map_err(|error| (5, error))?;
+        let through = Backward::new(shape, params).x(x).dy(y).mask(mask).states(states);
+        through.gradients(Gradients::new().dx(fused_dx).dz(dz)).run().map_err(|error| (6, error))
     }
 
     /// Asserts that what a run returned is true. No message, as long as memory is short.
     fn is_right(&self, result: &Outcome) -> bool {
-        let Some((expected, states)) = &self.expected else { return false };
+        let Some((expected, mask, states)) = &self.expected else { return false };
         let done = match result {
-            Ok(()) => 5,
+            Ok(()) => 8,
             Err((done, Error::OutOfMemory { bytes: 1.. })) => *done,
             Err(_) => return false,
         };
         let outputs = self.outputs.iter().zip(expected).enumerate();
+        let mask_is_right =
+            if done > 5 { *mask == self.mask } else { self.mask.iter().all(|word| *word == MASK_CANARY) };
         (done == 0 || *states == self.states)
+            && mask_is_right
             && outputs.into_iter().all(|(i, (output, expected))| {
                 if i < done { output == expected } else { output.iter().all(|value| *value == CANARY) }
             })
@@ -188,6 +207,43 @@ fn each_allocation_may_fail() {
             }
         }
     }
+}
+
+/// A layer's mask is memory too: where it cannot be had, or anything else, the last forward pass is still the one before.
+#[test]
+fn a_layer_without_memory_for_a_mask() {
+    let (shape, other) = (Shape::nchw(&[8, 64, 14, 14]).unwrap(), Shape::nchw(&[2, 64, 14, 14]).unwrap());
+    let x: Vec<f32> = (0..shape.len()).map(|i| (i * 7919 % 10_007) as f32 / 100.0).collect();
+    let (of_other, zeros) = (&x[..other.len()], vec![0.0; shape.len()]);
+    let mut layer = BatchNorm::<f32>::new(64).with_activation(Activation::Relu);
+    let (mut y, mut dx, mut dz) = (zeros.clone(), zeros.clone(), zeros.clone());
+    layer
+        .forward_with_residual(Mode::TrainingKeepRunning, &other, of_other, of_other, &mut y[..other.len()])
+        .unwrap();
+    let mut of_last = |layer: &mut BatchNorm<f32>| {
+        let [dx, dz] = [&mut dx, &mut dz].map(|tensor| &mut tensor[..other.len()]);
+        layer.backward_with_residual(&other, of_other, of_other, dx, dz).unwrap();
+        format!("{layer:?}")
+    };
+    let before = of_last(&mut layer);
+    for k in 0.. {
+        y.fill(CANARY);
+        let call = || {
+            let way = || layer.forward_with_residual(Mode::TrainingKeepRunning, &shape, &x, &zeros, &mut y);
+            failing(k, || limit(1, way))
+        };
+        let (result, failed) = std::thread::scope(|scope| scope.spawn(call).join().unwrap());
+        assert_eq!(failed, result.is_err(), "{k}: {result:?}");
+        if !failed {
+            assert!(k >= 2, "there are allocations");
+            break;
+        }
+        assert!(matches!(result, Err(Error::OutOfMemory { .. })), "{k}: {result:?}");
+        assert!(y.iter().all(|y| *y == CANARY), "{k}");
+        assert_eq!(format!("{layer:?}"), before, "{k}");
+        assert_eq!(of_last(&mut layer), before, "{k}");
+    }
+    layer.backward_with_residual(&shape, &x, &x, &mut dx, &mut dz).unwrap();
 }
 
 /// A helper without memory takes no tasks.

@@ -1,7 +1,8 @@
 //! Layers taken apart and made of their parts again: what is stored goes on as if it had never stopped.
 
 use batchnorm::{
-    BatchNorm, Mode, Parts, RunningUpdate, RunningVariance, Shape, StreamingStatistics, UpdateRule,
+    Activation, BatchNorm, Mode, Parts, RunningUpdate, RunningVariance, Shape, StreamingStatistics,
+    UpdateRule,
 };
 
 use crate::common::matrix::{Bits, Problem};
@@ -24,7 +25,15 @@ fn layers<T: Bits>() -> Vec<BatchNorm<T>> {
     let variances = [RunningVariance::Biased, RunningVariance::Unbiased];
     let updates = rules.iter().flat_map(|&rule| variances.map(|variance| RunningUpdate { rule, variance }));
     let layers = updates.map(|update| BatchNorm::new(4).with_update(update).with_eps(1e-3));
-    layers.chain([BatchNorm::new(4).without_gamma(), BatchNorm::new(4).without_beta()]).collect()
+    let without = [BatchNorm::new(4).without_gamma(), BatchNorm::new(4).without_beta()];
+    let activations = [
+        Activation::Relu,
+        Activation::LeakyRelu { slope: 0.1 },
+        Activation::Clip { lo: -1.0, hi: 6.0 },
+        Activation::HardSwish,
+        Activation::Silu,
+    ];
+    layers.chain(without).chain(activations.map(|a| BatchNorm::new(4).with_activation(a))).collect()
 }
 
 #[test]
@@ -55,7 +64,7 @@ fn layers_are_equal_if_their_parts_are() {
     assert_ne!((used.states(), used.dbeta()), (layer.states(), layer.dbeta()));
     assert_eq!(used, layer);
     type Change = fn(&mut Parts<f32>);
-    let changes: [Change; 9] = [
+    let changes: [Change; 10] = [
         |parts| parts.gamma = None,
         |parts| parts.gamma = Some(vec![1.0, 1.0, 1.5]),
         |parts| parts.beta = None,
@@ -65,6 +74,7 @@ fn layers_are_equal_if_their_parts_are() {
         |parts| parts.batches = 1,
         |parts| parts.eps = 1e-3,
         |parts| parts.update.variance = RunningVariance::Biased,
+        |parts| parts.activation = Activation::Relu,
     ];
     for (i, change) in changes.into_iter().enumerate() {
         let mut parts = layer.parts().clone();
@@ -121,10 +131,23 @@ mod with_serde {
     #[test]
     fn the_text_of_a_layer_and_a_shape() {
         let text = r#"{"gamma":[1.0],"beta":null,"running_mean":[0.0],"running_var":[1.0],"batches":0,"eps":0.00001,"#;
-        let text = text.to_owned() + r#""update":{"rule":{"Momentum":0.1},"variance":"Unbiased"}}"#;
-        let layer = BatchNorm::<f32>::new(1).without_beta();
-        assert_eq!(serde_json::to_string(&layer).unwrap(), text);
-        assert_eq!(serde_json::from_str::<BatchNorm<f32>>(&text).unwrap(), layer);
+        let text = text.to_owned() + r#""update":{"rule":{"Momentum":0.1},"variance":"Unbiased"}"#;
+        let mut layer = BatchNorm::<f32>::new(1).without_beta();
+        // A checkpoint that says nothing of an activation is of a time that knew none.
+        assert_eq!(serde_json::from_str::<BatchNorm<f32>>(&format!("{text}}}")).unwrap(), layer);
+        for (activation, named) in [
+            (Activation::Identity, r#""Identity""#),
+            (Activation::Relu, r#""Relu""#),
+            (Activation::LeakyRelu { slope: 0.25 }, r#"{"LeakyRelu":{"slope":0.25}}"#),
+            (Activation::Clip { lo: 0.0, hi: 6.0 }, r#"{"Clip":{"lo":0.0,"hi":6.0}}"#),
+            (Activation::HardSwish, r#""HardSwish""#),
+            (Activation::Silu, r#""Silu""#),
+        ] {
+            layer.set_activation(activation).unwrap();
+            let text = format!(r#"{text},"activation":{named}}}"#);
+            assert_eq!(serde_json::to_string(&layer).unwrap(), text);
+            assert_eq!(serde_json::from_str::<BatchNorm<f32>>(&text).unwrap(), layer);
+        }
         let shape = Shape::nhwc(&[2, 5, 7, 3]).unwrap();
         let text = serde_json::to_string(&shape).unwrap();
         assert_eq!(text, r#"{"layout":"Nhwc","dims":[2,5,7,3]}"#);
@@ -162,6 +185,9 @@ mod with_serde {
             (r#""beta":[0.0,0.0],"#, "", "missing field `beta`"),
             (r#""batches":0"#, r#""batches":-1"#, "invalid value: integer `-1`, expected u64"),
             (r#""eps""#, r#""epsilon""#, "unknown field `epsilon`"),
+            (r#""Identity""#, r#""Gelu""#, "unknown variant `Gelu`"),
+            (r#""Identity""#, r#"{"Clip":{"lo":1,"hi":0}}"#, "clip is from 1.0 to 0.0, must be"),
+            (r#""Identity""#, r#"{"LeakyRelu":{}}"#, "missing field `slope`"),
         ] {
             let text = good.replace(from, to);
             assert_ne!(text, good);

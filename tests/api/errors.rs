@@ -3,9 +3,9 @@
 use std::process::Command;
 
 use batchnorm::{
-    BatchNorm, Error, Gradients, Layout, Level, Mode, Params, Parts, RunningUpdate, RunningVariance, Shape,
-    StreamingStatistics, Tensor, UpdateRule, Welford, WelfordParts, backward, backward_frozen,
-    forward_inference, forward_training, reference, statistics, step, update_running,
+    Activation, BatchNorm, Error, Gradients, Layout, Level, Mode, Params, Parts, RunningUpdate,
+    RunningVariance, Shape, StreamingStatistics, Tensor, UpdateRule, Welford, WelfordParts, backward,
+    backward_frozen, forward_inference, forward_training, reference, statistics, step, update_running,
 };
 use quickcheck::{Gen, QuickCheck};
 
@@ -29,11 +29,18 @@ enum Operation {
     BackwardOverX,
     BackwardFrozen,
     FrozenOverDy,
+    /// With a residual, an activation and a mask.
+    TrainingFused,
+    TrainingOverZ,
+    InferenceFused,
+    InferenceOverZ,
+    BackwardFused,
+    FrozenFusedOverDy,
 }
 
 use Operation::*;
 
-const OPERATIONS: [Operation; 9] = [
+const OPERATIONS: [Operation; 15] = [
     Statistics,
     Training,
     TrainingInPlace,
@@ -43,9 +50,24 @@ const OPERATIONS: [Operation; 9] = [
     BackwardOverX,
     BackwardFrozen,
     FrozenOverDy,
+    TrainingFused,
+    TrainingOverZ,
+    InferenceFused,
+    InferenceOverZ,
+    BackwardFused,
+    FrozenFusedOverDy,
 ];
 
-const TENSORS: [&str; 4] = ["x", "dy", "y", "dx"];
+const TENSORS: [&str; 6] = ["x", "dy", "residual", "y", "dx", "dz"];
+
+/// The length that an argument must have.
+fn right_len(name: &str, shape: &Shape) -> usize {
+    match name {
+        "mask" => shape.mask_len(),
+        name if TENSORS.contains(&name) => shape.len(),
+        _ => shape.channels(),
+    }
+}
 
 impl Operation {
     /// The names of the slices that it takes.
@@ -62,11 +84,26 @@ impl Operation {
             BackwardFrozen => {
                 &["x", "dy", "mean", "var", "gamma", "beta", "dx", "dgamma", "dbeta", "dmean", "dvar"]
             }
+            TrainingFused => &["x", "residual", "gamma", "beta", "y", "mask", "states"],
+            TrainingOverZ => &["x", "residual", "gamma", "beta", "mask", "states"],
+            InferenceFused => &["x", "residual", "mean", "var", "gamma", "beta", "y", "mask"],
+            InferenceOverZ => &["x", "residual", "mean", "var", "gamma", "beta", "mask"],
+            BackwardFused => &[
+                "x", "dy", "mask", "states", "gamma", "beta", "dx", "dz", "dgamma", "dbeta", "dmean", "dvar",
+            ],
+            FrozenFusedOverDy => {
+                &["x", "dy", "mask", "mean", "var", "gamma", "beta", "dx", "dgamma", "dbeta", "dmean", "dvar"]
+            }
         }
     }
 
     fn takes_eps(self) -> bool {
         self != Statistics
+    }
+
+    /// Whether it takes states and looks at their count.
+    fn takes_states(self) -> bool {
+        matches!(self, Backward | BackwardOverX | BackwardFused)
     }
 
     /// Calls it with slices of the lengths that `len` makes of the right ones. When it returns an error, asserts that
@@ -78,23 +115,26 @@ impl Operation {
         count: u64,
         len: impl Fn(&'static str, usize) -> usize,
     ) -> Result<(), Error> {
-        let len = |name| len(name, if TENSORS.contains(&name) { shape.len() } else { shape.channels() });
+        let len = |name| len(name, right_len(name, shape));
         let values = |name: &'static str| -> Vec<T> {
             (0..len(name)).map(|i| T::from_f64(1.0 + (i * 7 % 5) as f64)).collect()
         };
-        let [x, dy, mean, var, gamma, beta] = ["x", "dy", "mean", "var", "gamma", "beta"].map(values);
-        let (mut in_place, mut over_dy) = (Guarded::holding(&x, 1), Guarded::holding(&dy, 1));
+        let [x, dy, z, mean, var, gamma, beta] =
+            ["x", "dy", "residual", "mean", "var", "gamma", "beta"].map(values);
+        let [mut in_place, mut over_dy, mut over_z] = [&x, &dy, &z].map(|x| Guarded::holding(x, 1));
+        let (given_mask, mut mask) = (vec![0x0f0f_u64; len("mask")], Guarded::<u64>::new(len("mask"), 1));
         let output = |name| Guarded::<T>::new(len(name), 1);
-        let [mut y, mut dx, mut dgamma, mut dbeta, mut dmean, mut dvar] =
-            ["y", "dx", "dgamma", "dbeta", "dmean", "dvar"].map(output);
+        let [mut y, mut dx, mut dz, mut dgamma, mut dbeta, mut dmean, mut dvar] =
+            ["y", "dx", "dz", "dgamma", "dbeta", "dmean", "dvar"].map(output);
         let mut states = Guarded::<Welford>::new(len("states"), 1);
         let of_count: Welford = (0..count).map(|i| i as f64).collect();
         let given_states = vec![of_count; len("states")];
 
         let affine = params(Some(&gamma[..]), Some(&beta[..]), eps);
-        let apart = matches!(self, Backward | BackwardFrozen).then(|| dx.get_mut());
+        let fused = affine.activation(Activation::Relu);
         let mut gradients = Gradients::new();
-        gradients.dx = apart;
+        gradients.dx = self.slices().contains(&"dx").then(|| dx.get_mut());
+        gradients.dz = self.slices().contains(&"dz").then(|| dz.get_mut());
         let gradients = gradients
             .dgamma(dgamma.get_mut())
             .dbeta(dbeta.get_mut())
@@ -122,17 +162,47 @@ impl Operation {
                 let call = batchnorm::Backward::new(shape, affine).x(&x).dy_to_dx(over_dy.get_mut());
                 call.frozen(&mean, &var).gradients(gradients).run()
             }
+            TrainingFused => {
+                let call = batchnorm::Training::new(shape, fused).x(&x).residual(&z).y(y.get_mut());
+                call.mask(mask.get_mut()).states(states.get_mut()).run()
+            }
+            TrainingOverZ => {
+                let call = batchnorm::Training::new(shape, fused).x(&x).residual_in_place(over_z.get_mut());
+                call.mask(mask.get_mut()).states(states.get_mut()).run()
+            }
+            InferenceFused => {
+                let call = batchnorm::Inference::new(shape, fused).x(&x).residual(&z).y(y.get_mut());
+                call.mask(mask.get_mut()).frozen(&mean, &var).run()
+            }
+            InferenceOverZ => {
+                let call = batchnorm::Inference::new(shape, fused).x(&x).residual_in_place(over_z.get_mut());
+                call.mask(mask.get_mut()).frozen(&mean, &var).run()
+            }
+            BackwardFused => {
+                let call = batchnorm::Backward::new(shape, fused).x(&x).dy(&dy).mask(&given_mask);
+                call.states(&given_states).gradients(gradients).run()
+            }
+            FrozenFusedOverDy => {
+                let call = batchnorm::Backward::new(shape, fused).x(&x).dy_to_dz(over_dy.get_mut());
+                call.mask(&given_mask).frozen(&mean, &var).gradients(gradients).run()
+            }
         };
-        in_place.assert_margins("x in place");
-        over_dy.assert_margins("dy in place");
+        for (what, tensor, held) in
+            [("x in place", &in_place, &x), ("dy in place", &over_dy, &dy), ("z in place", &over_z, &z)]
+        {
+            tensor.assert_margins(what);
+            if result.is_err() {
+                assert_same(what, tensor.get(), held);
+            }
+        }
         if result.is_err() {
-            assert_same("x in place", in_place.get(), &x);
-            assert_same("dy in place", over_dy.get(), &dy);
             states.assert_untouched("states");
+            mask.assert_untouched("mask");
         } else {
             states.assert_margins("states");
+            mask.assert_margins("mask");
         }
-        for output in [&y, &dx, &dgamma, &dbeta, &dmean, &dvar] {
+        for output in [&y, &dx, &dz, &dgamma, &dbeta, &dmean, &dvar] {
             if result.is_err() {
                 output.assert_untouched("an output");
             } else {
@@ -159,11 +229,18 @@ fn every_slice_of_a_wrong_length_is_named() {
         let count = shape.per_channel() as u64;
         operation.call::<T>(shape, 1e-5, count, right).unwrap();
         for &name in operation.slices() {
-            let expected = if TENSORS.contains(&name) { shape.len() } else { shape.channels() };
+            let expected = right_len(name, shape);
             for got in [0, 1, expected - 1, expected + 1, 2 * expected, 1000 * expected] {
+                // A mask of one word.
+                if got == expected {
+                    continue;
+                }
                 let len = |other, len| if other == name { got } else { len };
                 let error = operation.call::<T>(shape, 1e-5, count, len).unwrap_err();
-                let of = TENSORS.contains(&name).then(|| shape.to_string());
+                let of = match name {
+                    "mask" => Some(format!("64 bits a word of {shape}")),
+                    name => TENSORS.contains(&name).then(|| shape.to_string()),
+                };
                 let must = of.as_ref().map_or(String::new(), |shape| format!(", that of {shape}"));
                 assert_eq!(
                     error.to_string(),
@@ -175,9 +252,11 @@ fn every_slice_of_a_wrong_length_is_named() {
         }
     }
     for layout in LAYOUTS {
-        let shape = Shape::new(layout, 2, 3, &[5]).unwrap();
-        OPERATIONS.iter().for_each(|operation| check::<f32>(*operation, &shape));
-        OPERATIONS.iter().for_each(|operation| check::<f64>(*operation, &shape));
+        for n in [2, 9] {
+            let shape = Shape::new(layout, n, 3, &[5]).unwrap();
+            OPERATIONS.iter().for_each(|operation| check::<f32>(*operation, &shape));
+            OPERATIONS.iter().for_each(|operation| check::<f64>(*operation, &shape));
+        }
     }
 }
 
@@ -245,6 +324,153 @@ fn operands_that_are_missing_or_twice_there_are_named() {
         &|a, b, _| backward().x(&x).dy_to_dx(a).frozen(&vector, &vector).gradients(dx(b)).run(),
         twice("dx"),
     );
+
+    let training = || batchnorm::Training::new(&shape, params().activation(Activation::Relu));
+    let inference = || batchnorm::Inference::new(&shape, params()).frozen(&vector, &vector);
+    check(&|z, _, states| training().residual_in_place(z).states(states).run(), missing("x"));
+    check(&|_, _, states| training().x(&x).residual(&dy).states(states).run(), missing("y"));
+    check(&|z, _, _| training().x(&x).residual_in_place(z).run(), missing("states"));
+    check(&|_, _, _| inference().x(&x).residual(&dy).run(), missing("y"));
+    check(&|y, z, states| training().x(&x).residual_in_place(z).y(y).states(states).run(), twice("y"));
+    check(&|x, z, states| training().x_in_place(x).residual_in_place(z).states(states).run(), twice("y"));
+    check(&|x, y, states| training().x_in_place(x).residual(&dy).y(y).states(states).run(), twice("y"));
+    check(&|y, z, _| inference().x(&x).residual_in_place(z).y(y).run(), twice("y"));
+    check(&|x, z, _| inference().x_in_place(x).residual_in_place(z).run(), twice("y"));
+
+    let fused = || batchnorm::Backward::new(&shape, params().activation(Activation::Relu)).states(&given);
+    fn dz(dz: &mut [f32]) -> Gradients<'_, f32> {
+        Gradients::new().dz(dz)
+    }
+    let mask = [0];
+    check(&|a, _, _| fused().dy(&dy).mask(&mask).gradients(dz(a)).run(), missing("x"));
+    check(&|a, _, _| fused().x(&x).dy_to_dz(a).run(), missing("mask"));
+    check(&|a, b, _| fused().x(&x).dy(&dy).gradients(dx(a).dz(b)).run(), missing("mask"));
+    check(&|a, b, _| fused().x_to_dx(a).dy_to_dz(b).run(), missing("mask"));
+    check(&|a, b, _| fused().x(&x).dy_to_dz(a).mask(&mask).gradients(dz(b)).run(), twice("dz"));
+    check(&|a, b, _| backward().x(&x).dy_to_dz(a).states(&given).gradients(dz(b)).run(), twice("dz"));
+    let error = fused().x(&x).dy(&dy).gradients(dz(&mut [0.0; 12])).run().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "mask is missing, must be given: backward through a residual and an activation takes what the forward pass was asked \
+         to write by its mask"
+    );
+}
+
+/// Numbers that an activation cannot have, wherever it is given.
+#[test]
+fn activations_with_wrong_numbers() {
+    const INFINITY: f64 = f64::INFINITY;
+    let shape = Shape::nchw(&[2, 3, 2]).unwrap();
+    let clip = |lo, hi| Activation::Clip { lo, hi };
+    let mut rows: Vec<(Activation, String)> = NOT_FINITE
+        .into_iter()
+        .map(|slope| (Activation::LeakyRelu { slope }, format!("slope is {slope:?}, must be finite")))
+        .collect();
+    for (lo, hi) in [
+        (f64::NAN, 1.0),
+        (0.0, f64::NAN),
+        (f64::NAN, f64::NAN),
+        (1.0, 0.0),
+        (0.0, -5e-324),
+        (INFINITY, INFINITY),
+        (-INFINITY, -INFINITY),
+        (INFINITY, -INFINITY),
+    ] {
+        let text =
+            format!("clip is from {lo:?} to {hi:?}, must be from a number to one that is not below it");
+        rows.push((clip(lo, hi), text));
+    }
+    for (activation, expected) in rows {
+        let (x, vector, mut tensor) = ([1.0f32; 12], [1.0; 3], Guarded::<f32>::new(12, 0));
+        let (mut states, mut mask) = (Guarded::<Welford>::new(3, 0), Guarded::<u64>::new(1, 0));
+        let given: [Welford; 3] = [[1.0; 4].into_iter().collect(); 3];
+        let params = Params::new(1e-5).activation(activation);
+        let training = batchnorm::Training::new(&shape, params).x(&x).y(tensor.get_mut());
+        let result = training.mask(mask.get_mut()).states(states.get_mut()).run();
+        assert_eq!(message(result), expected);
+        let inference = batchnorm::Inference::new(&shape, params).x(&x).y(tensor.get_mut());
+        let result = inference.residual(&x).mask(mask.get_mut()).frozen(&vector, &vector).run();
+        assert_eq!(message(result), expected);
+        let result = forward_training(&shape, &x, &params, tensor.get_mut(), states.get_mut());
+        assert_eq!(message(result), expected);
+        let backwards = [
+            batchnorm::Backward::new(&shape, params).states(&given),
+            batchnorm::Backward::new(&shape, params).frozen(&vector, &vector).mask(&[0]),
+        ];
+        for backward in backwards {
+            let result = backward.x(&x).dy(&x).gradients(Gradients::new().dx(tensor.get_mut())).run();
+            assert_eq!(message(result), expected);
+        }
+        assert_eq!(message(activation.apply(tensor.get_mut())), expected);
+        assert_eq!(message(activation.gradient(&x, tensor.get_mut())), expected);
+
+        let before = BatchNorm::<f32>::new(3).with_activation(activation);
+        let mut layer = before.clone();
+        for mode in MODES {
+            assert_eq!(message(layer.forward(mode, &shape, &x, tensor.get_mut())), expected, "{mode:?}");
+            let result = layer.forward_with_residual(mode, &shape, &x, &x, tensor.get_mut());
+            assert_eq!(message(result), expected, "{mode:?}");
+        }
+        assert_unchanged(&layer, &before);
+        assert_eq!(BatchNorm::from_parts(before.into_parts()).unwrap_err().to_string(), expected);
+        let mut layer = BatchNorm::<f32>::new(3);
+        assert_eq!(message(layer.set_activation(activation)), expected);
+        assert_unchanged(&layer, &BatchNorm::new(3));
+        tensor.assert_untouched("a tensor");
+        states.assert_untouched("states");
+        mask.assert_untouched("mask");
+    }
+    for good in [clip(-INFINITY, INFINITY), clip(-INFINITY, -3.0), clip(2.0, 2.0), clip(-0.0, 0.0)] {
+        assert_eq!(BatchNorm::<f32>::new(3).set_activation(good), Ok(()));
+    }
+    let error = Activation::Relu.gradient(&[1.0f32; 3], &mut [1.0; 2]).unwrap_err();
+    assert_eq!(error.to_string(), "dy has length 2, must have length 3");
+}
+
+/// Hard swish and SiLU, whose derivatives no bit tells.
+#[test]
+fn activations_that_go_with_neither_residual_nor_mask() {
+    let shape = Shape::nchw(&[2, 3, 2]).unwrap();
+    let (x, vector) = ([1.0f32; 12], [1.0; 3]);
+    let given: [Welford; 3] = [[1.0; 4].into_iter().collect(); 3];
+    for (activation, name) in [(Activation::HardSwish, "hard swish"), (Activation::Silu, "SiLU")] {
+        assert!(!activation.is_piecewise_linear());
+        let [mut a, mut b] = [(); 2].map(|()| Guarded::<f32>::new(12, 0));
+        let (mut states, mut mask) = (Guarded::<Welford>::new(3, 0), Guarded::<u64>::new(1, 0));
+        let params = Params::new(1e-5).activation(activation);
+        let training = || batchnorm::Training::new(&shape, params).x(&x);
+        let inference = || batchnorm::Inference::new(&shape, params).x(&x).frozen(&vector, &vector);
+        let backward = || batchnorm::Backward::new(&shape, params).x(&x).states(&given);
+        let text = |with| {
+            format!("{name} goes with no {with}, must be identity, ReLU, leaky ReLU or clip to have one")
+        };
+        let refused = |result: Result<(), Error>, with| {
+            assert_eq!(result, Err(Error::Activation { activation: name.to_owned(), with }));
+            assert_eq!(message(result), text(with));
+        };
+        refused(training().residual(&x).y(a.get_mut()).states(states.get_mut()).run(), "residual");
+        refused(training().residual_in_place(a.get_mut()).states(states.get_mut()).run(), "residual");
+        refused(training().y(a.get_mut()).mask(mask.get_mut()).states(states.get_mut()).run(), "mask");
+        refused(inference().residual(&x).y(a.get_mut()).run(), "residual");
+        refused(inference().y(a.get_mut()).mask(mask.get_mut()).run(), "mask");
+        let gradients = || Gradients::new();
+        refused(backward().dy(&x).gradients(gradients().dz(a.get_mut())).run(), "residual");
+        refused(backward().dy_to_dz(a.get_mut()).gradients(gradients().dx(b.get_mut())).run(), "residual");
+        refused(backward().dy(&x).mask(&[0]).gradients(gradients().dx(a.get_mut())).run(), "mask");
+        let before = BatchNorm::<f32>::new(3).with_activation(activation);
+        let mut layer = before.clone();
+        for mode in MODES {
+            let result = layer.forward_with_residual(mode, &shape, &x, &x, a.get_mut());
+            // A layer's forward pass would keep a mask.
+            assert!(matches!(result, Err(Error::Activation { .. })), "{mode:?} {result:?}");
+        }
+        refused(layer.forward_inference_with_residual(&shape, &x, &x, a.get_mut()), "residual");
+        assert_unchanged(&layer, &before);
+        a.assert_untouched("one tensor");
+        b.assert_untouched("another tensor");
+        states.assert_untouched("states");
+        mask.assert_untouched("mask");
+    }
 }
 
 #[test]
@@ -1000,11 +1226,11 @@ fn no_arguments_panic() {
         let eps = if flags & 16 == 0 { 1e-5 } else { eps };
         let count = shape.per_channel() as u64 + u64::from(off_count == 0);
         let lengths_right = slices.iter().all(|&name| {
-            let right = if TENSORS.contains(&name) { shape.len() } else { shape.channels() };
+            let right = right_len(name, &shape);
             len(name, right) == right
         });
         let eps_right = (eps.is_finite() && eps >= 0.0) || !operation.takes_eps();
-        let count_right = off_count != 0 || !matches!(operation, Backward | BackwardOverX) || c == 0;
+        let count_right = off_count != 0 || !operation.takes_states() || c == 0;
         let result = if f64s {
             operation.call::<f64>(&shape, eps, count, len)
         } else {

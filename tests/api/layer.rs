@@ -1,8 +1,8 @@
 //! The layer: conventions for running statistics, what it remembers between calls, several steps of training.
 
 use batchnorm::{
-    BatchNorm, Element, Error, Gradients, Layout, RunningUpdate, RunningVariance, Shape, StreamingStatistics,
-    UpdateRule, Welford, reference, statistics, update_running,
+    Activation, BatchNorm, Element, Error, Gradients, Layout, Mode, Params, RunningUpdate, RunningVariance,
+    Shape, StreamingStatistics, UpdateRule, Welford, reference, statistics, update_running,
 };
 
 use crate::common::matrix::{Bits, Guarded, LAYOUTS, Problem, assert_same, params};
@@ -153,6 +153,7 @@ fn the_cumulative_running_mean_is_the_average_of_the_batches() {
 
 /// A layer in plain f64: the reference's kernels, the documented rules.
 struct Plain {
+    activation: Activation,
     gamma: Option<Vec<f64>>,
     beta: Option<Vec<f64>>,
     running_mean: Vec<f64>,
@@ -164,6 +165,7 @@ struct Plain {
 impl Plain {
     fn new(channels: usize, eps: f64) -> Self {
         Self {
+            activation: Activation::Identity,
             gamma: Some(vec![1.0; channels]),
             beta: Some(vec![0.0; channels]),
             running_mean: vec![0.0; channels],
@@ -171,6 +173,10 @@ impl Plain {
             eps,
             batches: 0.0,
         }
+    }
+
+    fn params(&self) -> Params<'_, f64> {
+        params(self.gamma.as_deref(), self.beta.as_deref(), self.eps).activation(self.activation)
     }
 
     /// y and dx; a step of training.
@@ -183,7 +189,7 @@ impl Plain {
         lr: f64,
     ) -> [Vec<f64>; 2] {
         let [mut y, mut dx] = [vec![0.0; x.len()], vec![0.0; x.len()]];
-        let params = params(self.gamma.as_deref(), self.beta.as_deref(), self.eps);
+        let params = self.params();
         let batch = reference::forward_training(shape, x, &params, &mut y);
         let c = shape.channels();
         let (mut dgamma, mut dbeta) = (vec![0.0; c], vec![0.0; c]);
@@ -214,8 +220,8 @@ impl Plain {
 
     fn infer(&self, shape: &Shape, x: &[f64]) -> Vec<f64> {
         let mut y = vec![0.0; x.len()];
-        let params = params(self.gamma.as_deref(), self.beta.as_deref(), self.eps);
-        reference::forward_inference(shape, x, &self.running_mean, &self.running_var, &params, &mut y);
+        let (mean, var) = (&self.running_mean, &self.running_var);
+        reference::forward_inference(shape, x, mean, var, &self.params(), &mut y);
         y
     }
 }
@@ -234,10 +240,15 @@ fn assert_near<T: Element>(what: &str, got: &[T], expected: &[f64], relative: f6
 /// Twenty steps, of batches of changing size and layout, against the plain layer.
 #[test]
 fn steps_of_training_follow_the_plain_layer() {
-    fn check<T: Bits>(update: RunningUpdate, gamma: bool, beta: bool, relative: f64) {
+    fn check<T: Bits>(
+        update: RunningUpdate,
+        (gamma, beta): (bool, bool),
+        activation: Activation,
+        relative: f64,
+    ) {
         let eps = 1e-3;
-        let mut layer = BatchNorm::<T>::new(7).with_eps(eps).with_update(update);
-        let mut plain = Plain::new(7, eps);
+        let mut layer = BatchNorm::<T>::new(7).with_eps(eps).with_update(update).with_activation(activation);
+        let mut plain = Plain { activation, ..Plain::new(7, eps) };
         if !gamma {
             layer = layer.without_gamma();
             plain.gamma = None;
@@ -290,8 +301,11 @@ fn steps_of_training_follow_the_plain_layer() {
         for variance in [RunningVariance::Biased, RunningVariance::Unbiased] {
             for (gamma, beta) in [(true, true), (true, false), (false, true), (false, false)] {
                 let update = RunningUpdate { rule, variance };
-                check::<f32>(update, gamma, beta, 1e-5);
-                check::<f64>(update, gamma, beta, 1e-11);
+                check::<f32>(update, (gamma, beta), Activation::Identity, 1e-5);
+                check::<f64>(update, (gamma, beta), Activation::Identity, 1e-11);
+                // Whose derivative has no leaps, at which f32 and f64 may part.
+                check::<f32>(update, (gamma, beta), Activation::Silu, 1e-5);
+                check::<f64>(update, (gamma, beta), Activation::Silu, 1e-11);
             }
         }
     }
@@ -419,6 +433,22 @@ fn the_state_after_an_error_is_the_state_before() {
         ("dx has length 23", Box::new(|layer| layer.backward(&shape, &x, &x, &mut short.clone()))),
         ("x[1] is 2.0, must be 1.0:", Box::new(|layer| layer.backward(&shape, &other, &x, &mut [0.0; 24]))),
         ("backward is of NCL 1x3x1,", Box::new(|layer| layer.backward(&one, &x, &x, &mut [0.0; 3]))),
+        (
+            "residual has length 23",
+            Box::new(|layer| layer.forward_with_residual(Mode::Training, &shape, &x, &short, &mut [0.0; 24])),
+        ),
+        (
+            "residual has length 25",
+            Box::new(|layer| layer.forward_inference_with_residual(&shape, &x, &long, &mut [0.0; 24])),
+        ),
+        (
+            "backward has no residual",
+            Box::new(|layer| layer.backward_with_residual(&shape, &x, &x, &mut [0.0; 24], &mut [0.0; 24])),
+        ),
+        ("slope is inf", {
+            let slope = f64::INFINITY;
+            Box::new(move |layer| layer.set_activation(Activation::LeakyRelu { slope }))
+        }),
         ("lr is NaN", Box::new(|layer| layer.step(f64::NAN))),
         ("lr is inf", Box::new(|layer| layer.step(f64::INFINITY))),
     ];

@@ -1,10 +1,11 @@
 //! The layer's modes, and that backward belongs to the last forward pass of one.
 
 use batchnorm::{
-    BatchNorm, Error, Gradients, Layout, Mode, Params, RunningUpdate, RunningVariance, Shape, UpdateRule,
-    backward_frozen,
+    Activation, Backward, BatchNorm, Error, Gradients, Inference, Layout, Mode, Params, RunningUpdate,
+    RunningVariance, Shape, Training, UpdateRule, Welford, backward_frozen,
 };
 
+use crate::common::fused::{Form, forms};
 use crate::common::matrix::{Bits, Guarded, LAYOUTS, Problem, assert_same};
 
 /// A layer with a problem's parameters and running statistics.
@@ -330,4 +331,190 @@ fn the_update_rule_is_read_and_set() {
     layer.forward_inference(&shape, &[6.0, -2.0], &mut y).unwrap();
     batchnorm::forward_inference(&shape, &[6.0, -2.0], &[4.0], &[0.5], &params, &mut expected).unwrap();
     assert_eq!(y, expected);
+}
+
+/// A layer with an activation, and a residual where it goes with one, adds nothing to the operations in any mode.
+#[test]
+fn every_mode_with_what_comes_after_is_its_operations() {
+    fn check<T: Bits>(layout: Layout, mode: Mode, Form { activation, residual }: Form) {
+        let problem = Problem::<T>::new(&[3, 7, 5, 3], 8);
+        let shape = problem.shape(layout);
+        let [x, z, dy] = [&problem.x, &problem.z, &problem.dy].map(|tensor| problem.lay_out(layout, tensor));
+        let params = problem.params().activation(activation);
+        let tensor = || vec![T::default(); shape.len()];
+        let (mut layer, mut y) = (layer_of(&problem).with_activation(activation), tensor());
+        assert_eq!(layer.activation(), activation);
+        if residual {
+            layer.forward_with_residual(mode, &shape, &x, &z, &mut y).unwrap();
+        } else {
+            layer.forward(mode, &shape, &x, &mut y).unwrap();
+        }
+        let (mut expected, mut mask) = (tensor(), vec![0; shape.mask_len()]);
+        let mut states = vec![Welford::new(); 7];
+        let (mean, var) = (&problem.mean[..], &problem.var[..]);
+        let by_batch = matches!(mode, Mode::Training | Mode::TrainingKeepRunning);
+        match (by_batch, residual) {
+            (true, true) => {
+                let training = Training::new(&shape, params).x(&x).residual(&z).mask(&mut mask);
+                training.y(&mut expected).states(&mut states).run().unwrap();
+            }
+            (true, false) => {
+                Training::new(&shape, params).x(&x).y(&mut expected).states(&mut states).run().unwrap();
+            }
+            (false, true) => {
+                let inference = Inference::new(&shape, params).x(&x).residual(&z).mask(&mut mask);
+                inference.y(&mut expected).frozen(mean, var).run().unwrap();
+            }
+            (false, false) => {
+                Inference::new(&shape, params).x(&x).y(&mut expected).frozen(mean, var).run().unwrap();
+            }
+        }
+        assert_same("y", &y, &expected);
+        let [mut dx, mut dz] = [tensor(), tensor()];
+        if mode == Mode::Inference {
+            let shared = layer.clone();
+            let mut y = tensor();
+            if residual {
+                shared.forward_inference_with_residual(&shape, &x, &z, &mut y).unwrap();
+            } else {
+                shared.forward_inference(&shape, &x, &mut y).unwrap();
+            }
+            assert_same("y", &y, &expected);
+            let result = layer.backward_with_residual(&shape, &x, &dy, &mut dx, &mut dz);
+            assert_eq!(result, Err(Error::NoForward));
+            return;
+        }
+        if by_batch {
+            assert_same("states", layer.states(), &states);
+        }
+        let mut wanted = [tensor(), tensor(), vec![T::default(); 7], vec![T::default(); 7]];
+        let [expected_dx, expected_dz, dgamma, dbeta] = &mut wanted;
+        let gradients = Gradients::new().dx(expected_dx).dgamma(dgamma).dbeta(dbeta);
+        let backward = Backward::new(&shape, params).x(&x).dy(&dy);
+        let backward = if residual {
+            backward.mask(&mask).gradients(gradients.dz(expected_dz))
+        } else {
+            backward.gradients(gradients)
+        };
+        let backward = if by_batch { backward.states(&states) } else { backward.frozen(mean, var) };
+        backward.run().unwrap();
+        if residual {
+            layer.backward_with_residual(&shape, &x, &dy, &mut dx, &mut dz).unwrap();
+            // dx alone is the same.
+            assert_same("dx alone", &self::gradients(&mut layer, &shape, &x, &dy)[0], &wanted[0]);
+        } else {
+            layer.backward(&shape, &x, &dy, &mut dx).unwrap();
+            let result = layer.backward_with_residual(&shape, &x, &dy, &mut dx.clone(), &mut dz.clone());
+            assert_eq!(result, Err(Error::NoResidual));
+        }
+        let got = [dx, dz, layer.dgamma().to_vec(), layer.dbeta().to_vec()];
+        for ((name, got), expected) in ["dx", "dz", "dgamma", "dbeta"].iter().zip(&got).zip(&wanted) {
+            assert_same(format_args!("{name} of {activation}, {mode:?}"), got, expected);
+        }
+    }
+    for mode in [Mode::Training, Mode::TrainingKeepRunning, Mode::Frozen, Mode::Inference] {
+        for (layout, form) in
+            LAYOUTS.into_iter().flat_map(|layout| forms().into_iter().map(move |f| (layout, f)))
+        {
+            check::<f32>(layout, mode, form);
+            check::<f64>(layout, mode, form);
+        }
+    }
+}
+
+/// dx and dz of a layer whose last forward pass had a residual.
+fn with_residual(layer: &mut BatchNorm<f32>, shape: &Shape, x: &[f32], dy: &[f32]) -> [Vec<f32>; 2] {
+    let [mut dx, mut dz] = [(); 2].map(|()| Guarded::new(shape.len(), 1));
+    layer.backward_with_residual(shape, x, dy, dx.get_mut(), dz.get_mut()).unwrap();
+    [dx.take("dx"), dz.take("dz")]
+}
+
+/// Forward passes that fail, of the same shape and of others, and what is set in between: the last one's gradients all the same.
+#[test]
+fn the_mask_is_the_last_forward_pass_s() {
+    let problem = Problem::<f32>::new(&[2, 5, 9], 9);
+    let (shape, Problem { x, z, dy, .. }) = (problem.shape(Layout::Nchw), &problem);
+    let other = Shape::nchw(&[4, 5, 9]).unwrap();
+    let empty = Shape::nchw(&[0, 5, 9]).unwrap();
+    let long = vec![1.0; other.len()];
+    for mode in [Mode::Training, Mode::TrainingKeepRunning, Mode::Frozen] {
+        let mut layer = layer_of(&problem).with_activation(Activation::Relu);
+        let mut y = vec![0.0; shape.len()];
+        // Failing before there was any.
+        assert!(layer.forward_with_residual(mode, &shape, x, z, &mut y[1..]).is_err());
+        let result = layer.backward_with_residual(&shape, x, dy, &mut y.clone(), &mut y.clone());
+        assert_eq!(result, Err(Error::NoForward));
+        // After one without a residual, nothing is left behind either.
+        layer.forward(mode, &shape, x, &mut y).unwrap();
+        let before = format!("{layer:?}");
+        assert!(layer.forward_with_residual(mode, &shape, x, z, &mut y[1..]).is_err());
+        let [mut dx, mut dz] = [(); 2].map(|()| Guarded::new(shape.len(), 0));
+        let result = layer.backward_with_residual(&shape, x, dy, dx.get_mut(), dz.get_mut());
+        assert_eq!(result, Err(Error::NoResidual));
+        assert_eq!(
+            result.unwrap_err().to_string(),
+            "backward has no residual to give the gradient of, must follow a forward pass that had one"
+        );
+        dx.assert_untouched("dx");
+        dz.assert_untouched("dz");
+        assert_eq!(format!("{layer:?}"), before);
+
+        layer.forward_with_residual(mode, &shape, x, z, &mut y).unwrap();
+        let (expected, before) = (with_residual(&mut layer, &shape, x, dy), format!("{layer:?}"));
+        for wrong in [Mode::Training, Mode::TrainingKeepRunning, Mode::Frozen, Mode::Inference] {
+            let mut y = Guarded::new(shape.len() - 1, 0);
+            assert!(layer.forward_with_residual(wrong, &shape, x, z, y.get_mut()).is_err());
+            assert!(layer.forward_with_residual(wrong, &other, &long, &long, y.get_mut()).is_err());
+            assert!(layer.forward_with_residual(wrong, &empty, &[], &[], y.get_mut()).is_err());
+            assert!(layer.forward_with_residual(wrong, &shape, x, &z[1..], &mut vec![0.0; x.len()]).is_err());
+            assert!(layer.forward(wrong, &shape, x, y.get_mut()).is_err());
+            y.assert_untouched("y");
+            assert_eq!(format!("{layer:?}"), before, "{mode:?}, then {wrong:?}");
+        }
+        assert_eq!(with_residual(&mut layer, &shape, x, dy), expected, "{mode:?}");
+        // Inference comes and goes, with a residual too.
+        layer.forward_with_residual(Mode::Inference, &other, &long, &long, &mut long.clone()).unwrap();
+        // What is written in between does not count.
+        layer.set_activation(Activation::LeakyRelu { slope: 0.5 }).unwrap();
+        layer.beta_mut().unwrap().fill(100.0);
+        layer.gamma_mut().unwrap().fill(-1.0);
+        assert_eq!(with_residual(&mut layer, &shape, x, dy), expected, "{mode:?}");
+        // Lengths of dz.
+        let before = format!("{layer:?}");
+        for len in [0, 89, 91] {
+            let (mut dx, mut dz) = (Guarded::new(90, 0), Guarded::new(len, 0));
+            let result = layer.backward_with_residual(&shape, x, dy, dx.get_mut(), dz.get_mut());
+            let expected = format!("dz has length {len}, must have length 90, that of {shape}");
+            assert_eq!(result.unwrap_err().to_string(), expected);
+            dx.assert_untouched("dx");
+            dz.assert_untouched("dz");
+        }
+        assert_eq!(format!("{layer:?}"), before);
+        // The next one takes its place, and may be of another size.
+        layer.forward_with_residual(mode, &other, &long, &long, &mut long.clone()).unwrap();
+        let [_, dz] = with_residual(&mut layer, &other, &long, &long);
+        assert_eq!(dz.len(), other.len());
+        layer.forward(mode, &shape, x, &mut y).unwrap();
+        let result = layer.backward_with_residual(&shape, x, dy, &mut y.clone(), &mut y);
+        assert_eq!(result, Err(Error::NoResidual));
+    }
+}
+
+/// u is found anew with the beta and the activation that the forward pass had.
+#[test]
+fn a_beta_set_between_forward_and_backward_does_not_count() {
+    let problem = Problem::<f64>::new(&[4, 5, 9], 10);
+    let shape = problem.shape(Layout::Nchw);
+    for mode in [Mode::Training, Mode::TrainingKeepRunning, Mode::Frozen] {
+        for activation in [Activation::Relu, Activation::Silu] {
+            let mut layer = layer_of(&problem).with_activation(activation);
+            layer.forward(mode, &shape, &problem.x, &mut vec![0.0; shape.len()]).unwrap();
+            let expected = gradients(&mut layer, &shape, &problem.x, &problem.dy);
+            layer.beta_mut().unwrap().fill(-7.0);
+            layer.set_activation(Activation::Identity).unwrap();
+            assert_eq!(gradients(&mut layer, &shape, &problem.x, &problem.dy), expected, "{mode:?}");
+            let mut layer = layer.without_beta();
+            assert_eq!(gradients(&mut layer, &shape, &problem.x, &problem.dy), expected, "{mode:?}");
+        }
+    }
 }

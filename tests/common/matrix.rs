@@ -107,6 +107,15 @@ impl Bits for f64 {
     }
 }
 
+impl Canary for u64 {
+    fn canary() -> Self {
+        0x5a5a_a5a5_c3c3_3c3c
+    }
+    fn same(&self, other: &Self) -> bool {
+        self == other
+    }
+}
+
 impl Canary for Welford {
     fn canary() -> Self {
         [1.5, -7.25].into_iter().collect()
@@ -203,6 +212,8 @@ pub struct Problem<T> {
     pub dims: Vec<usize>,
     pub x: Vec<T>,
     pub dy: Vec<T>,
+    /// What is added to the normalized x where there is a residual.
+    pub z: Vec<T>,
     pub gamma: Option<Vec<T>>,
     pub beta: Option<Vec<T>>,
     /// Given statistics.
@@ -236,7 +247,9 @@ impl<T: Bits> Problem<T> {
         let dy = variates(n * c * s, 0.1);
         let (gamma, beta, mean) = (variates(c, 0.5), variates(c, 0.0), variates(c, 0.2));
         let var = variates(c, 0.0).into_iter().map(|v| T::from_f64(0.3 + v.to_f64() * v.to_f64())).collect();
-        Self { dims: dims.to_vec(), x, dy, gamma: Some(gamma), beta: Some(beta), mean, var, eps: 1e-5 }
+        let rng = &mut data::rng(seed ^ 1 << 63);
+        let z = x.iter().map(|_| T::from_f64(variate(rng))).collect();
+        Self { dims: dims.to_vec(), x, dy, z, gamma: Some(gamma), beta: Some(beta), mean, var, eps: 1e-5 }
     }
 
     /// Without gamma and beta.
@@ -466,7 +479,8 @@ impl<T: Bits> Results<T> {
 /// What [`Results::hash`] starts from.
 pub const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
 
-fn fnv(hash: u64, word: u64) -> u64 {
+/// Some more of a hash.
+pub fn fnv(hash: u64, word: u64) -> u64 {
     word.to_le_bytes()
         .into_iter()
         .fold(hash, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
@@ -477,21 +491,22 @@ pub const RULES: [UpdateRule; 3] =
     [UpdateRule::Decay(0.9), UpdateRule::Momentum(0.3), UpdateRule::Cumulative];
 
 /// Inputs of a problem in a layout, in guarded memory.
-struct Inputs<'a, T> {
-    problem: &'a Problem<T>,
-    layout: Layout,
-    shape: Shape,
-    at: Placement,
-    x: Guarded<T>,
-    dy: Guarded<T>,
-    gamma: Option<Guarded<T>>,
-    beta: Option<Guarded<T>>,
-    mean: Guarded<T>,
-    var: Guarded<T>,
+pub struct Inputs<'a, T> {
+    pub problem: &'a Problem<T>,
+    pub layout: Layout,
+    pub shape: Shape,
+    pub at: Placement,
+    pub x: Guarded<T>,
+    pub dy: Guarded<T>,
+    pub z: Guarded<T>,
+    pub gamma: Option<Guarded<T>>,
+    pub beta: Option<Guarded<T>>,
+    pub mean: Guarded<T>,
+    pub var: Guarded<T>,
 }
 
 impl<'a, T: Bits> Inputs<'a, T> {
-    fn new(problem: &'a Problem<T>, layout: Layout, at: Placement) -> Self {
+    pub fn new(problem: &'a Problem<T>, layout: Layout, at: Placement) -> Self {
         let tensor = |values: &[T]| Guarded::holding(&problem.lay_out(layout, values), at.inputs);
         let vector = |values: &Vec<T>| Guarded::holding(values, at.inputs);
         Self {
@@ -501,6 +516,7 @@ impl<'a, T: Bits> Inputs<'a, T> {
             at,
             x: tensor(&problem.x),
             dy: tensor(&problem.dy),
+            z: tensor(&problem.z),
             gamma: problem.gamma.as_ref().map(vector),
             beta: problem.beta.as_ref().map(vector),
             mean: vector(&problem.mean),
@@ -508,23 +524,28 @@ impl<'a, T: Bits> Inputs<'a, T> {
         }
     }
 
-    fn params(&self) -> Params<'_, T> {
+    /// Scale, shift and eps.
+    pub fn params(&self) -> Params<'_, T> {
         params(self.gamma.as_ref().map(Guarded::get), self.beta.as_ref().map(Guarded::get), self.problem.eps)
     }
 
-    fn tensor(&self) -> Guarded<T> {
+    /// An output of the shape.
+    pub fn tensor(&self) -> Guarded<T> {
         Guarded::new(self.shape.len(), self.at.outputs)
     }
 
-    fn vector(&self) -> Guarded<T> {
+    /// An output of a value per channel.
+    pub fn vector(&self) -> Guarded<T> {
         Guarded::new(self.shape.channels(), self.at.outputs)
     }
 
-    fn states(&self) -> Guarded<Welford> {
+    /// States to be written.
+    pub fn states(&self) -> Guarded<Welford> {
         Guarded::new(self.shape.channels(), self.at.outputs)
     }
 
-    fn back(&self, tensor: Guarded<T>, what: &str) -> Vec<T> {
+    /// An output in the order of NCHW, after a look at the canaries.
+    pub fn back(&self, tensor: Guarded<T>, what: &str) -> Vec<T> {
         tensor.assert_margins(what);
         self.problem.lay_back(self.layout, tensor.get())
     }
@@ -584,10 +605,11 @@ impl<'a, T: Bits> Inputs<'a, T> {
     }
 
     /// Asserts that the inputs are what they were.
-    fn assert_unchanged(&self) {
-        let Problem { x, dy, gamma, beta, mean, var, .. } = self.problem;
+    pub fn assert_unchanged(&self) {
+        let Problem { x, dy, z, gamma, beta, mean, var, .. } = self.problem;
         assert_same("input x", &self.problem.lay_back(self.layout, self.x.get()), x);
         assert_same("input dy", &self.problem.lay_back(self.layout, self.dy.get()), dy);
+        assert_same("input z", &self.problem.lay_back(self.layout, self.z.get()), z);
         let vectors = [(Some(&self.mean), Some(mean)), (Some(&self.var), Some(var))];
         for (held, original) in [(self.gamma.as_ref(), gamma.as_ref()), (self.beta.as_ref(), beta.as_ref())]
             .into_iter()
@@ -600,6 +622,7 @@ impl<'a, T: Bits> Inputs<'a, T> {
         }
         self.x.assert_margins("x");
         self.dy.assert_margins("dy");
+        self.z.assert_margins("z");
     }
 }
 

@@ -3,4 +3,5 @@
 
 pub mod data;
 pub mod exact;
+pub mod fused;
 pub mod matrix;

@@ -5,6 +5,7 @@
 
 use batchnorm::{Gradients, Layout, Level, Params, Shape, backward, forward_training};
 
+use crate::common::fused::{Share, forms, run_fused};
 use crate::common::matrix::{
     Bits, Configuration, FNV_START, Guarded, LAYOUTS, Placement, Problem, Results, Subset, THREADS,
     assert_same, check, check_against_reference, configurations, few_configurations, levels, params, run,
@@ -476,38 +477,56 @@ fn one_hash_on_several_threads() {
 }
 
 fn assert_one_hash(with: impl Fn(usize) -> bool) {
-    // Of f32, and of f64.
-    const HASHES: [u64; 2] = [0x67db_e712_b32e_ffaf, 0x5761_c27c_c9d0_73b4];
-    fn hash<T: Bits>(layout: Layout, mut hash: u64) -> u64 {
-        for (seed, dims) in [
-            &[1, 1, 1, 1][..],
-            &[2, 7, 3, 4, 4],
-            &[32, 27, 7],
-            &[9, 128, 1],
-            &[3, 65, 7, 7],
-            &[2, 3, 9000],
-            &[8, 64, 14, 14],
-            &[4097, 17],
-            &[1, 2, 100_003],
-            &[12, 530, 10, 10],
-        ]
-        .into_iter()
-        .enumerate()
-        {
+    // Of f32, and of f64: of the bare operations, then of the fused ones.
+    const HASHES: [[u64; 2]; 2] =
+        [[0x67db_e712_b32e_ffaf, 0x5761_c27c_c9d0_73b4], [0x2d82_16bb_3eb9_3e5a, 0x96cb_7ea9_eddf_43e5]];
+    const DIMS: [&[usize]; 10] = [
+        &[1, 1, 1, 1],
+        &[2, 7, 3, 4, 4],
+        &[32, 27, 7],
+        &[9, 128, 1],
+        &[3, 65, 7, 7],
+        &[2, 3, 9000],
+        &[8, 64, 14, 14],
+        &[4097, 17],
+        &[1, 2, 100_003],
+        &[12, 530, 10, 10],
+    ];
+    fn problems<T: Bits>() -> impl Iterator<Item = Problem<T>> {
+        DIMS.into_iter().enumerate().map(|(seed, dims)| {
             let problem = Problem::<T>::new(dims, seed as u64);
-            let problem = if seed % 3 == 2 { problem.plain() } else { problem };
-            hash = run(&problem, layout, Placement::default(), std::iter::empty()).hash(hash);
+            if seed % 3 == 2 { problem.plain() } else { problem }
+        })
+    }
+    fn bare<T: Bits>(layout: Layout) -> u64 {
+        let run = |problem| run(&problem, layout, Placement::default(), std::iter::empty());
+        problems::<T>().fold(FNV_START, |hash, problem| run(problem).hash(hash))
+    }
+    /// Every form of the smaller problems, of the larger ones some.
+    fn fused<T: Bits>(layout: Layout) -> u64 {
+        let (mut hash, all) = (FNV_START, forms());
+        for (i, problem) in problems::<T>().enumerate() {
+            let step = if problem.x.len() < 3000 { 1 } else { 5 };
+            for form in all.iter().skip(i % step).step_by(step) {
+                let share = Share { from: 0, of: 13 };
+                hash = run_fused(&problem, layout, Placement::default(), *form, share).hash(hash);
+            }
         }
         hash
     }
     let mut hashes = Vec::new();
     for configuration in configurations().into_iter().filter(|configuration| with(configuration.threads)) {
         for layout in LAYOUTS {
-            let both = configuration.run(|| [hash::<f32>(layout, FNV_START), hash::<f64>(layout, FNV_START)]);
+            let all = configuration.run(|| {
+                [[bare::<f32>(layout), bare::<f64>(layout)], [fused::<f32>(layout), fused::<f64>(layout)]]
+            });
             let Configuration { level, threads } = configuration;
-            let [single, double] = both;
-            println!("f32 {single:016x}  f64 {double:016x}  {level:<8} {threads} thread(s) {layout:?}");
-            hashes.push(both);
+            for ([single, double], what) in all.iter().zip(["", ", fused"]) {
+                println!(
+                    "f32 {single:016x}  f64 {double:016x}  {level:<8} {threads} thread(s) {layout:?}{what}"
+                );
+            }
+            hashes.push(all);
         }
     }
     assert!(hashes.iter().all(|hashes| *hashes == HASHES), "not the same bits");

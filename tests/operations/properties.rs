@@ -3,12 +3,13 @@
 use std::fmt::Debug;
 
 use batchnorm::{
-    Element, Gradients, Layout, Level, Params, Shape, Welford, backward, forward_inference, forward_training,
-    statistics,
+    Activation, Element, Gradients, Layout, Level, Params, Shape, Welford, backward, forward_inference,
+    forward_training, statistics,
 };
 use quickcheck::{Arbitrary, Gen, QuickCheck, Testable};
 use rand::seq::SliceRandom;
 
+use crate::common::fused::{Form, Share, forms, run_fused};
 use crate::common::matrix::{
     Bits, Configuration, LAYOUTS, Placement, Problem, Results, Subset, THREADS, assert_same,
     check_against_reference, levels, run, variate,
@@ -162,6 +163,8 @@ impl<T: Bits> Arbitrary for Wild<T> {
     fn arbitrary(g: &mut Gen) -> Self {
         let Dims(dims) = Dims::arbitrary(g);
         let mut problem = arbitrary_problem(g, &dims, &WILD);
+        let kind = *g.choose(&WILD).unwrap();
+        problem.z = elements(g, kind, problem.x.len());
         problem.eps = *g.choose(&[0.0, 1e-5, 1e-300, 1e10]).unwrap();
         for vector in [&mut problem.mean, &mut problem.var]
             .into_iter()
@@ -198,6 +201,7 @@ fn smaller<T: Bits>(problem: &Problem<T>) -> impl Iterator<Item = Problem<T>> + 
         Problem {
             x: tensor(&problem.x),
             dy: tensor(&problem.dy),
+            z: tensor(&problem.z),
             gamma: problem.gamma.as_ref().map(vector),
             beta: problem.beta.as_ref().map(vector),
             mean: vector(&problem.mean),
@@ -241,6 +245,30 @@ fn levels_layouts_and_alignments_give_the_same_bits() {
     }
     many(400, property::<f32> as fn(_, _, _, _) -> bool);
     many(200, property::<f64> as fn(_, _, _, _) -> bool);
+}
+
+/// Any numbers in any tensor, any activation: the separate operations' bits.
+#[test]
+fn fused_is_unfused() {
+    fn property<T: Bits>(Wild(problem): Wild<T>, turn: usize, slope: f64, bounds: (f64, f64)) -> bool {
+        let (levels, turn) = (levels(), turn / 2);
+        let level = levels[turn % levels.len()];
+        let configuration = Configuration { level, threads: THREADS[turn / 3 % THREADS.len()] };
+        let at = Placement { inputs: turn / 12 % 17, outputs: turn / 7 % 17 };
+        let slope = if slope.is_finite() { slope } else { 0.5 };
+        let (lo, hi) = (bounds.0.min(bounds.1), bounds.0.max(bounds.1));
+        let any = [Activation::LeakyRelu { slope }, Activation::Clip { lo, hi }];
+        let any = any.into_iter().filter(|any| any.apply::<T>(&mut []).is_ok());
+        let any = any.map(|activation| Form { activation, residual: turn % 2 == 0 });
+        let known = forms();
+        for form in any.chain([known[turn % known.len()]]) {
+            let share = Share { from: turn, of: 3 };
+            configuration.run(|| run_fused(&problem, LAYOUTS[turn / 5 % 2], at, form, share));
+        }
+        true
+    }
+    many(300, property::<f32> as fn(_, _, _, _) -> bool);
+    many(300, property::<f64> as fn(_, _, _, _) -> bool);
 }
 
 /// In results and states, every NaN is the canonical one.
@@ -397,6 +425,7 @@ fn permuting_channels_permutes_results() {
             dims: problem.dims.clone(),
             x: tensor(&problem.x),
             dy: tensor(&problem.dy),
+            z: tensor(&problem.z),
             gamma: problem.gamma.as_ref().map(vector),
             beta: problem.beta.as_ref().map(vector),
             mean: vector(&problem.mean),

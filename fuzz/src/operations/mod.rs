@@ -2,4 +2,5 @@
 
 pub mod agreement;
 pub mod forward;
+pub mod fused;
 pub mod gradients;

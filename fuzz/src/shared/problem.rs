@@ -147,6 +147,7 @@ pub struct Problem {
     x: Elements,
     dy: Elements,
     given: Given,
+    z: Elements,
 }
 
 /// The numbers that an input stands for: what the library is called with.
@@ -169,6 +170,8 @@ fn describe<T: Contract>(problem: &Problem, f: &mut fmt::Formatter<'_>) -> fmt::
     writeln!(f, "      made as {:?}", problem.x)?;
     writeln!(f, "    dy {:?}", Shown(&made.dy))?;
     writeln!(f, "      made as {:?}", problem.dy)?;
+    writeln!(f, "    z {:?}", Shown(&made.z))?;
+    writeln!(f, "      made as {:?}", problem.z)?;
     writeln!(f, "    mean {:?}", Shown(&made.mean))?;
     write!(f, "    var {:?}", Shown(&made.var))
 }
@@ -181,6 +184,7 @@ impl Problem {
         let mut problem = matrix::Problem {
             x: self.x.tensor(&dims),
             dy: self.dy.tensor(&dims),
+            z: self.z.tensor(&dims),
             gamma: self.gamma.vector(channels),
             beta: self.beta.vector(channels),
             mean: Vec::new(),

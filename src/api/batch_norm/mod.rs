@@ -228,6 +228,7 @@ impl<T: Element> BatchNorm<T> {
         y: &mut [T],
     ) -> Result<(), Error> {
         let keeps = mode != Mode::Inference && z.is_some();
+        let reuses = self.has_mask_of(shape);
         let mut mask = if keeps { Some(self.mask_for(shape)?) } else { None };
         let written = mask.as_deref_mut();
         let statistics = match mode {
@@ -244,13 +245,18 @@ impl<T: Element> BatchNorm<T> {
             Ok(statistics) => Record::write(&mut self.forward, statistics, shape, (x, mask), &self.parts),
             // Nothing has been written: what was kept is still so.
             Err(error) => {
-                if let (Some(record), Some(mask)) = (&mut self.forward, mask) {
+                if let (Some(record), Some(mask), true) = (&mut self.forward, mask, reuses) {
                     record.mask = mask;
                 }
                 return Err(error);
             }
         }
         Ok(())
+    }
+
+    /// Whether the last forward pass's mask is of this shape's length.
+    fn has_mask_of(&self, shape: &Shape) -> bool {
+        self.forward.as_ref().is_some_and(|record| record.mask.len() == shape.mask_len())
     }
 
     /// The last forward pass's mask, if it is of this shape's length, or a new one.

@@ -6,12 +6,13 @@ mod sequence;
 pub use sequence::Sequence;
 
 use batchnorm::{
-    BatchNorm, Error, Gradients, Layout, Mode, Params, RunningUpdate, RunningVariance, Shape, UpdateRule,
-    Welford, backward, backward_frozen, forward_inference, forward_training,
+    Activation, Backward, BatchNorm, Error, Gradients, Inference, Layout, Mode, Params, RunningUpdate,
+    RunningVariance, Shape, Training, UpdateRule, Welford,
 };
 
 use crate::common::exact::{Statistics, Value, channel};
 use crate::common::matrix::{Guarded, assert_same, params};
+use crate::operations::fused::AnyActivation;
 use crate::shared::bounds::{Bound, Contract, assert_value};
 use crate::shared::data::Elements;
 use sequence::{Call, Given, Off, Pass, Size, off};
@@ -37,6 +38,7 @@ struct Model<T> {
     update: RunningUpdate,
     gamma: Option<Vec<T>>,
     beta: Option<Vec<T>>,
+    activation: AnyActivation,
     dgamma: Vec<T>,
     dbeta: Vec<T>,
     mean: Vec<T>,
@@ -53,6 +55,10 @@ struct LastForward<T> {
     shape: Shape,
     x: Vec<T>,
     gamma: Option<Vec<T>>,
+    beta: Option<Vec<T>>,
+    activation: Activation,
+    /// If there was a residual.
+    mask: Option<Vec<u64>>,
     eps: f64,
     mean: Vec<T>,
     var: Vec<T>,
@@ -63,6 +69,7 @@ pub fn run<T: Contract>(sequence: &Sequence) {
     let channels = sequence.channels();
     let mut model = Model::<T>::new(sequence, channels);
     let mut layer = BatchNorm::new(channels).with_eps(model.eps).with_update(model.update);
+    layer = layer.with_activation(model.activation.get());
     if let (Some(values), Some(gamma)) = (&model.gamma, layer.gamma_mut()) {
         gamma.copy_from_slice(values);
     } else {
@@ -92,6 +99,7 @@ impl<T: Contract> Model<T> {
             update: sequence.rule.update(sequence.unbiased),
             gamma: sequence.gamma.vector(channels),
             beta: sequence.beta.vector(channels),
+            activation: sequence.activation,
             dgamma: all(0.0),
             dbeta: all(0.0),
             mean: all(0.0),
@@ -103,7 +111,7 @@ impl<T: Contract> Model<T> {
     }
 
     fn params(&self) -> Params<'_, T> {
-        params(self.gamma.as_deref(), self.beta.as_deref(), self.eps)
+        params(self.gamma.as_deref(), self.beta.as_deref(), self.eps).activation(self.activation.get())
     }
 
     fn shape(&self, size: Size, channels: usize) -> Shape {
@@ -126,8 +134,20 @@ impl<T: Contract> Model<T> {
     fn call(&mut self, layer: &mut BatchNorm<T>, call: &Call) -> Result<(), Error> {
         let channels = self.states.len();
         match call {
-            Call::Forward { pass, size, x, off: by } => self.forward(layer, *pass, *size, x, *by),
-            Call::Backward { x, dy, off: by } => self.backward(layer, *x, dy, *by),
+            Call::Forward { pass, size, x, residual, off: by } => {
+                self.forward(layer, *pass, *size, (x, residual.as_ref()), *by)
+            }
+            Call::Backward { x, dy, with_residual, off: by } => {
+                self.backward(layer, *x, (dy, *with_residual), *by)
+            }
+            Call::SetActivation(activation) => {
+                let result = layer.set_activation(activation.get());
+                assert_eq!(result.is_ok(), activation.is_good(), "{activation:?}: {result:?}");
+                if result.is_ok() {
+                    self.activation = *activation;
+                }
+                result
+            }
             Call::Step { lr } => {
                 let lr = lr.value();
                 let result = layer.step(lr);
@@ -191,23 +211,33 @@ impl<T: Contract> Model<T> {
         layer: &mut BatchNorm<T>,
         pass: Pass,
         size: Size,
-        x: &Elements,
+        (x, z): (&Elements, Option<&Elements>),
         by: Off,
     ) -> Result<(), Error> {
         let (channels, mode) = (self.states.len(), pass.mode());
         let shape = self.shape(size, off(channels, by.channels));
         let x = self.tensor(&shape, x, off(shape.len(), by.x));
+        // The short form of training has none.
+        let z = z.filter(|_| !matches!(pass, Pass::ShortTraining));
+        let z = z.map(|z| self.tensor(&shape, z, off(shape.len(), by.dy)));
+        let activation = self.activation.get();
         let mut y = Guarded::<T>::new(off(shape.len(), by.output), 0);
         let m = shape.per_channel();
         let single = m == 1 && self.update.variance == RunningVariance::Unbiased;
         let good = shape.channels() == channels
             && self.eps_is_good()
+            && self.activation.is_good()
+            && z.as_ref().is_none_or(|z| z.len() == shape.len() && activation.is_piecewise_linear())
             && (mode != Mode::Training || (rule_is_good(self.update) && !single))
             && [x.len(), y.get().len()] == [shape.len(); 2];
-        let result = match pass {
-            Pass::ShortTraining => layer.forward_training(&shape, &x, y.get_mut()),
-            Pass::ShortInference => layer.forward_inference(&shape, &x, y.get_mut()),
-            _ => layer.forward(mode, &shape, &x, y.get_mut()),
+        let result = match (pass, &z) {
+            (Pass::ShortTraining, _) => layer.forward_training(&shape, &x, y.get_mut()),
+            (Pass::ShortInference, None) => layer.forward_inference(&shape, &x, y.get_mut()),
+            (Pass::ShortInference, Some(z)) => {
+                layer.forward_inference_with_residual(&shape, &x, z, y.get_mut())
+            }
+            (_, None) => layer.forward(mode, &shape, &x, y.get_mut()),
+            (_, Some(z)) => layer.forward_with_residual(mode, &shape, &x, z, y.get_mut()),
         };
         assert_eq!(result.is_ok(), good, "{mode:?} of {shape}: {result:?}");
         if !good {
@@ -216,11 +246,19 @@ impl<T: Contract> Model<T> {
         }
         let mut expected = vec![T::canary(); shape.len()];
         let frozen = matches!(mode, Mode::Frozen | Mode::Inference);
+        let mut mask = z.as_ref().map(|_| vec![0; shape.mask_len()]);
+        macro_rules! operands {
+            ($call:expr) => {{
+                let call = $call.x(&x).y(&mut expected);
+                let call = if let Some(z) = &z { call.residual(z) } else { call };
+                if let Some(mask) = &mut mask { call.mask(mask) } else { call }
+            }};
+        }
         if frozen {
-            forward_inference(&shape, &x, &self.mean, &self.var, &self.params(), &mut expected).unwrap();
+            operands!(Inference::new(&shape, self.params())).frozen(&self.mean, &self.var).run().unwrap();
         } else {
             let mut states = vec![Welford::new(); channels];
-            forward_training(&shape, &x, &self.params(), &mut expected, &mut states).unwrap();
+            operands!(Training::new(&shape, self.params())).states(&mut states).run().unwrap();
             self.states = states;
         }
         assert_same("y", &y.take("y"), &expected);
@@ -234,8 +272,10 @@ impl<T: Contract> Model<T> {
             self.var.copy_from_slice(layer.running_var());
         }
         if mode != Mode::Inference {
-            let (gamma, mean, var) = (self.gamma.clone(), self.mean.clone(), self.var.clone());
-            self.forward = Some(LastForward { frozen, shape, x, gamma, eps: self.eps, mean, var });
+            let (gamma, beta, eps) = (self.gamma.clone(), self.beta.clone(), self.eps);
+            let (mean, var) = (self.mean.clone(), self.var.clone());
+            self.forward =
+                Some(LastForward { frozen, shape, x, gamma, beta, activation, mask, eps, mean, var });
         }
         result
     }
@@ -280,7 +320,7 @@ impl<T: Contract> Model<T> {
         &mut self,
         layer: &mut BatchNorm<T>,
         given: Given,
-        dy: &Elements,
+        (dy, with_residual): (&Elements, bool),
         by: Off,
     ) -> Result<(), Error> {
         let (shape, mut x) = match (given, &self.forward) {
@@ -304,10 +344,16 @@ impl<T: Contract> Model<T> {
         }
         let x = resized(x, off(shape.len(), by.x));
         let dy = self.tensor(&shape, dy, off(shape.len(), by.dy));
-        let mut dx = Guarded::<T>::new(off(shape.len(), by.output), 0);
+        let [mut dx, mut dz] = [(); 2].map(|()| Guarded::<T>::new(off(shape.len(), by.output), 0));
         let lengths = [x.len(), dy.len(), dx.get().len()] == [shape.len(); 3];
-        let last = self.forward.clone().filter(|last| lengths && last.shape.lies_like(&shape));
-        let result = layer.backward(&shape, &x, &dy, dx.get_mut());
+        let last = self.forward.clone().filter(|last| {
+            lengths && last.shape.lies_like(&shape) && (!with_residual || last.mask.is_some())
+        });
+        let result = if with_residual {
+            layer.backward_with_residual(&shape, &x, &dy, dx.get_mut(), dz.get_mut())
+        } else {
+            layer.backward(&shape, &x, &dy, dx.get_mut())
+        };
         let same = |(a, b): (&T, &T)| a == b || (a.to_f64().is_nan() && b.to_f64().is_nan());
         match &last {
             None => assert!(result.is_err(), "backward of {shape} that is not the forward pass's"),
@@ -322,18 +368,24 @@ impl<T: Contract> Model<T> {
         }
         let Some(last) = last.filter(|_| result.is_ok()) else {
             dx.assert_untouched("dx of an error");
+            dz.assert_untouched("dz of an error");
             return result;
         };
-        let mut expected = vec![T::canary(); shape.len()];
+        let [mut expected, mut expected_dz] = [(); 2].map(|()| vec![T::canary(); shape.len()]);
         let (mut dgamma, mut dbeta) = (self.dgamma.clone(), self.dbeta.clone());
-        let gradients = Gradients::new().dx(&mut expected).dgamma(&mut dgamma).dbeta(&mut dbeta);
-        let params = params(last.gamma.as_deref(), None, last.eps);
-        if last.frozen {
-            backward_frozen(&shape, &x, &dy, &last.mean, &last.var, &params, gradients).unwrap();
-        } else {
-            backward(&shape, &x, &dy, &self.states, &params, gradients).unwrap();
+        let mut gradients = Gradients::new().dx(&mut expected).dgamma(&mut dgamma).dbeta(&mut dbeta);
+        if with_residual {
+            gradients = gradients.dz(&mut expected_dz);
         }
+        let params = params(last.gamma.as_deref(), last.beta.as_deref(), last.eps);
+        let mut call = Backward::new(&shape, params.activation(last.activation)).x(&x).dy(&dy);
+        if let Some(mask) = &last.mask {
+            call = call.mask(mask);
+        }
+        call = if last.frozen { call.frozen(&last.mean, &last.var) } else { call.states(&self.states) };
+        call.gradients(gradients).run().unwrap();
         assert_same("dx", &dx.take("dx"), &expected);
+        assert_same("dz", &dz.take("dz"), &expected_dz);
         (self.dgamma, self.dbeta) = (dgamma, dbeta);
         result
     }
@@ -341,7 +393,7 @@ impl<T: Contract> Model<T> {
     /// Takes the layer apart and makes it of its parts, which hold all but gradients and the last forward pass.
     fn restore(&mut self, layer: &mut BatchNorm<T>) -> Result<(), Error> {
         let restored = BatchNorm::from_parts(layer.clone().into_parts());
-        let good = self.eps_is_good() && rule_is_good(self.update);
+        let good = self.eps_is_good() && rule_is_good(self.update) && self.activation.is_good();
         assert_eq!(restored.is_ok(), good, "{restored:?}");
         *layer = restored?;
         let channels = self.states.len();

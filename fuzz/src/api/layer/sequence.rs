@@ -5,6 +5,7 @@ use std::fmt;
 use arbitrary::Arbitrary;
 use batchnorm::{Layout, Level, Mode, RunningUpdate, RunningVariance, UpdateRule};
 
+use crate::operations::fused::AnyActivation;
 use crate::shared::bounds::Contract;
 use crate::shared::data::{Elements, Parameter, Shown};
 use crate::shared::problem::ElementType;
@@ -22,6 +23,7 @@ pub struct Sequence {
     pub(super) unbiased: bool,
     pub(super) gamma: Parameter,
     pub(super) beta: Parameter,
+    pub(super) activation: AnyActivation,
     pub(super) calls: [Option<Call>; 6],
 }
 
@@ -46,7 +48,8 @@ fn describe<T: Contract>(sequence: &Sequence, f: &mut fmt::Formatter<'_>) -> fmt
     let (channels, layout) = (sequence.channels(), sequence.layout());
     let (level, threads) = (Level::active(), rayon::current_num_threads());
     writeln!(f, "{} layer of {channels} channels, {layout:?}, level {level}, {threads} threads", T::NAME)?;
-    writeln!(f, "    eps {:?}, {:?}", sequence.eps, sequence.rule.update(sequence.unbiased))?;
+    let update = sequence.rule.update(sequence.unbiased);
+    writeln!(f, "    eps {:?}, {update:?}, {:?}", sequence.eps, sequence.activation)?;
     for (name, parameter) in [("gamma", sequence.gamma), ("beta", sequence.beta)] {
         writeln!(f, "    {name} {:?}", parameter.vector::<T>(channels).as_deref().map(Shown))?;
     }
@@ -140,11 +143,13 @@ pub(super) enum Call {
         pass: Pass,
         size: Size,
         x: Elements,
+        residual: Option<Elements>,
         off: Off,
     },
     Backward {
         x: Given,
         dy: Elements,
+        with_residual: bool,
         off: Off,
     },
     Step {
@@ -164,6 +169,7 @@ pub(super) enum Call {
         unbiased: bool,
     },
     SetEps(Scalar),
+    SetActivation(AnyActivation),
     /// Taken apart and made of its parts again.
     Restore,
 }
