@@ -1,6 +1,7 @@
 /*
  * batchnorm: batch normalization for the CPU. Statistics, training, inference and backward of tensors of float or double
- * in NCHW and NHWC. Link with -lbatchnorm. C++ has its types back with batchnorm.hpp.
+ * in NCHW and NHWC, with the activation and the residual that follow. Link with -lbatchnorm. C++ has its types back with
+ * batchnorm.hpp.
  *
  *   float x[8] = {1, 8, 3, 12, 1, 8, 3, 12}, y[8];
  *   batchnorm_state states[2];
@@ -12,11 +13,11 @@
  * 0, which is their default. So a program works with later versions of the library as it was compiled; and with earlier
  * ones, unless it uses what these do not have: that is an error.
  *
- * Lengths: a tensor (x, y, dy, dx) has batch * channels * spatial[0] * spatial[1] * spatial[2] elements, an axis of 0 left
- * out; everything else (states, gamma, beta, mean, var, their gradients) has one per channel. Pointers to void point to
- * elements of the problem's type, aligned to it; they need not be aligned to more. Null is refused, unless the length is 0
- * or the field says that it may be null. What is written overlaps no other argument, except where a field says that it may
- * be another: then it is exactly that one.
+ * Lengths: a tensor (x, y, residual, dy, dx, dz) has batch * channels * spatial[0] * spatial[1] * spatial[2] elements, an
+ * axis of 0 left out; a mask has a bit for each of them, batchnorm_mask_len words; everything else (states, gamma, beta,
+ * mean, var, their gradients) has one per channel. Pointers to void point to elements of the problem's type, aligned to
+ * it; they need not be aligned to more. Null is refused, unless the length is 0 or the field says that it may be null. What
+ * is written overlaps no other argument, except where a field says that it may be another: then it is exactly that one.
  *
  * A call returns BATCHNORM_STATUS_OK, or what is wrong with its arguments; then nothing has been written, and
  * batchnorm_last_message says which argument it is.
@@ -78,11 +79,11 @@ typedef enum batchnorm_status {
   BATCHNORM_STATUS_OVERLAP = 3,
   /** The number of elements, or of their bytes, overflows; or a count that a merge would make. */
   BATCHNORM_STATUS_OVERFLOW = 4,
-  /** A number stands for no element, layout, level, rule or variance. */
+  /** A number stands for no element, layout, activation, level, rule or variance. */
   BATCHNORM_STATUS_UNKNOWN_VALUE = 5,
   /** eps is negative, NaN or infinite. */
   BATCHNORM_STATUS_EPSILON = 6,
-  /** A learning rate is NaN or infinite, or a momentum or decay not between 0 and 1. */
+  /** A learning rate or a slope is NaN or infinite, or a momentum or decay not between 0 and 1. */
   BATCHNORM_STATUS_NOT_FINITE = 7,
   /** The unbiased variance of one element per channel does not exist. */
   BATCHNORM_STATUS_SINGLE_ELEMENT = 8,
@@ -102,6 +103,10 @@ typedef enum batchnorm_status {
   BATCHNORM_STATUS_OUT_OF_MEMORY = 15,
   /** A state's numbers are none that elements give. */
   BATCHNORM_STATUS_STATE = 16,
+  /** An activation has a residual, or a mask, that it does not go with. */
+  BATCHNORM_STATUS_ACTIVATION = 17,
+  /** A clip's bounds are NaN, or leave nothing between them. */
+  BATCHNORM_STATUS_CLIP = 18,
 } batchnorm_status;
 
 /* Threads of the program's own. */
@@ -216,6 +221,29 @@ batchnorm_status batchnorm_merge(size_t channels,
                                  batchnorm_state *into,
                                  const batchnorm_state *from);
 
+/* What follows a normalization: activations, and masks of what they let through. */
+
+/** y = u: no activation. */
+#define BATCHNORM_IDENTITY 0
+/** y = max(u, 0). Its derivative at 0 is 0. */
+#define BATCHNORM_RELU 1
+/** y = u where that is above 0, else slope * u. Its derivative at 0 is the slope. */
+#define BATCHNORM_LEAKY_RELU 2
+/** y = u, but no less than lo and no more than hi; ReLU6 is that from 0 to 6. Its derivative at either is 0. */
+#define BATCHNORM_CLIP 3
+/** y = u * min(max(u + 3, 0), 6) / 6. It goes with neither a residual nor a mask. */
+#define BATCHNORM_HARD_SWISH 4
+/** y = u / (1 + exp(-u)). It goes with neither a residual nor a mask. */
+#define BATCHNORM_SILU 5
+
+/**
+ * Writes to `words` how many words a mask of the problem's tensors has: a bit for each element, 64 in a word. Bit
+ * i % 64 of word i / 64 is that of the element at offset i: 1 where the gradient goes through the activation as it is
+ * (or u is NaN), else 0, as are the bits behind the last element's. The element type makes no difference, nor do
+ * threads and levels.
+ */
+batchnorm_status batchnorm_mask_len(const batchnorm_problem *problem, size_t *words);
+
 /* The operations. */
 
 /** The arguments of `batchnorm_statistics`. */
@@ -240,10 +268,25 @@ typedef struct batchnorm_training_args {
   const void *beta;
   /** Added to the variance under the root; finite and not negative. */
   double eps;
-  /** Written: the normalized batch, a tensor. May be x. */
+  /** Written: the normalized batch, a tensor. May be x or residual, not both at once. */
   void *y;
   /** Written: the batch's statistics of each channel. */
   batchnorm_state *states;
+  /** What is applied to each element in the end: BATCHNORM_IDENTITY, BATCHNORM_RELU or another. */
+  uint64_t activation;
+  /** The slope of BATCHNORM_LEAKY_RELU, finite; others do not look at it. */
+  double slope;
+  /** The least value of BATCHNORM_CLIP, not above hi; -infinity for none. Others do not look at it. */
+  double lo;
+  /** The largest value of BATCHNORM_CLIP; infinity for none. Others do not look at it. */
+  double hi;
+  /** z, a tensor that is added before the activation; null for none. */
+  const void *residual;
+  /**
+   * Written: which elements the activation lets through, a mask of batchnorm_mask_len words, which backward takes where
+   * there is a residual, and may take without. Null for none.
+   */
+  uint64_t *mask;
 } batchnorm_training_args;
 
 /** The arguments of `batchnorm_inference`. */
@@ -262,8 +305,23 @@ typedef struct batchnorm_inference_args {
   const void *beta;
   /** Added to the variance under the root; finite and not negative. */
   double eps;
-  /** Written: the normalized tensor. May be x. */
+  /** Written: the normalized tensor. May be x or residual, not both at once. */
   void *y;
+  /** What is applied to each element in the end: BATCHNORM_IDENTITY, BATCHNORM_RELU or another. */
+  uint64_t activation;
+  /** The slope of BATCHNORM_LEAKY_RELU, finite; others do not look at it. */
+  double slope;
+  /** The least value of BATCHNORM_CLIP, not above hi; -infinity for none. Others do not look at it. */
+  double lo;
+  /** The largest value of BATCHNORM_CLIP; infinity for none. Others do not look at it. */
+  double hi;
+  /** z, a tensor that is added before the activation; null for none. */
+  const void *residual;
+  /**
+   * Written: which elements the activation lets through, a mask of batchnorm_mask_len words, which backward takes where
+   * there is a residual, and may take without. Null for none.
+   */
+  uint64_t *mask;
 } batchnorm_inference_args;
 
 /**
@@ -297,6 +355,20 @@ typedef struct batchnorm_backward_args {
   void *dmean;
   /** Written: the gradient of the variance, one per channel, likewise. */
   void *dvar;
+  /** The forward pass's activation. */
+  uint64_t activation;
+  /** The forward pass's slope. */
+  double slope;
+  /** The forward pass's lo. */
+  double lo;
+  /** The forward pass's hi. */
+  double hi;
+  /** The forward pass's shift per channel, null for 0: looked at where there is an activation and no mask. */
+  const void *beta;
+  /** The mask that the forward pass wrote. Through an activation, needed if there was a residual; null for none. */
+  const uint64_t *mask;
+  /** Written: the gradient of the residual, a tensor. May be dy, unless dx is. Through an activation it needs the mask. */
+  void *dz;
 } batchnorm_backward_args;
 
 /**
@@ -307,17 +379,18 @@ batchnorm_status batchnorm_statistics(const batchnorm_problem *problem,
                                       const batchnorm_statistics_args *args);
 
 /**
- * Normalizes `x` by its own statistics, which go to `states`: y = gamma * (x - mean) / sqrt(var + eps) + beta, with the
- * biased variance.
+ * Normalizes `x` by its own statistics, which go to `states`, with the biased variance:
+ * y = act(gamma * (x - mean) / sqrt(var + eps) + beta + residual). It has the bits that normalization, addition and
+ * activation give one after the other.
  */
 batchnorm_status batchnorm_training(const batchnorm_problem *problem, const batchnorm_training_args *args);
 
 /**
- * Normalizes `x` by a given mean and variance per channel: y = gamma * (x - mean) / sqrt(var + eps) + beta. NaN in channels
- * whose var + eps is negative.
+ * Normalizes `x` by a given mean and variance per channel:
+ * y = act(gamma * (x - mean) / sqrt(var + eps) + beta + residual). It has the bits that normalization, addition and
+ * activation give one after the other. NaN in channels whose var + eps is negative.
  */
-batchnorm_status batchnorm_inference(const batchnorm_problem *problem,
-                                     const batchnorm_inference_args *args);
+batchnorm_status batchnorm_inference(const batchnorm_problem *problem, const batchnorm_inference_args *args);
 
 /**
  * The gradients of a forward pass, from its input and the gradient of its output. With invstd = 1 / sqrt(var + eps) and
@@ -325,6 +398,10 @@ batchnorm_status batchnorm_inference(const batchnorm_problem *problem,
  *
  * - through training, dx = gamma * invstd * (dy - dbeta / m - xhat * dgamma / m), m being the elements per channel;
  * - through inference, whose statistics do not depend on x, dx = gamma * invstd * dy.
+ *
+ * Through y = act(u), g = dy * act'(u) takes the place of dy; it is also dz, the gradient of the residual. u is found
+ * from `x` anew, by the forward pass's gamma, beta and eps. Where there was a residual it cannot be: what the forward
+ * pass wrote to `mask` says enough then, and without it gradients are those of no residual.
  */
 batchnorm_status batchnorm_backward(const batchnorm_problem *problem, const batchnorm_backward_args *args);
 

@@ -116,6 +116,9 @@ class problem {
     return size;
   }
 
+  // The words of a mask of a tensor, a bit an element.
+  std::size_t mask_len() const { return size() / 64 + (size() % 64 != 0); }
+
   template <typename T>
   batchnorm_problem of() const {
     batchnorm_problem problem = problem_;
@@ -134,6 +137,34 @@ class problem {
   batchnorm_problem problem_ = {};
 };
 
+// What is applied to each element in the end.
+class activation {
+ public:
+  static constexpr activation identity() noexcept { return activation(BATCHNORM_IDENTITY); }
+  static constexpr activation relu() noexcept { return activation(BATCHNORM_RELU); }
+  static constexpr activation leaky_relu(double slope) noexcept { return activation(BATCHNORM_LEAKY_RELU, slope); }
+  static constexpr activation clip(double lo, double hi) noexcept { return activation(BATCHNORM_CLIP, 0, lo, hi); }
+  static constexpr activation hard_swish() noexcept { return activation(BATCHNORM_HARD_SWISH); }
+  static constexpr activation silu() noexcept { return activation(BATCHNORM_SILU); }
+
+  template <typename Args>
+  void to(Args &args) const noexcept {
+    args.activation = number_;
+    args.slope = slope_;
+    args.lo = lo_;
+    args.hi = hi_;
+  }
+
+ private:
+  constexpr explicit activation(std::uint64_t number, double slope = 0, double lo = 0, double hi = 0) noexcept
+      : number_(number), slope_(slope), lo_(lo), hi_(hi) {}
+
+  std::uint64_t number_;
+  double slope_;
+  double lo_;
+  double hi_;
+};
+
 // The statistics of a channel.
 struct state : batchnorm_state {
   state() : batchnorm_state() {}
@@ -150,7 +181,7 @@ template <typename T, typename Args>
 class operation {
  protected:
   explicit operation(const problem &problem)
-      : problem_(problem.of<T>()), len_(problem.size()), channels_(problem.channels()) {
+      : problem_(problem.of<T>()), len_(problem.size()), mask_len_(problem.mask_len()), channels_(problem.channels()) {
     args_.size = sizeof args_;
   }
 
@@ -170,16 +201,21 @@ class operation {
   Value *vector(const char *name, span<Value> values) const {
     return of_length(name, values, channels_);
   }
+  template <typename Value>
+  Value *bits(const char *name, span<Value> words) const {
+    return of_length(name, words, mask_len_);
+  }
 
   batchnorm_problem problem_;
   std::size_t len_;
+  std::size_t mask_len_;
   std::size_t channels_;
   Args args_ = {};
 };
 
 }  // namespace detail
 
-// An argument that is a tensor (or has one value per channel): a method of its name.
+// An argument that is a tensor (or has one value per channel, or one bit an element): a method of its name.
 #define BATCHNORM_ARGUMENT(kind, Self, type, name)   \
   Self &name(span<type> name) {                      \
     this->args_.name = this->kind(#name, name);      \
@@ -206,6 +242,12 @@ class training : detail::operation<T, batchnorm_training_args> {
   BATCHNORM_ARGUMENT(vector, training, const T, beta)
   BATCHNORM_ARGUMENT(tensor, training, T, y)
   BATCHNORM_ARGUMENT(vector, training, state, states)
+  BATCHNORM_ARGUMENT(tensor, training, const T, residual)
+  BATCHNORM_ARGUMENT(bits, training, std::uint64_t, mask)
+  training &activation(batchnorm::activation activation) {
+    activation.to(this->args_);
+    return *this;
+  }
   training &eps(double eps) {
     this->args_.eps = eps;
     return *this;
@@ -224,6 +266,12 @@ class inference : detail::operation<T, batchnorm_inference_args> {
   BATCHNORM_ARGUMENT(vector, inference, const T, gamma)
   BATCHNORM_ARGUMENT(vector, inference, const T, beta)
   BATCHNORM_ARGUMENT(tensor, inference, T, y)
+  BATCHNORM_ARGUMENT(tensor, inference, const T, residual)
+  BATCHNORM_ARGUMENT(bits, inference, std::uint64_t, mask)
+  inference &activation(batchnorm::activation activation) {
+    activation.to(this->args_);
+    return *this;
+  }
   inference &eps(double eps) {
     this->args_.eps = eps;
     return *this;
@@ -247,6 +295,13 @@ class backward : detail::operation<T, batchnorm_backward_args> {
   BATCHNORM_ARGUMENT(vector, backward, T, dbeta)
   BATCHNORM_ARGUMENT(vector, backward, T, dmean)
   BATCHNORM_ARGUMENT(vector, backward, T, dvar)
+  BATCHNORM_ARGUMENT(vector, backward, const T, beta)
+  BATCHNORM_ARGUMENT(bits, backward, const std::uint64_t, mask)
+  BATCHNORM_ARGUMENT(tensor, backward, T, dz)
+  backward &activation(batchnorm::activation activation) {
+    activation.to(this->args_);
+    return *this;
+  }
   backward &eps(double eps) {
     this->args_.eps = eps;
     return *this;

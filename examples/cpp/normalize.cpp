@@ -1,4 +1,4 @@
-// Trains on a small batch and normalizes by the running statistics, in C++.
+// Trains on a small batch and normalizes by the running statistics, with a ReLU, in C++.
 
 #include <iostream>
 #include <vector>
@@ -14,8 +14,9 @@ int main() try {
 
   batchnorm::training<float>(problem).x(x).y(y).states(states).run();
   batchnorm::update_running<float>(problem).cumulative(0).unbiased(false).states(states).mean(mean).var(var).run();
-  batchnorm::inference<float>(problem).x(x).mean(mean).var(var).y(y).run();
-  std::cout << "running mean " << mean[0] << ", variance " << var[0] << "; y[0] " << y[0] << '\n';
+  const auto relu = batchnorm::activation::relu();
+  batchnorm::inference<float>(problem).x(x).mean(mean).var(var).activation(relu).y(y).run();
+  std::cout << "running mean " << mean[0] << ", variance " << var[0] << "; y " << y[0] << ", " << y[1] << '\n';
 } catch (const batchnorm::error &error) {
   std::cerr << error.what() << '\n';
   return 1;

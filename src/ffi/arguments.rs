@@ -14,7 +14,8 @@ pub struct Failure(pub Status, pub String);
 
 impl Failure {
     /// Of a number that stands for nothing.
-    pub fn unknown(name: &str, value: u32, must: &str) -> Self {
+    pub fn unknown(name: &str, value: impl Into<u64>, must: &str) -> Self {
+        let value = value.into();
         Failure(Status::UnknownValue, format!("{name} is {value}, must be {must}"))
     }
 }
@@ -25,6 +26,8 @@ impl From<Error> for Failure {
             Error::Rank { .. } | Error::Overflow { .. } => Status::Overflow,
             Error::Epsilon { .. } => Status::Epsilon,
             Error::NotFinite { .. } | Error::Weight { .. } => Status::NotFinite,
+            Error::Clip { .. } => Status::Clip,
+            Error::Activation { .. } => Status::Activation,
             Error::SingleElement => Status::SingleElement,
             Error::Count { .. } => Status::Count,
             Error::Level { .. } | Error::UnknownLevel { .. } => Status::Level,

@@ -25,9 +25,9 @@ pub extern "C" fn batchnorm_status_message(status: i32) -> *const c_char {
         2 => c"a pointer is not aligned to its element",
         3 => c"what is written overlaps another argument",
         4 => c"a number of elements overflows",
-        5 => c"a number stands for no element, layout, level, rule or variance",
+        5 => c"a number stands for no element, layout, activation, level, rule or variance",
         6 => c"eps is negative, NaN or infinite",
-        7 => c"a learning rate is NaN or infinite, or a momentum or decay not between 0 and 1",
+        7 => c"a learning rate or a slope is NaN or infinite, or a momentum or decay not between 0 and 1",
         8 => c"the unbiased variance of one element does not exist",
         9 => c"a state is not of as many elements as a channel has",
         10 => c"the CPU does not have the level",
@@ -37,6 +37,8 @@ pub extern "C" fn batchnorm_status_message(status: i32) -> *const c_char {
         14 => c"a bug in the library",
         15 => c"memory is short",
         16 => c"a state's numbers are none that elements give",
+        17 => c"an activation has a residual or a mask that it does not go with",
+        18 => c"a clip's bounds are NaN or leave nothing between them",
         _ => c"no status of this library",
     };
     message.as_ptr()

@@ -6,6 +6,7 @@
 //! the Rust functions check. What is wrong comes back as a [`Status`], in words by [`batchnorm_last_message`]. No panic
 //! crosses the boundary.
 
+mod activation;
 mod arguments;
 mod library;
 mod operations;
@@ -14,6 +15,7 @@ mod running;
 mod state;
 mod status;
 
+pub use activation::*;
 pub use library::*;
 pub use operations::*;
 pub use problem::*;

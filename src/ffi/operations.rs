@@ -1,8 +1,10 @@
 //! The operations on tensors, each with a struct of its arguments.
 
 use std::ffi::c_void;
+use std::mem::offset_of;
 use std::ptr;
 
+use super::activation::activation_of;
 use super::arguments::{Arguments, Failure, Versioned, call, check_states};
 use super::problem::{Checked, Problem, by_element};
 use super::state::State;
@@ -10,6 +12,7 @@ use super::status::Status;
 use crate::api::builders::{Backward, Inference, Statistics, Training};
 use crate::api::params::{Gradients, Params};
 use crate::ground::welford::Welford;
+use crate::kernel::activations::Activation;
 use crate::operations::Element;
 
 /// The arguments of `batchnorm_statistics`.
@@ -38,10 +41,23 @@ pub struct TrainingArgs {
     pub beta: *const c_void,
     /// Added to the variance under the root; finite and not negative.
     pub eps: f64,
-    /// Written: the normalized batch, a tensor. May be x.
+    /// Written: the normalized batch, a tensor. May be x or residual, not both at once.
     pub y: *mut c_void,
     /// Written: the batch's statistics of each channel.
     pub states: *mut State,
+    /// What is applied to each element in the end: BATCHNORM_IDENTITY, BATCHNORM_RELU or another.
+    pub activation: u64,
+    /// The slope of BATCHNORM_LEAKY_RELU, finite; others do not look at it.
+    pub slope: f64,
+    /// The least value of BATCHNORM_CLIP, not above hi; -infinity for none. Others do not look at it.
+    pub lo: f64,
+    /// The largest value of BATCHNORM_CLIP; infinity for none. Others do not look at it.
+    pub hi: f64,
+    /// z, a tensor that is added before the activation; null for none.
+    pub residual: *const c_void,
+    /// Written: which elements the activation lets through, a mask of batchnorm_mask_len words, which backward takes where
+    /// there is a residual, and may take without. Null for none.
+    pub mask: *mut u64,
 }
 
 /// The arguments of `batchnorm_inference`.
@@ -62,8 +78,21 @@ pub struct InferenceArgs {
     pub beta: *const c_void,
     /// Added to the variance under the root; finite and not negative.
     pub eps: f64,
-    /// Written: the normalized tensor. May be x.
+    /// Written: the normalized tensor. May be x or residual, not both at once.
     pub y: *mut c_void,
+    /// What is applied to each element in the end: BATCHNORM_IDENTITY, BATCHNORM_RELU or another.
+    pub activation: u64,
+    /// The slope of BATCHNORM_LEAKY_RELU, finite; others do not look at it.
+    pub slope: f64,
+    /// The least value of BATCHNORM_CLIP, not above hi; -infinity for none. Others do not look at it.
+    pub lo: f64,
+    /// The largest value of BATCHNORM_CLIP; infinity for none. Others do not look at it.
+    pub hi: f64,
+    /// z, a tensor that is added before the activation; null for none.
+    pub residual: *const c_void,
+    /// Written: which elements the activation lets through, a mask of batchnorm_mask_len words, which backward takes where
+    /// there is a residual, and may take without. Null for none.
+    pub mask: *mut u64,
 }
 
 /// The arguments of `batchnorm_backward`: `states` of training, or `mean` and `var` of inference. A gradient that is null
@@ -97,25 +126,40 @@ pub struct BackwardArgs {
     pub dmean: *mut c_void,
     /// Written: the gradient of the variance, one per channel, likewise.
     pub dvar: *mut c_void,
+    /// The forward pass's activation.
+    pub activation: u64,
+    /// The forward pass's slope.
+    pub slope: f64,
+    /// The forward pass's lo.
+    pub lo: f64,
+    /// The forward pass's hi.
+    pub hi: f64,
+    /// The forward pass's shift per channel, null for 0: looked at where there is an activation and no mask.
+    pub beta: *const c_void,
+    /// The mask that the forward pass wrote. Through an activation, needed if there was a residual; null for none.
+    pub mask: *const u64,
+    /// Written: the gradient of the residual, a tensor. May be dy, unless dx is. Through an activation it needs the mask.
+    pub dz: *mut c_void,
 }
 
-/// Says of structs that they are [`Versioned`]: with this name, and this many pointers beside size and eps.
+/// Says of structs that they are [`Versioned`]: with this name, this many pointers and numbers of 64 bits beside the size, and
+/// this many bytes of fields that there always were.
 macro_rules! versioned {
-    ($($name:literal $args:ident: $pointers:literal pointers, $doubles:literal doubles;)*) => {$(
-        // SAFETY: pointers, and doubles where they need no padding on 64-bit targets; the size first.
+    ($($name:literal $args:ident: $pointers:literal pointers, $numbers:literal numbers, $first:expr;)*) => {$(
+        // SAFETY: pointers, and numbers where they need no padding on 64-bit targets; the size first.
         unsafe impl Versioned for $args {
             const NAME: &'static str = $name;
-            const FIRST: usize = size_of::<$args>();
+            const FIRST: usize = $first;
         }
         #[cfg(target_pointer_width = "64")]
-        const _: () = assert!(size_of::<$args>() == 8 + 8 * $pointers + 8 * $doubles, "no padding");
+        const _: () = assert!(size_of::<$args>() == 8 + 8 * $pointers + 8 * $numbers, "no padding");
     )*};
 }
 versioned! {
-    "batchnorm_statistics_args" StatisticsArgs: 2 pointers, 0 doubles;
-    "batchnorm_training_args" TrainingArgs: 5 pointers, 1 doubles;
-    "batchnorm_inference_args" InferenceArgs: 6 pointers, 1 doubles;
-    "batchnorm_backward_args" BackwardArgs: 11 pointers, 1 doubles;
+    "batchnorm_statistics_args" StatisticsArgs: 2 pointers, 0 numbers, size_of::<StatisticsArgs>();
+    "batchnorm_training_args" TrainingArgs: 7 pointers, 5 numbers, offset_of!(TrainingArgs, activation);
+    "batchnorm_inference_args" InferenceArgs: 8 pointers, 5 numbers, offset_of!(InferenceArgs, activation);
+    "batchnorm_backward_args" BackwardArgs: 14 pointers, 5 numbers, offset_of!(BackwardArgs, activation);
 }
 
 /// The statistics of each channel of `x` over batch and spatial axes, to `states`. A channel with a NaN or an infinity
@@ -155,8 +199,35 @@ unsafe fn statistics<T: Element>(
     problem.run(|| Statistics::new(&problem.shape).x(x).states(states).run())
 }
 
-/// Normalizes `x` by its own statistics, which go to `states`: y = gamma * (x - mean) / sqrt(var + eps) + beta, with the
-/// biased variance.
+/// Gives a forward pass's builder its tensors.
+macro_rules! with_tensors {
+    ($call:expr, $args:ident, $arguments:ident, $shape:ident) => {{
+        let (mut call, len) = ($call, $shape.len());
+        if let Some(mask) = $arguments.optional_write("mask", $args.mask, $shape.mask_len())? {
+            call = call.mask(mask);
+        }
+        let mut y = Some($arguments.write("y", $args.y.cast(), len)?);
+        // Over one of both: the other, if it is the same memory, overlaps what is written.
+        call = match y.take_if(|_| ptr::eq($args.x, $args.y)) {
+            Some(y) => call.x_in_place(y),
+            None => call.x($arguments.read("x", $args.x.cast(), len)?),
+        };
+        if !$args.residual.is_null() {
+            call = match y.take_if(|_| ptr::eq($args.residual, $args.y)) {
+                Some(y) => call.residual_in_place(y),
+                None => call.residual($arguments.read("residual", $args.residual.cast(), len)?),
+            };
+        }
+        match y {
+            Some(y) => call.y(y),
+            None => call,
+        }
+    }};
+}
+
+/// Normalizes `x` by its own statistics, which go to `states`, with the biased variance:
+/// y = act(gamma * (x - mean) / sqrt(var + eps) + beta + residual). It has the bits that normalization, addition and
+/// activation give one after the other.
 ///
 /// # Safety
 /// As of `batchnorm_statistics`.
@@ -178,26 +249,22 @@ unsafe fn training<T: Element>(
     args: TrainingArgs,
     mut arguments: Arguments,
 ) -> Result<(), Failure> {
-    let (shape, len, c) = (&problem.shape, problem.shape.len(), problem.shape.channels());
+    let (shape, c) = (&problem.shape, problem.shape.channels());
     let mut params = Params::<T>::new(args.eps);
+    params.activation = activation_of(args.activation, args.slope, args.lo, args.hi)?;
     // SAFETY: says the caller.
     let call = unsafe {
         params.gamma = arguments.optional("gamma", args.gamma.cast(), c)?;
         params.beta = arguments.optional("beta", args.beta.cast(), c)?;
         let states = arguments.write("states", args.states.cast::<Welford>(), c)?;
-        let call = Training::new(shape, params).states(states);
-        let y = arguments.write("y", args.y.cast(), len)?;
-        if ptr::eq(args.x, args.y) {
-            call.x_in_place(y)
-        } else {
-            call.x(arguments.read("x", args.x.cast(), len)?).y(y)
-        }
+        with_tensors!(Training::new(shape, params).states(states), args, arguments, shape)
     };
     problem.run(|| call.run())
 }
 
-/// Normalizes `x` by a given mean and variance per channel: y = gamma * (x - mean) / sqrt(var + eps) + beta. NaN in channels
-/// whose var + eps is negative.
+/// Normalizes `x` by a given mean and variance per channel:
+/// y = act(gamma * (x - mean) / sqrt(var + eps) + beta + residual). It has the bits that normalization, addition and
+/// activation give one after the other. NaN in channels whose var + eps is negative.
 ///
 /// # Safety
 /// As of `batchnorm_statistics`.
@@ -219,21 +286,16 @@ unsafe fn inference<T: Element>(
     args: InferenceArgs,
     mut arguments: Arguments,
 ) -> Result<(), Failure> {
-    let (shape, len, c) = (&problem.shape, problem.shape.len(), problem.shape.channels());
+    let (shape, c) = (&problem.shape, problem.shape.channels());
     let mut params = Params::<T>::new(args.eps);
+    params.activation = activation_of(args.activation, args.slope, args.lo, args.hi)?;
     // SAFETY: says the caller.
     let call = unsafe {
         let mean = arguments.read("mean", args.mean.cast(), c)?;
         let var = arguments.read("var", args.var.cast(), c)?;
         params.gamma = arguments.optional("gamma", args.gamma.cast(), c)?;
         params.beta = arguments.optional("beta", args.beta.cast(), c)?;
-        let call = Inference::new(shape, params).frozen(mean, var);
-        let y = arguments.write("y", args.y.cast(), len)?;
-        if ptr::eq(args.x, args.y) {
-            call.x_in_place(y)
-        } else {
-            call.x(arguments.read("x", args.x.cast(), len)?).y(y)
-        }
+        with_tensors!(Inference::new(shape, params).frozen(mean, var), args, arguments, shape)
     };
     problem.run(|| call.run())
 }
@@ -243,6 +305,10 @@ unsafe fn inference<T: Element>(
 ///
 /// - through training, dx = gamma * invstd * (dy - dbeta / m - xhat * dgamma / m), m being the elements per channel;
 /// - through inference, whose statistics do not depend on x, dx = gamma * invstd * dy.
+///
+/// Through y = act(u), g = dy * act'(u) takes the place of dy; it is also dz, the gradient of the residual. u is found
+/// from `x` anew, by the forward pass's gamma, beta and eps. Where there was a residual it cannot be: what the forward
+/// pass wrote to `mask` says enough then, and without it gradients are those of no residual.
 ///
 /// # Safety
 /// As of `batchnorm_statistics`.
@@ -266,25 +332,46 @@ unsafe fn backward<T: Element>(
 ) -> Result<(), Failure> {
     let (shape, len, c) = (&problem.shape, problem.shape.len(), problem.shape.channels());
     let mut params = Params::<T>::new(args.eps);
+    params.activation = activation_of(args.activation, args.slope, args.lo, args.hi)?;
+    let needs_mask = !args.dz.is_null()
+        && params.activation != Activation::Identity
+        && params.activation.is_piecewise_linear();
     let mut gradients = Gradients::<T>::new();
-    let (over_x, over_dy) = (ptr::eq(args.dx, args.x), ptr::eq(args.dx, args.dy));
+    let (over_x, dx_over_dy) = (ptr::eq(args.dx, args.x), ptr::eq(args.dx, args.dy));
+    let dz_over_dy = ptr::eq(args.dz, args.dy);
     // SAFETY: says the caller.
     let call = unsafe {
         params.gamma = arguments.optional("gamma", args.gamma.cast(), c)?;
+        params.beta = arguments.optional("beta", args.beta.cast(), c)?;
         gradients.dx = arguments.optional_write("dx", args.dx.cast(), len)?;
+        gradients.dz = arguments.optional_write("dz", args.dz.cast(), len)?;
         gradients.dgamma = arguments.optional_write("dgamma", args.dgamma.cast(), c)?;
         gradients.dbeta = arguments.optional_write("dbeta", args.dbeta.cast(), c)?;
         gradients.dmean = arguments.optional_write("dmean", args.dmean.cast(), c)?;
         gradients.dvar = arguments.optional_write("dvar", args.dvar.cast(), c)?;
-        let call = Backward::new(shape, params);
+        let mut call = Backward::new(shape, params);
+        let words = shape.mask_len();
+        if needs_mask && args.mask.is_null() && words > 0 {
+            let activation = params.activation;
+            let message = format!(
+                "mask is null, must have the forward pass's {words} words, since dz is asked for through {activation}"
+            );
+            return Err(Failure(Status::NullPointer, message));
+        }
+        if needs_mask || !args.mask.is_null() {
+            call = call.mask(arguments.read("mask", args.mask, words)?);
+        }
         // Over one of both: the other, if it is the same memory, overlaps what is written.
-        let call = match gradients.dx.take_if(|_| over_x) {
+        call = match gradients.dx.take_if(|_| over_x) {
             Some(dx) => call.x_to_dx(dx),
             None => call.x(arguments.read("x", args.x.cast(), len)?),
         };
-        let call = match gradients.dx.take_if(|_| over_dy) {
-            Some(dx) => call.dy_to_dx(dx),
-            None => call.dy(arguments.read("dy", args.dy.cast(), len)?),
+        call = if let Some(dx) = gradients.dx.take_if(|_| dx_over_dy) {
+            call.dy_to_dx(dx)
+        } else if let Some(dz) = gradients.dz.take_if(|_| dz_over_dy) {
+            call.dy_to_dz(dz)
+        } else {
+            call.dy(arguments.read("dy", args.dy.cast(), len)?)
         };
         if !args.states.is_null() {
             for (name, other) in [("mean", args.mean), ("var", args.var)] {

@@ -14,11 +14,11 @@ pub enum Status {
     Overlap = 3,
     /// The number of elements, or of their bytes, overflows; or a count that a merge would make.
     Overflow = 4,
-    /// A number stands for no element, layout, level, rule or variance.
+    /// A number stands for no element, layout, activation, level, rule or variance.
     UnknownValue = 5,
     /// eps is negative, NaN or infinite.
     Epsilon = 6,
-    /// A learning rate is NaN or infinite, or a momentum or decay not between 0 and 1.
+    /// A learning rate or a slope is NaN or infinite, or a momentum or decay not between 0 and 1.
     NotFinite = 7,
     /// The unbiased variance of one element per channel does not exist.
     SingleElement = 8,
@@ -38,4 +38,8 @@ pub enum Status {
     OutOfMemory = 15,
     /// A state's numbers are none that elements give.
     State = 16,
+    /// An activation has a residual, or a mask, that it does not go with.
+    Activation = 17,
+    /// A clip's bounds are NaN, or leave nothing between them.
+    Clip = 18,
 }

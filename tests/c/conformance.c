@@ -31,14 +31,27 @@ FOLLOWS(batchnorm_threadpool, awake, inside);
 FOLLOWS(batchnorm_training_args, x, size);
 FOLLOWS(batchnorm_training_args, eps, beta);
 FOLLOWS(batchnorm_training_args, states, y);
+FOLLOWS(batchnorm_training_args, activation, states);
+FOLLOWS(batchnorm_training_args, slope, activation);
+FOLLOWS(batchnorm_training_args, residual, hi);
+FOLLOWS(batchnorm_training_args, mask, residual);
 FOLLOWS(batchnorm_inference_args, y, eps);
+FOLLOWS(batchnorm_inference_args, activation, y);
+FOLLOWS(batchnorm_inference_args, slope, activation);
+FOLLOWS(batchnorm_inference_args, residual, hi);
+FOLLOWS(batchnorm_inference_args, mask, residual);
 FOLLOWS(batchnorm_backward_args, states, dy);
 FOLLOWS(batchnorm_backward_args, dvar, dmean);
+FOLLOWS(batchnorm_backward_args, activation, dvar);
+FOLLOWS(batchnorm_backward_args, slope, activation);
+FOLLOWS(batchnorm_backward_args, beta, hi);
+FOLLOWS(batchnorm_backward_args, mask, beta);
+FOLLOWS(batchnorm_backward_args, dz, mask);
 FOLLOWS(batchnorm_update_running_args, factor, unbiased);
 FOLLOWS(batchnorm_step_args, parameter, gradient);
 ASSERT(offsetof(batchnorm_state, mean_low) == 16 && offsetof(batchnorm_state, m2) == 24, "batchnorm_state");
 ASSERT(BATCHNORM_STATUS_OK == 0 && BATCHNORM_STATUS_SIZE == 12 &&
-       BATCHNORM_STATUS_OUT_OF_MEMORY == 15, "batchnorm_status");
+       BATCHNORM_STATUS_OUT_OF_MEMORY == 15 && BATCHNORM_STATUS_ACTIVATION == 17, "batchnorm_status");
 
 /* Large enough for the pool. */
 static uint64_t large(size_t threads, uint64_t hash) {

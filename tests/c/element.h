@@ -7,6 +7,120 @@ static void FUNCTION(fill)(T *values, size_t len, size_t start) {
   for (i = 0; i < len; i++) values[i] = FUNCTION(value)(start + i);
 }
 
+/* Each activation behind both forward passes, and back, with residual and mask where it goes with them. */
+static uint64_t FUNCTION(fused)(const batchnorm_problem *problem, const T *x, const T *dy, const T *z, uint64_t hash) {
+  static T y[LEN], dx[LEN], dz[LEN], over[LEN];
+  static uint64_t mask[(LEN + 63) / 64], again[(LEN + 63) / 64];
+  T gamma[C], beta[C], mean[C], var[C], dgamma[C], dbeta[C];
+  batchnorm_state states[C];
+  size_t c, words = 0;
+  uint64_t activation;
+  ARGS(training);
+  ARGS(inference);
+  ARGS(backward);
+  FUNCTION(fill)(gamma, C, 5);
+  FUNCTION(fill)(beta, C, 66);
+  FUNCTION(fill)(mean, C, 777);
+  for (c = 0; c < C; c++) var[c] = (T)(100 * (c + 1));
+  OK(batchnorm_mask_len(problem, &words));
+  CHECK(words == sizeof mask / sizeof mask[0]);
+
+  training.eps = inference.eps = backward.eps = 1e-5;
+  training.x = inference.x = backward.x = x;
+  training.gamma = inference.gamma = backward.gamma = gamma;
+  training.beta = inference.beta = backward.beta = beta;
+  training.states = states;
+  inference.mean = mean;
+  inference.var = var;
+  training.slope = inference.slope = backward.slope = 0.01;
+  training.lo = inference.lo = backward.lo = -20.0;
+  training.hi = inference.hi = backward.hi = 60.0;
+  backward.dgamma = dgamma;
+  backward.dbeta = dbeta;
+  for (activation = BATCHNORM_IDENTITY; activation <= BATCHNORM_SILU; activation++) {
+    training.activation = inference.activation = backward.activation = activation;
+    training.residual = inference.residual = NULL;
+    training.mask = inference.mask = NULL;
+    training.y = inference.y = y;
+    OK(batchnorm_training(problem, &training));
+    hash = hash_bytes(hash_bytes(hash, y, sizeof y), states, sizeof states);
+    backward.dy = dy;
+    backward.beta = beta;
+    backward.mask = NULL;
+    backward.states = states;
+    backward.mean = backward.var = NULL;
+    backward.dx = dx;
+    backward.dz = NULL;
+    OK(batchnorm_backward(problem, &backward));
+    hash = hash_bytes(hash, dx, sizeof dx);
+    hash = hash_bytes(hash_bytes(hash, dgamma, sizeof dgamma), dbeta, sizeof dbeta);
+    OK(batchnorm_inference(problem, &inference));
+    hash = hash_bytes(hash, y, sizeof y);
+    backward.states = NULL;
+    backward.mean = mean;
+    backward.var = var;
+    OK(batchnorm_backward(problem, &backward));
+    hash = hash_bytes(hash, dx, sizeof dx);
+    hash = hash_bytes(hash_bytes(hash, dgamma, sizeof dgamma), dbeta, sizeof dbeta);
+
+    training.residual = inference.residual = z;
+    training.mask = mask;
+    inference.mask = again;
+    if (activation >= BATCHNORM_HARD_SWISH) {
+      CHECK(batchnorm_training(problem, &training) == BATCHNORM_STATUS_ACTIVATION);
+      CHECK(batchnorm_inference(problem, &inference) == BATCHNORM_STATUS_ACTIVATION);
+      continue;
+    }
+    OK(batchnorm_inference(problem, &inference));
+    hash = hash_bytes(hash_bytes(hash, y, sizeof y), again, sizeof again);
+    /* y over z, then over x. */
+    memcpy(over, z, sizeof over);
+    inference.residual = inference.y = over;
+    OK(batchnorm_inference(problem, &inference));
+    CHECK(memcmp(over, y, sizeof y) == 0);
+    OK(batchnorm_training(problem, &training));
+    hash = hash_bytes(hash_bytes(hash, y, sizeof y), mask, sizeof mask);
+    memcpy(over, z, sizeof over);
+    training.residual = training.y = over;
+    training.mask = again;
+    OK(batchnorm_training(problem, &training));
+    CHECK(memcmp(over, y, sizeof y) == 0 && memcmp(again, mask, sizeof mask) == 0);
+    memcpy(over, x, sizeof over);
+    training.x = training.y = over;
+    training.residual = z;
+    OK(batchnorm_training(problem, &training));
+    CHECK(memcmp(over, y, sizeof y) == 0 && memcmp(again, mask, sizeof mask) == 0);
+    training.x = x;
+
+    backward.mask = mask;
+    backward.beta = NULL;
+    backward.dz = dz;
+    OK(batchnorm_backward(problem, &backward));
+    hash = hash_bytes(hash, dx, sizeof dx);
+    backward.states = states;
+    backward.mean = backward.var = NULL;
+    OK(batchnorm_backward(problem, &backward));
+    hash = hash_bytes(hash_bytes(hash, dx, sizeof dx), dz, sizeof dz);
+    hash = hash_bytes(hash_bytes(hash, dgamma, sizeof dgamma), dbeta, sizeof dbeta);
+    /* dz over dy, with dx over x; not both over dy; dx alone. */
+    memcpy(over, dy, sizeof over);
+    memcpy(y, x, sizeof y);
+    backward.dy = backward.dz = over;
+    backward.x = backward.dx = y;
+    OK(batchnorm_backward(problem, &backward));
+    CHECK(memcmp(over, dz, sizeof dz) == 0 && memcmp(y, dx, sizeof dx) == 0);
+    memcpy(over, dy, sizeof over);
+    backward.x = x;
+    backward.dx = over;
+    CHECK(batchnorm_backward(problem, &backward) == BATCHNORM_STATUS_OVERLAP);
+    CHECK(memcmp(over, dy, sizeof over) == 0);
+    backward.dz = y;
+    OK(batchnorm_backward(problem, &backward));
+    CHECK(memcmp(over, dx, sizeof dx) == 0 && memcmp(y, dz, sizeof dz) == 0);
+  }
+  return hash;
+}
+
 static uint64_t FUNCTION(all)(uint32_t layout, size_t threads, uint64_t hash) {
   const batchnorm_problem problem = problem_of(ELEMENT, layout, threads, N, C, H, W);
   const double factors[3] = {0.9, 0.1, 0.0}; /* of decay, momentum, cumulative */
@@ -117,6 +231,8 @@ static uint64_t FUNCTION(all)(uint32_t layout, size_t threads, uint64_t hash) {
   OK(batchnorm_inference(&problem, &inference));
   CHECK(memcmp(over, y, sizeof y) == 0);
   hash = hash_bytes(hash, y, sizeof y);
+  FUNCTION(fill)(over, LEN, 31337);
+  hash = FUNCTION(fused)(&problem, x, dy, over, hash);
   training.gamma = training.beta = NULL;
   training.y = x;
   OK(batchnorm_training(&problem, &training));

@@ -31,6 +31,73 @@ static void throws(int line, batchnorm_status status, const char *words, Call ca
 }
 #define THROWS(status, words, ...) throws(__LINE__, BATCHNORM_STATUS_##status, words, [&] { __VA_ARGS__; })
 
+// What follows a normalization has the values of plain loops after it.
+template <typename T>
+static void fused(const batchnorm::problem &problem, const std::vector<T> &x, const std::array<T, 3> &gamma,
+                  std::vector<batchnorm::state> states) {
+  using batchnorm::activation;
+  // No u is next to where a derivative jumps.
+  const std::vector<T> mean = {T(4.3), T(5.2), T(6.1)}, var = {1, 4, 9};
+  std::vector<T> z(24), bare(24), y(24), dx(24), dz(24), over;
+  for (std::size_t i = 0; i < 24; i++) z[i] = static_cast<T>(i % 5) - 2;
+  std::vector<std::uint64_t> mask(problem.mask_len(), 99), again(1);
+  CHECK(mask.size() == 1);
+
+  batchnorm::training<T>(problem).x(x).gamma(gamma).y(bare).states(states).run();
+  batchnorm::training<T>(problem).x(x).gamma(gamma).residual(z).mask(mask).activation(activation::relu()).y(y)
+      .states(states).run();
+  for (std::size_t i = 0; i < 24; i++) {
+    const T u = bare[i] + z[i];
+    CHECK(y[i] == (u > 0 ? u : 0) && (mask[0] >> i & 1) == (u > 0));
+  }
+  CHECK(mask[0] >> 24 == 0);
+  over = z;
+  batchnorm::training<T>(problem).x(x).gamma(gamma).residual(over).mask(again).activation(activation::relu())
+      .y(over).states(states).run();
+  CHECK(over == y && again == mask);
+  const std::vector<T> dy(24, 1);
+  batchnorm::backward<T>(problem).x(x).dy(dy).states(states).gamma(gamma).mask(mask).activation(activation::relu())
+      .dx(dx).dz(dz).run();
+  for (std::size_t i = 0; i < 24; i++) CHECK(dz[i] == (y[i] > 0));
+  over = dy;
+  batchnorm::backward<T>(problem).x(x).dy(over).states(states).gamma(gamma).mask(mask).activation(activation::relu())
+      .dz(over).run();
+  CHECK(over == dz);
+
+  // Without a residual u is found from x anew.
+  const std::array<T, 3> beta = {1, 0, -1};
+  batchnorm::inference<T>(problem).x(x).mean(mean).var(var).beta(beta).y(bare).run();
+  const struct {
+    batchnorm::activation activation;
+    double (*of)(double);
+  } activations[] = {
+      {activation::identity(), [](double u) { return u; }},
+      {activation::relu(), [](double u) { return u > 0 ? u : 0; }},
+      {activation::leaky_relu(0.25), [](double u) { return u > 0 ? u : 0.25 * u; }},
+      {activation::clip(-0.5, 0.75), [](double u) { return u < -0.5 ? -0.5 : u > 0.75 ? 0.75 : u; }},
+      {activation::hard_swish(), [](double u) { return u <= -3 ? 0 : u >= 3 ? u : u * (u + 3) / 6; }},
+      {activation::silu(), [](double u) { return u / (1 + std::exp(-u)); }},
+  };
+  for (const auto &each : activations) {
+    batchnorm::inference<T>(problem).x(x).mean(mean).var(var).beta(beta).activation(each.activation).y(y).run();
+    for (std::size_t i = 0; i < 24; i++) CHECK(std::abs(y[i] - each.of(bare[i])) < 1e-5);
+    batchnorm::backward<T>(problem).x(x).dy(dy).mean(mean).var(var).beta(beta).activation(each.activation).dx(dx).run();
+    for (std::size_t i = 0; i < 24; i++) {
+      const double slope = (each.of(bare[i] + 1e-5) - each.of(bare[i] - 1e-5)) / 2e-5;
+      CHECK(std::abs(dx[i] - slope / std::sqrt(var[i / 4 % 3] + 1e-5)) < 1e-3);
+    }
+  }
+
+  THROWS(SIZE, "mask has length 2, must have length 1",
+         mask.push_back(0); batchnorm::inference<T>(problem).mask(mask));
+  THROWS(ACTIVATION, "SiLU goes with no residual",
+         batchnorm::inference<T>(problem).x(x).mean(mean).var(var).residual(z).activation(activation::silu()).y(y).run());
+  THROWS(CLIP, "clip is from 1.0 to 0.0",
+         batchnorm::training<T>(problem).x(x).activation(activation::clip(1, 0)).y(y).states(states).run());
+  THROWS(NULL_POINTER, "mask is null",
+         batchnorm::backward<T>(problem).x(x).dy(dy).states(states).activation(activation::relu()).dz(dz).run());
+}
+
 template <typename T>
 static void everything(const char *name) {
   const batchnorm::problem problem = batchnorm::problem(batchnorm::nchw, 2, 3, {2, 2}).threads(1);
@@ -69,6 +136,8 @@ static void everything(const char *name) {
   CHECK(std::abs(parameter[1] - (2 - 0.5 * dbeta[1])) < 1e-5);
   batchnorm::merge(states, others);
   CHECK(states[0].count == 16 && states[0].mean() == others[0].mean());
+
+  fused<T>(problem, x, gamma, states);
 
   THROWS(SIZE, "x has length 3, must have length 24", batchnorm::training<T>(problem).x(gamma));
   THROWS(SIZE, "gamma has length 24, must have length 3", batchnorm::training<T>(problem).gamma(x));

@@ -10,8 +10,9 @@ use std::sync::OnceLock;
 
 use batchnorm::ffi::*;
 use batchnorm::{
-    Element, Gradients, Layout, Params, RunningUpdate, RunningVariance, Shape, Training, UpdateRule, Welford,
-    backward, backward_frozen, forward_inference, forward_training, statistics, step, update_running,
+    Activation, Backward, Element, Gradients, Inference, Layout, Params, RunningUpdate, RunningVariance,
+    Shape, Training, UpdateRule, Welford, backward, backward_frozen, forward_inference, forward_training,
+    statistics, step, update_running,
 };
 
 /// Runs a command that must succeed; what it printed.
@@ -77,6 +78,10 @@ fn bytes<T: Element>(values: &[T]) -> Vec<u8> {
         .collect()
 }
 
+fn word_bytes(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
 /// The fields that C sees.
 fn state_bytes(states: &[Welford]) -> Vec<u8> {
     // SAFETY: the interface says that a `State` is a `Welford` under another name, which has no padding.
@@ -87,6 +92,61 @@ fn state_bytes(states: &[Welford]) -> Vec<u8> {
 fn values<T: Element>(len: usize, start: usize) -> Vec<T> {
     let value = |i: usize| ((i.wrapping_mul(2_654_435_761) >> 8) & 0xffff) as f64 / 256.0 - 100.0;
     (start..start + len).map(|i| T::from_f64(value(i))).collect()
+}
+
+/// All activations, in the order of their numbers, with slope, lo and hi of tests/c/element.h.
+fn activations() -> [Activation; 6] {
+    let (clip, leaky) = (Activation::Clip { lo: -20.0, hi: 60.0 }, Activation::LeakyRelu { slope: 0.01 });
+    [Activation::Identity, Activation::Relu, leaky, clip, Activation::HardSwish, Activation::Silu]
+}
+
+/// What `fused` in tests/c/element.h does, by the Rust builders.
+fn expected_fused<T: Element>(shape: &Shape, [x, dy, z]: [&[T]; 3], mut all: u64) -> u64 {
+    let (gamma, beta, mean) = (values::<T>(C, 5), values::<T>(C, 66), values::<T>(C, 777));
+    let var: Vec<T> = (0..C).map(|c| T::from_f64(100.0 * (c as f64 + 1.0))).collect();
+    let zeros = |len| vec![T::default(); len];
+    let (mut y, mut dx, mut dz) = (zeros(LEN), zeros(LEN), zeros(LEN));
+    let (mut dgamma, mut dbeta) = (zeros(C), zeros(C));
+    let mut states = vec![Welford::new(); C];
+    let [mut mask, mut inference_mask] = [vec![0; shape.mask_len()], vec![0; shape.mask_len()]];
+    for activation in activations() {
+        let params = Params::new(1e-5).gamma(&gamma).beta(&beta).activation(activation);
+        Training::new(shape, params).x(x).y(&mut y).states(&mut states).run().unwrap();
+        all = hash(hash(all, bytes(&y)), state_bytes(&states));
+        for frozen in [false, true] {
+            if frozen {
+                Inference::new(shape, params).x(x).frozen(&mean, &var).y(&mut y).run().unwrap();
+                all = hash(all, bytes(&y));
+            }
+            let call = Backward::new(shape, params).x(x).dy(dy);
+            let call = if frozen { call.frozen(&mean, &var) } else { call.states(&states) };
+            let gradients = Gradients::new().dx(&mut dx).dgamma(&mut dgamma).dbeta(&mut dbeta);
+            call.gradients(gradients).run().unwrap();
+            for values in [&dx, &dgamma, &dbeta] {
+                all = hash(all, bytes(values));
+            }
+        }
+        if !activation.is_piecewise_linear() {
+            continue;
+        }
+        let inference = Inference::new(shape, params).x(x).residual(z).mask(&mut inference_mask);
+        inference.frozen(&mean, &var).y(&mut y).run().unwrap();
+        all = hash(hash(all, bytes(&y)), word_bytes(&inference_mask));
+        let training = Training::new(shape, params).x(x).residual(z).mask(&mut mask);
+        training.y(&mut y).states(&mut states).run().unwrap();
+        all = hash(hash(all, bytes(&y)), word_bytes(&mask));
+        for frozen in [true, false] {
+            let call = Backward::new(shape, params).x(x).dy(dy).mask(&mask);
+            let call = if frozen { call.frozen(&mean, &var) } else { call.states(&states) };
+            let gradients = Gradients::new().dx(&mut dx).dz(&mut dz).dgamma(&mut dgamma).dbeta(&mut dbeta);
+            call.gradients(gradients).run().unwrap();
+            all = hash(all, bytes(&dx));
+        }
+        for values in [&dz, &dgamma, &dbeta] {
+            all = hash(all, bytes(values));
+        }
+    }
+    all
 }
 
 /// What tests/c/element.h does, by the Rust functions.
@@ -136,6 +196,7 @@ fn expected<T: Element>(layout: Layout, mut all: u64) -> u64 {
     all = hash(all, bytes(&gamma));
     forward_inference(&shape, &x, &mean, &var, &Params::new(0.0).beta(&beta), &mut y).unwrap();
     all = hash(all, bytes(&y));
+    all = expected_fused(&shape, [&x, &dy, &values::<T>(LEN, 31337)], all);
     Training::new(&shape, Params::new(1e-5)).x_in_place(&mut x).states(&mut states).run().unwrap();
     hash(all, bytes(&x))
 }
@@ -234,7 +295,7 @@ fn exported_symbols() {
     exported.sort_unstable();
     declared.sort_unstable();
     declared.dedup();
-    assert_eq!(declared.len(), 16, "{declared:?}");
+    assert_eq!(declared.len(), 17, "{declared:?}");
     assert_eq!(exported, declared);
 }
 
@@ -247,7 +308,7 @@ fn the_examples_compile_and_run() {
     assert!(printed.contains("channel 1: mean 10.000, variance 4.000"), "{printed}");
     let program = compile("c++", "-std=c++17", "examples/cpp/normalize.cpp", "normalize-cpp", &shared);
     let printed = run(Command::new(program).env("LD_LIBRARY_PATH", libraries()));
-    assert!(printed.contains("running mean 2, variance 1"), "{printed}");
+    assert!(printed.contains("running mean 2, variance 1; y 0, 0.999995"), "{printed}");
 }
 
 /// What C leaves 0.
@@ -437,9 +498,11 @@ fn arguments(names: &'static str, element: u32) -> Vec<Argument> {
         let (written, optional) = (name.starts_with('>'), name.ends_with('?'));
         let name = name.trim_matches(['>', '?']);
         let (size, len) = match name {
+            "mask" => (8, TABLE_LEN.div_ceil(64)),
+            "words" => (size_of::<usize>(), 1),
             "problem" => (size_of::<Problem>(), 1),
             "states" | "into" | "from" => (size_of::<State>(), TABLE_C),
-            "x" | "y" | "dy" | "dx" => (element, TABLE_LEN),
+            "x" | "y" | "residual" | "dy" | "dx" | "dz" => (element, TABLE_LEN),
             _ => (element, TABLE_C),
         };
         Argument { name, written, optional, size, len }
@@ -458,7 +521,7 @@ impl Argument {
 
     /// Whether `other`, which is read, may be written over by this one.
     fn may_be(&self, other: &Self) -> bool {
-        matches!((self.name, other.name), ("y", "x") | ("dx", "x" | "dy"))
+        matches!((self.name, other.name), ("y", "x" | "residual") | ("dx", "x" | "dy") | ("dz", "dy"))
     }
 }
 
@@ -502,6 +565,29 @@ fn all_functions() -> Vec<Function> {
                 x: p[1].cast(), dy: p[2].cast(), mean: p[3].cast(), var: p[4].cast(), gamma: p[5].cast(), eps: factor,
                 dx: p[6].cast(), dgamma: p[7].cast(), dbeta: p[8].cast(), dmean: p[9].cast(), dvar: p[10].cast()
             });
+        "fused training": batchnorm_training("problem x gamma? beta? residual? >y >states >mask?")
+            = |p, factor| sized!(TrainingArgs {
+                x: p[1].cast(), gamma: p[2].cast(), beta: p[3].cast(), eps: factor, y: p[5].cast(), states: p[6].cast(),
+                activation: BATCHNORM_CLIP, lo: 1.25, hi: 2.0, residual: p[4].cast(), mask: p[7].cast()
+            });
+        "fused inference": batchnorm_inference("problem x mean var gamma? beta? residual? >y >mask?")
+            = |p, factor| sized!(InferenceArgs {
+                x: p[1].cast(), mean: p[2].cast(), var: p[3].cast(), gamma: p[4].cast(), beta: p[5].cast(), eps: factor,
+                y: p[7].cast(), activation: BATCHNORM_RELU, residual: p[6].cast(), mask: p[8].cast()
+            });
+        "fused backward": batchnorm_backward("problem x dy states gamma? beta? mask >dx? >dz? >dgamma? >dbeta?")
+            = |p, factor| sized!(BackwardArgs {
+                x: p[1].cast(), dy: p[2].cast(), states: p[3].cast(), gamma: p[4].cast(), eps: factor, dx: p[7].cast(),
+                dgamma: p[9].cast(), dbeta: p[10].cast(), activation: BATCHNORM_LEAKY_RELU, slope: 0.5,
+                beta: p[5].cast(), mask: p[6].cast(), dz: p[8].cast()
+            });
+        "fused frozen": batchnorm_backward("problem x dy mean var gamma? beta? mask? >dx? >dgamma? >dbeta?")
+            = |p, factor| sized!(BackwardArgs {
+                x: p[1].cast(), dy: p[2].cast(), mean: p[3].cast(), var: p[4].cast(), gamma: p[5].cast(), eps: factor,
+                dx: p[8].cast(), dgamma: p[9].cast(), dbeta: p[10].cast(), activation: BATCHNORM_RELU,
+                beta: p[6].cast(), mask: p[7].cast()
+            });
+        "mask_len": mask_len("problem >words") = |p, factor| p[1].cast();
         "update_running": batchnorm_update_running("problem states >mean >var")
             = |p, factor| sized!(UpdateRunningArgs {
                 rule: BATCHNORM_MOMENTUM, unbiased: 1, factor: factor, batches: 7, states: p[1].cast(),
@@ -512,6 +598,12 @@ fn all_functions() -> Vec<Function> {
         });
         "merge": merge("problem >into from") = |p, factor| (p[1].cast(), p[2].cast_const().cast());
     }
+}
+
+/// As the others, though it has no struct of arguments.
+unsafe fn mask_len(problem: *const Problem, words: &*mut usize) -> Status {
+    // SAFETY: says the caller.
+    unsafe { batchnorm_mask_len(problem, *words) }
 }
 
 /// As the others, though it needs no more of a problem than the channels.
@@ -693,10 +785,21 @@ fn results_may_be_written_over_inputs_where_the_header_says_so() {
                 forms.push((function.name, output.name, input.name));
             }
         }
-        // Not over two at once.
-        if let Some(dx) = function.arguments.iter().position(|argument| argument.name == "dx") {
+        // Not over two at once, nor two over one.
+        let place = |name| function.arguments.iter().position(|argument| argument.name == name);
+        if let Some(dx) = place("dx") {
             refused(&function, Status::Overlap, &["dy overlaps dx"], |p, _| {
                 (p[2], p[dx]) = (p[1], p[1]);
+            });
+            if let Some(dz) = place("dz") {
+                refused(&function, Status::Overlap, &["dz overlaps dx"], |p, _| {
+                    (p[dx], p[dz]) = (p[2], p[2]);
+                });
+            }
+        }
+        if let (Some(y), Some(residual)) = (place("y"), place("residual")) {
+            refused(&function, Status::Overlap, &["residual overlaps y"], |p, _| {
+                (p[y], p[residual]) = (p[1], p[1]);
             });
         }
     }
@@ -707,6 +810,15 @@ fn results_may_be_written_over_inputs_where_the_header_says_so() {
         ("backward", "dx", "x"),
         ("frozen", "dx", "dy"),
         ("frozen", "dx", "x"),
+        ("fused backward", "dx", "dy"),
+        ("fused backward", "dx", "x"),
+        ("fused backward", "dz", "dy"),
+        ("fused frozen", "dx", "dy"),
+        ("fused frozen", "dx", "x"),
+        ("fused inference", "y", "residual"),
+        ("fused inference", "y", "x"),
+        ("fused training", "y", "residual"),
+        ("fused training", "y", "x"),
         ("inference", "y", "x"),
         ("training", "y", "x"),
     ];
@@ -748,8 +860,8 @@ fn factors_that_are_no_numbers_are_errors() {
         let (status, word) = match function.name {
             "step" => (Status::NotFinite, "lr"),
             "update_running" => (Status::NotFinite, "momentum"),
-            "training" | "inference" | "backward" | "frozen" => (Status::Epsilon, "eps"),
-            _ => continue,
+            "statistics" | "mask_len" | "merge" => continue,
+            _ => (Status::Epsilon, "eps"),
         };
         // What running statistics would grow by without bound.
         let beyond = if word == "momentum" { &[5.0, -1.0][..] } else { &[] };
@@ -758,7 +870,7 @@ fn factors_that_are_no_numbers_are_errors() {
             refusals += 1;
         }
     }
-    assert_eq!(refusals, 2 * (6 * 3 + 2));
+    assert_eq!(refusals, 2 * (10 * 3 + 2));
 }
 
 /// Every field of the problem by every function: what is none of its values is refused, and all of its values are taken.
@@ -899,6 +1011,193 @@ fn structs_of_arguments_have_their_size() {
     check(sized!(StepArgs { lr: 0.0 }), "batchnorm_step_args", batchnorm_step);
 }
 
+/// What can be wrong with an activation, by each operation that takes one: nothing that it was given may change.
+#[test]
+fn activations_that_do_not_fit_are_errors() {
+    let problem = sized!(Problem { batch: 4, channels: 2, spatial: [3, 0, 0] });
+    let right = State { count: 12, mean: 1.0, m2: 3.0, ..State::default() };
+    let states = [right; 2];
+    // x, dy and residual; mean and var; y and dx, dz; then the words of a mask.
+    let mut memory: Vec<f64> = (0..128).map(|i| f64::from(i) / 8.0 + 1.0).collect();
+    let mut written_states = states;
+    let start = memory.as_mut_ptr();
+    let at = |i: usize| start.wrapping_add(i);
+    let (tensor, vector, [y, dz]) = (at(0).cast::<c_void>(), at(24).cast::<c_void>(), [at(32), at(64)]);
+    let mask = at(96).cast::<u64>();
+    let (training, inference, backward) = (
+        sized!(TrainingArgs { x: tensor, eps: 1e-5, y: y.cast(), states: written_states.as_mut_ptr() }),
+        sized!(InferenceArgs { x: tensor, mean: vector, var: vector, eps: 1e-5, y: y.cast() }),
+        sized!(BackwardArgs { x: tensor, dy: tensor, states: states.as_ptr(), eps: 1e-5, dx: y.cast() }),
+    );
+    let problem = Problem { element: BATCHNORM_F64, ..problem };
+    let (before, states_before) = (memory.clone(), written_states);
+    let refused = |status: Status, expected: Status, words: &str| {
+        let message = last_message();
+        assert_eq!(status, expected, "{words:?}: {message}");
+        assert!(message.contains(words), "{message:?} does not say {words:?}");
+    };
+    // SAFETY: as long as the problem says, or refused before they are looked at.
+    let by_each = |activation: u64, with: &str, [slope, lo, hi]: [f64; 3], expected: Status, words: &str| unsafe {
+        let (residual, mask) = match with {
+            "residual" => (tensor.cast_const(), null_mut()),
+            "mask" => (null(), mask),
+            _ => (null(), null_mut()),
+        };
+        let args = TrainingArgs { activation, slope, lo, hi, residual, mask, ..training };
+        refused(batchnorm_training(&problem, &args), expected, words);
+        let args = InferenceArgs { activation, slope, lo, hi, residual, mask, ..inference };
+        refused(batchnorm_inference(&problem, &args), expected, words);
+        let dz = if with == "residual" { dz.cast() } else { null_mut() };
+        let args = BackwardArgs { activation, slope, lo, hi, mask, dz, ..backward };
+        refused(batchnorm_backward(&problem, &args), expected, words);
+    };
+    let (nan, infinity) = (f64::NAN, f64::INFINITY);
+    for activation in [6, 1 << 32, u64::MAX] {
+        let words = format!("activation is {activation}, must be 0 (identity), 1 (ReLU)");
+        by_each(activation, "", [0.0; 3], Status::UnknownValue, &words);
+    }
+    for slope in [nan, infinity, -infinity] {
+        by_each(BATCHNORM_LEAKY_RELU, "", [slope, 0.0, 0.0], Status::NotFinite, "slope is");
+    }
+    for [lo, hi] in [[1.0, 0.0], [nan, 1.0], [0.0, nan], [infinity; 2], [-infinity; 2]] {
+        by_each(BATCHNORM_CLIP, "", [0.0, lo, hi], Status::Clip, "clip is from");
+    }
+    for (activation, name) in [(BATCHNORM_HARD_SWISH, "hard swish"), (BATCHNORM_SILU, "SiLU")] {
+        for what in ["residual", "mask"] {
+            let words = format!("{name} goes with no {what}");
+            by_each(activation, what, [0.0; 3], Status::Activation, &words);
+        }
+    }
+    for (activation, name) in
+        [(BATCHNORM_RELU, "ReLU"), (BATCHNORM_LEAKY_RELU, "leaky"), (BATCHNORM_CLIP, "clip")]
+    {
+        let args = BackwardArgs { activation, dz: dz.cast(), ..backward };
+        let words = "mask is null, must have the forward pass's 1 words, since dz is asked for through ";
+        // SAFETY: as long as the problem says.
+        let status = unsafe { batchnorm_backward(&problem, &args) };
+        refused(status, Status::NullPointer, &format!("{words}{name}"));
+    }
+    assert!(memory == before && written_states == states_before, "refused, but has written");
+    // Through none, dz is dy.
+    let args = BackwardArgs { dz: dz.cast(), ..backward };
+    // SAFETY: as long as the problem says.
+    assert_eq!(unsafe { batchnorm_backward(&problem, &args) }, Status::Ok);
+    assert_eq!(memory[64..88], before[..24]);
+}
+
+/// As their callers know them: whatever lies behind is not looked at, and stands for no activation, residual and mask.
+#[test]
+fn structs_of_older_callers_mean_no_activation() {
+    let call = &mut Call::new();
+    call.x.iter_mut().enumerate().for_each(|(i, x)| *x = (i * 7 % 11) as f32);
+    let (x, given) = (call.x.as_ptr().cast::<c_void>(), call.per_channel.as_ptr().cast::<c_void>());
+    let unknown = (null::<c_void>().wrapping_byte_add(1), null_mut::<u64>().wrapping_byte_add(1));
+    let mut outputs = Vec::new();
+    for later in [false, true] {
+        let (mut y, mut states) = (vec![0.0f32; 24 * 3], vec![State::default(); 2]);
+        let at = |i: usize, y: &mut Vec<f32>| y[24 * i..].as_mut_ptr().cast::<c_void>();
+        let mut training =
+            sized!(TrainingArgs { x: x, eps: 1e-5, y: at(0, &mut y), states: states.as_mut_ptr() });
+        let mut inference =
+            sized!(InferenceArgs { x: x, mean: given, var: given, eps: 1e-5, y: at(1, &mut y) });
+        let mut backward =
+            sized!(BackwardArgs { x: x, dy: x, mean: given, var: given, eps: 1e-5, dx: at(2, &mut y) });
+        if !later {
+            (training.activation, training.residual, training.mask) = (99, unknown.0, unknown.1);
+            (inference.activation, inference.residual, inference.mask) = (99, unknown.0, unknown.1);
+            (backward.activation, backward.beta, backward.dz) = (99, unknown.0, unknown.0.cast_mut());
+            training.size = offset_of!(TrainingArgs, activation);
+            inference.size = offset_of!(InferenceArgs, activation);
+            backward.size = offset_of!(BackwardArgs, activation);
+        }
+        // SAFETY: as long as the problem says; what is not is not looked at.
+        unsafe {
+            assert_eq!(batchnorm_training(&call.problem, &training), Status::Ok, "{}", last_message());
+            assert_eq!(batchnorm_inference(&call.problem, &inference), Status::Ok, "{}", last_message());
+            assert_eq!(batchnorm_backward(&call.problem, &backward), Status::Ok, "{}", last_message());
+            // What every version has had is the least.
+            if !later {
+                training.size -= 8;
+                assert_eq!(batchnorm_training(&call.problem, &training), Status::Size);
+                inference.size -= 8;
+                assert_eq!(batchnorm_inference(&call.problem, &inference), Status::Size);
+                backward.size -= 8;
+                assert_eq!(batchnorm_backward(&call.problem, &backward), Status::Size);
+            }
+        }
+        assert!(y.iter().any(|y| *y < 0.0));
+        outputs.push((y, states));
+    }
+    assert!(outputs[0] == outputs[1]);
+}
+
+/// What goes with another activation may hold anything.
+#[test]
+fn numbers_of_other_activations_are_not_looked_at() {
+    let call = &mut Call::new();
+    call.x.iter_mut().enumerate().for_each(|(i, x)| *x = (i * 7 % 11) as f32);
+    let mut results = |activation: u64, slope: f64, lo: f64, hi: f64| {
+        let args = TrainingArgs { activation, slope, lo, hi, ..call.args() };
+        assert_eq!(call.training(&args), Status::Ok, "{}", last_message());
+        let (x, states, mut dx) = (call.x.as_ptr().cast(), call.states.as_ptr(), vec![0.0f32; 24]);
+        let args = sized!(BackwardArgs {
+            x: x,
+            dy: x,
+            states: states,
+            eps: 1e-5,
+            dx: dx.as_mut_ptr().cast(),
+            activation: activation,
+            slope: slope,
+            lo: lo,
+            hi: hi
+        });
+        // SAFETY: as long as the problem says.
+        assert_eq!(unsafe { batchnorm_backward(&call.problem, &args) }, Status::Ok, "{}", last_message());
+        (call.y.clone(), dx)
+    };
+    let nan = f64::NAN;
+    for activation in [BATCHNORM_IDENTITY, BATCHNORM_RELU, BATCHNORM_HARD_SWISH, BATCHNORM_SILU] {
+        assert!(results(activation, nan, nan, nan) == results(activation, 0.0, 0.0, 0.0), "{activation}");
+    }
+    let leaky = results(BATCHNORM_LEAKY_RELU, 0.25, 2.0, 1.0);
+    assert!(leaky == results(BATCHNORM_LEAKY_RELU, 0.25, 0.0, 0.0));
+    assert!(leaky != results(BATCHNORM_LEAKY_RELU, 0.5, 0.0, 0.0));
+    let clip = results(BATCHNORM_CLIP, f64::INFINITY, -0.5, 0.5);
+    assert!(clip == results(BATCHNORM_CLIP, 0.0, -0.5, 0.5));
+    assert!(clip != results(BATCHNORM_CLIP, 0.0, -0.5, 1.0));
+}
+
+/// Where there are no elements there are no words, and null stands for them.
+#[test]
+fn masks_of_no_elements_are_none() {
+    let mut words = 77;
+    for (batch, channels, elements) in [(4, 2, 24), (0, 2, 0), (4, 0, 0), (64, 1, 192), (65, 1, 195)] {
+        let problem = sized!(Problem { batch: batch, channels: channels, spatial: [3, 0, 0] });
+        // SAFETY: one number.
+        assert_eq!(unsafe { batchnorm_mask_len(&problem, &mut words) }, Status::Ok);
+        assert_eq!(words, usize::div_ceil(elements, 64));
+        let shape = Shape::nchw(&[batch, channels, 3]).unwrap();
+        assert_eq!(words, shape.mask_len());
+    }
+    let problem = sized!(Problem { batch: 0, channels: 2 });
+    let (mut states, mut nothing) = ([no_state(); 2], 1.0f32);
+    let training = sized!(TrainingArgs {
+        eps: 1e-5,
+        states: states.as_mut_ptr(),
+        activation: BATCHNORM_RELU,
+        residual: (&raw const nothing).cast()
+    });
+    // SAFETY: nothing is looked at but the states.
+    assert_eq!(unsafe { batchnorm_training(&problem, &training) }, Status::Ok, "{}", last_message());
+    assert_eq!(states, [State::default(); 2]);
+    let dz = (&raw mut nothing).cast();
+    let args =
+        sized!(BackwardArgs { states: states.as_ptr(), eps: 1e-5, activation: BATCHNORM_RELU, dz: dz });
+    // SAFETY: likewise.
+    assert_eq!(unsafe { batchnorm_backward(&problem, &args) }, Status::Ok, "{}", last_message());
+    assert_eq!(nothing, 1.0);
+}
+
 /// Results over the structs that say where they go.
 #[test]
 fn what_is_written_overlaps_no_struct() {
@@ -1034,7 +1333,7 @@ fn nonsense_in_place_of_states_is_refused() {
 
 #[test]
 fn every_status_has_its_message() {
-    const LAST: i32 = Status::State as i32;
+    const LAST: i32 = Status::Clip as i32;
     let message = |status| {
         // SAFETY: a static string.
         unsafe { std::ffi::CStr::from_ptr(batchnorm_status_message(status)) }.to_str().unwrap()

@@ -31,6 +31,18 @@ pub struct Call {
     unbiased: Choice,
     scalar: Scalar,
     huge: u8,
+    fused: Option<Fused>,
+}
+
+/// What follows the normalization.
+#[derive(Debug, Clone, Copy, Arbitrary)]
+struct Fused {
+    activation: Choice,
+    /// slope, lo, hi.
+    numbers: [Scalar; 3],
+    /// Which of the arguments behind [`Operation::first_fused`] there are.
+    given: [bool; 3],
+    in_place: bool,
 }
 
 impl Call {
@@ -41,11 +53,14 @@ impl Call {
 
     /// eps, a factor, a learning rate.
     fn scalar(&self) -> f64 {
-        match self.scalar {
-            Scalar::Usual => 1e-5,
-            Scalar::Zero => 0.0,
-            Scalar::Any(value) => value,
-        }
+        self.scalar.value()
+    }
+
+    /// The activation's number, slope, lo and hi.
+    fn activation(&self) -> (u64, [f64; 3]) {
+        self.fused.map_or((0, [0.0; 3]), |fused| {
+            (fused.activation.value(6).into(), fused.numbers.map(Scalar::value))
+        })
     }
 }
 
@@ -86,12 +101,22 @@ impl Choice {
     }
 }
 
-/// eps, a factor, a learning rate.
+/// eps, a factor, a learning rate, a number of an activation.
 #[derive(Debug, Clone, Copy, Arbitrary)]
 enum Scalar {
     Usual,
     Zero,
     Any(f64),
+}
+
+impl Scalar {
+    fn value(self) -> f64 {
+        match self {
+            Scalar::Usual => 1e-5,
+            Scalar::Zero => 0.0,
+            Scalar::Any(value) => value,
+        }
+    }
 }
 
 /// What an argument is of.
@@ -100,8 +125,9 @@ enum Kind {
     Tensor,
     Vector,
     States,
+    Mask,
 }
-use Kind::{States, Tensor, Vector};
+use Kind::{Mask, States, Tensor, Vector};
 
 /// An argument: what, whether it is written, whether it may be null.
 type Argument = (Kind, bool, bool);
@@ -115,27 +141,41 @@ const fn write(kind: Kind) -> Argument {
 const PARAMETER: Argument = (Vector, false, true);
 const GRADIENT: Argument = (Vector, true, true);
 const DX: Argument = (Tensor, true, true);
+const RESIDUAL: Argument = (Tensor, false, true);
+const MASK: Argument = (Mask, false, true);
+const NEW_MASK: Argument = (Mask, true, true);
 
 impl Operation {
     fn arguments(self) -> &'static [Argument] {
         match self {
             Operation::Statistics => &const { [read(Tensor), write(States)] },
             Operation::Training => {
-                &const { [read(Tensor), PARAMETER, PARAMETER, write(Tensor), write(States)] }
+                &const {
+                    let [x, y] = [read(Tensor), write(Tensor)];
+                    [x, PARAMETER, PARAMETER, y, write(States), RESIDUAL, NEW_MASK]
+                }
             }
             Operation::Inference => {
-                &const { [read(Tensor), read(Vector), read(Vector), PARAMETER, PARAMETER, write(Tensor)] }
+                &const {
+                    let [x, given, y] = [read(Tensor), read(Vector), write(Tensor)];
+                    [x, given, given, PARAMETER, PARAMETER, y, RESIDUAL, NEW_MASK]
+                }
             }
             Operation::Backward => {
                 &const {
                     let [x, dy, states] = [read(Tensor), read(Tensor), read(States)];
-                    [x, dy, states, PARAMETER, DX, GRADIENT, GRADIENT, GRADIENT, GRADIENT]
+                    let [gradient, beta, dz] = [GRADIENT, PARAMETER, DX];
+                    [x, dy, states, PARAMETER, DX, gradient, gradient, gradient, gradient, beta, MASK, dz]
                 }
             }
             Operation::Frozen => {
                 &const {
                     let [x, dy, given] = [read(Tensor), read(Tensor), read(Vector)];
-                    [x, dy, given, given, PARAMETER, DX, GRADIENT, GRADIENT, GRADIENT, GRADIENT]
+                    let [gradient, beta, dz] = [GRADIENT, PARAMETER, DX];
+                    [
+                        x, dy, given, given, PARAMETER, DX, gradient, gradient, gradient, gradient, beta,
+                        MASK, dz,
+                    ]
                 }
             }
             Operation::Update => &const { [read(States), write(Vector), write(Vector)] },
@@ -144,14 +184,34 @@ impl Operation {
         }
     }
 
-    /// The arguments that may be the same memory: one that is read and one that is written.
+    /// The arguments that may be the same memory: one that is read and one that is written. The last one is that of what
+    /// follows the normalization.
     fn in_place(self) -> &'static [(usize, usize)] {
         match self {
-            Operation::Training => &[(0, 3)],
-            Operation::Inference => &[(0, 5)],
-            Operation::Backward => &[(0, 4), (1, 4)],
-            Operation::Frozen => &[(0, 5), (1, 5)],
+            Operation::Training => &[(0, 3), (5, 3)],
+            Operation::Inference => &[(0, 5), (6, 5)],
+            Operation::Backward => &[(0, 4), (1, 4), (1, 11)],
+            Operation::Frozen => &[(0, 5), (1, 5), (1, 12)],
             _ => &[],
+        }
+    }
+
+    /// The first of the arguments that came with what follows the normalization; the mask is the second.
+    fn first_fused(self) -> usize {
+        match self {
+            Operation::Training => 5,
+            Operation::Inference => 6,
+            Operation::Backward => 9,
+            Operation::Frozen => 10,
+            _ => self.arguments().len(),
+        }
+    }
+
+    /// How many fields came with it: number, slope, lo and hi, then those arguments.
+    fn fused_fields(self) -> usize {
+        match self.arguments().len() - self.first_fused() {
+            0 => 0,
+            arguments => 4 + arguments,
         }
     }
 }
@@ -171,6 +231,7 @@ pub fn call(call: &Call) {
         Tensor => m * c * size,
         Vector => c * size,
         States => c * size_of::<State>(),
+        Mask => (m * c).div_ceil(64) * 8,
     };
 
     // Every argument has a place of its own, where any other fits too, wherever it is shifted.
@@ -179,11 +240,21 @@ pub fn call(call: &Call) {
     fill(&mut memory, call, m, room);
     let base = memory.as_mut_ptr().cast::<u8>();
     let mut at: Vec<Option<usize>> = (0..arguments.len()).map(|i| Some(room * i + MARGIN)).collect();
-    let forms = call.operation.in_place();
-    if let Some((input, output)) =
-        call.in_place.and_then(|last| if last { forms.last() } else { forms.first() })
-    {
-        at[*output] = at[*input];
+    let first_fused = call.operation.first_fused();
+    for (i, at) in at[first_fused..].iter_mut().enumerate() {
+        *at = at.filter(|_| call.fused.is_some_and(|fused| fused.given[i]));
+    }
+    if let Some(((fused_input, fused_output), forms)) = call.operation.in_place().split_last() {
+        if let Some((input, output)) =
+            call.in_place.and_then(|last| if last { forms.last() } else { forms.first() })
+        {
+            at[*output] = at[*input];
+        }
+        // Whichever of both came later.
+        let (from, to) = (fused_input.min(fused_output), fused_input.max(fused_output));
+        if call.fused.is_some_and(|fused| fused.in_place) && at[*to].is_some() {
+            at[*to] = at[*from];
+        }
     }
     for (argument, place) in call.faults.into_iter().flatten() {
         let argument = usize::from(argument) % at.len();
@@ -194,6 +265,11 @@ pub fn call(call: &Call) {
                 .map(|at| at.wrapping_add_signed(isize::from(by) * size as isize)),
         };
     }
+    let pointer = |at: &Option<usize>| at.map_or(std::ptr::null_mut(), |at| base.wrapping_add(at));
+    let pointers: Vec<*mut u8> = at.iter().map(pointer).collect();
+    // What is behind the end of the arguments' struct is not given.
+    let seen = call.fused_fields_seen();
+    at[first_fused..].iter_mut().skip(seen.saturating_sub(4)).for_each(|at| *at = None);
     let spans: Vec<Range<usize>> = at
         .iter()
         .zip(arguments)
@@ -214,10 +290,18 @@ pub fn call(call: &Call) {
     };
     // Longer than the struct, for sizes that are: what lies behind it is 0.
     let problem = Longer(problem, [0; LONGEST]);
-    let pointer = |at: &Option<usize>| at.map_or(std::ptr::null_mut(), |at| base.wrapping_add(at));
-    let pointers: Vec<*mut u8> = at.iter().map(pointer).collect();
     // SAFETY: every pointer is null, or its argument lies within `memory`, shifted by less than `MARGIN`.
     let status = unsafe { operate(call, (&raw const problem).cast(), &pointers) };
+
+    let mut words = usize::MAX;
+    // SAFETY: the same problem, and a number.
+    match unsafe { ffi::batchnorm_mask_len((&raw const problem).cast(), &mut words) } {
+        Status::Ok => assert_eq!(words, bytes(Mask) / 8),
+        refused => assert!(
+            words == usize::MAX && (status != Status::Ok || call.operation == Operation::Merge),
+            "{refused:?}"
+        ),
+    }
 
     match wrong {
         Some(wrong) => assert_ne!(status, Status::Ok, "not refused, though {wrong}"),
@@ -285,6 +369,9 @@ fn wrong(
     if eps && !(scalar.is_finite() && scalar >= 0.0) {
         return Some(format!("eps is {scalar}"));
     }
+    if let Some(wrong) = eps.then(|| wrong_activation(call, at, m)).flatten() {
+        return Some(wrong);
+    }
     if call.operation == Step && !scalar.is_finite() {
         return Some(format!("lr is {scalar}"));
     }
@@ -296,17 +383,19 @@ fn wrong(
         if missing && !optional && !empty {
             return Some(format!("argument {i} is null"));
         }
-        let align = if kind == States || call.double { 8 } else { 4 };
+        let align = if matches!(kind, States | Mask) || call.double { 8 } else { 4 };
         if !missing && !empty && !spans[i].start.is_multiple_of(align) {
             return Some(format!("argument {i} is not aligned"));
         }
         for (j, (_, other_written, _)) in arguments.iter().enumerate().take(i) {
             let overlap = spans[i].start < spans[j].end && spans[j].start < spans[i].end;
-            // Over one input, unless the other is the same memory.
+            // Over one input, unless another is the same memory.
             let forms = call.operation.in_place();
-            let over = |input: &usize| at[i] == at[*input] && at[i].is_some();
-            let first = forms.iter().find(|(input, output)| *output == i && over(input));
-            let in_place = first.is_some_and(|(input, _)| *input == j);
+            let over = |(input, output): (usize, usize)| at[input] == at[output] && at[input].is_some();
+            let in_place = forms.iter().any(|form| {
+                let first = forms.iter().find(|other| other.1 == form.1 && over(**other));
+                (*form == (i, j) || *form == (j, i)) && first == Some(form)
+            });
             if overlap
                 && !spans[i].is_empty()
                 && !spans[j].is_empty()
@@ -339,6 +428,32 @@ fn wrong(
         }
         _ => None,
     }
+}
+
+/// What is wrong with a call's activation, and with what it is to go with.
+fn wrong_activation(call: &Call, at: &[Option<usize>], m: usize) -> Option<String> {
+    let ((activation, numbers), seen) = (call.activation(), call.fused_fields_seen());
+    let activation = if seen > 0 { activation } else { 0 };
+    let [slope, lo, hi] = std::array::from_fn(|i| if seen > i + 1 { numbers[i] } else { 0.0 });
+    if activation > 5 {
+        return Some(format!("activation is {activation}"));
+    }
+    if activation == ffi::BATCHNORM_LEAKY_RELU && !slope.is_finite() {
+        return Some(format!("slope is {slope}"));
+    }
+    if activation == ffi::BATCHNORM_CLIP && !(lo <= hi && lo != f64::INFINITY && hi != f64::NEG_INFINITY) {
+        return Some(format!("clip is from {lo} to {hi}"));
+    }
+    let backward = matches!(call.operation, Operation::Backward | Operation::Frozen);
+    let first = call.operation.first_fused();
+    let residual = at[if backward { first + 2 } else { first }].is_some();
+    let mask = at[first + 1].is_some();
+    if activation >= ffi::BATCHNORM_HARD_SWISH && (residual || mask) {
+        return Some("the activation goes with neither a residual nor a mask".into());
+    }
+    let empty = m == 0 || usize::from(call.sizes[1]) % 20 == 0;
+    let missing = backward && residual && !mask && !empty && activation != ffi::BATCHNORM_IDENTITY;
+    missing.then(|| "dz takes a mask".into())
 }
 
 /// The counts of the states that lie there.
@@ -383,14 +498,23 @@ impl Call {
         }
     }
 
-    /// Whether a struct is said to be shorter than the first version's, which the problem's threads and thread pool are not
-    /// part of, or to end inside a field.
+    /// Whether a struct is said to be shorter than the first version's, which the problem's threads and thread pool and what
+    /// follows a normalization are not part of, or to end inside a field.
     fn sizes_are_wrong(&self) -> bool {
         let word = size_of::<usize>() as i16;
-        let spare = |of_problem| if of_problem { -2 * word } else { 0 };
+        let spare = |of_problem| if of_problem { 2 } else { self.operation.fused_fields() as i16 };
         self.sizes_off.is_some_and(|(of_problem, by)| {
-            by < spare(of_problem) || by.clamp(i16::MIN, LONGEST as i16) % word != 0
+            by < -spare(of_problem) * word || by.clamp(i16::MIN, LONGEST as i16) % word != 0
         })
+    }
+
+    /// How many of the fields of what follows a normalization the arguments' struct has, as long as it is said to be.
+    fn fused_fields_seen(&self) -> usize {
+        let short = match self.sizes_off {
+            Some((false, by)) => usize::from(by.min(0).unsigned_abs()).div_ceil(size_of::<usize>()),
+            _ => 0,
+        };
+        self.operation.fused_fields().saturating_sub(short)
     }
 }
 
@@ -411,6 +535,7 @@ unsafe fn operate(call: &Call, problem: *const ffi::Problem, pointers: &[*mut u8
     let p = |i: usize| pointers[i].cast();
     let state = |i: usize| pointers[i].cast::<State>();
     let eps = call.scalar();
+    let (activation, [slope, lo, hi]) = call.activation();
     // SAFETY: says the caller.
     unsafe {
         match call.operation {
@@ -421,7 +546,20 @@ unsafe fn operate(call: &Call, problem: *const ffi::Problem, pointers: &[*mut u8
             Operation::Training => {
                 let args = args!(
                     call,
-                    TrainingArgs { x: p(0), gamma: p(1), beta: p(2), eps: eps, y: p(3), states: state(4) }
+                    TrainingArgs {
+                        x: p(0),
+                        gamma: p(1),
+                        beta: p(2),
+                        eps: eps,
+                        y: p(3),
+                        states: state(4),
+                        activation: activation,
+                        slope: slope,
+                        lo: lo,
+                        hi: hi,
+                        residual: p(5),
+                        mask: pointers[6].cast()
+                    }
                 );
                 ffi::batchnorm_training(problem, (&raw const args).cast())
             }
@@ -435,7 +573,13 @@ unsafe fn operate(call: &Call, problem: *const ffi::Problem, pointers: &[*mut u8
                         gamma: p(3),
                         beta: p(4),
                         eps: eps,
-                        y: p(5)
+                        y: p(5),
+                        activation: activation,
+                        slope: slope,
+                        lo: lo,
+                        hi: hi,
+                        residual: p(6),
+                        mask: pointers[7].cast()
                     }
                 );
                 ffi::batchnorm_inference(problem, (&raw const args).cast())
@@ -453,7 +597,14 @@ unsafe fn operate(call: &Call, problem: *const ffi::Problem, pointers: &[*mut u8
                         dgamma: p(5),
                         dbeta: p(6),
                         dmean: p(7),
-                        dvar: p(8)
+                        dvar: p(8),
+                        activation: activation,
+                        slope: slope,
+                        lo: lo,
+                        hi: hi,
+                        beta: p(9),
+                        mask: pointers[10].cast(),
+                        dz: p(11)
                     }
                 );
                 ffi::batchnorm_backward(problem, (&raw const args).cast())
@@ -472,7 +623,14 @@ unsafe fn operate(call: &Call, problem: *const ffi::Problem, pointers: &[*mut u8
                         dgamma: p(6),
                         dbeta: p(7),
                         dmean: p(8),
-                        dvar: p(9)
+                        dvar: p(9),
+                        activation: activation,
+                        slope: slope,
+                        lo: lo,
+                        hi: hi,
+                        beta: p(10),
+                        mask: pointers[11].cast(),
+                        dz: p(12)
                     }
                 );
                 ffi::batchnorm_backward(problem, (&raw const args).cast())
