@@ -267,7 +267,7 @@ impl Block {
 }
 
 impl Network {
-    /// The weights follow from the seed, whether and how it normalizes or not.
+    /// The weights follow from the seed, whichever kind it is.
     pub fn new(seed: u64, blocks: Blocks, kind: Kind) -> Self {
         let rng = &mut Xoshiro256PlusPlus::seed_from_u64(seed);
         let widths = match blocks {
