@@ -21,6 +21,32 @@
 //! batchnorm::forward_training(&shape, x, &Params::default(), y, &mut states)?;
 //! # Ok::<(), batchnorm::Error>(())
 //! ```
+//!
+//! A residual is one more tensor that lies as x does; y may be written over it:
+//!
+//! ```
+//! use batchnorm::ndarray::{slice, slice_like, slice_mut_like};
+//! use batchnorm::{Activation, Params, Training, Welford};
+//! use ndarray::{Array4, Axis};
+//!
+//! let x = Array4::from_shape_fn((8, 3, 6, 5), |(n, c, h, w)| (n + c + h * w) as f32);
+//! let z = Array4::from_elem((8, 3, 6, 5), 0.5f32);
+//! let mut y = Array4::zeros((8, 3, 6, 5));
+//!
+//! let (shape, x) = slice(x.view(), Axis(1))?;
+//! let z = slice_like(z.view(), Axis(1), &shape)?;
+//! let (mut states, mut mask) = ([Welford::new(); 3], vec![0; shape.mask_len()]);
+//! let params = Params::default().activation(Activation::Relu);
+//! Training::new(&shape, params)
+//!     .x(x)
+//!     .residual(z)
+//!     .y(slice_mut_like(y.view_mut(), Axis(1), &shape)?)
+//!     .states(&mut states)
+//!     .mask(&mut mask) // what the backward pass takes
+//!     .run()?;
+//! assert!(y.iter().all(|&y| y >= 0.0));
+//! # Ok::<(), batchnorm::Error>(())
+//! ```
 
 #![forbid(unsafe_code)]
 
@@ -54,7 +80,7 @@ pub fn slice_mut<'a, T, D: Dimension>(
     Ok((shape, view.into_slice_memory_order().unwrap_or_default()))
 }
 
-/// The elements of a view that goes with another of this shape: for dy, which must lie in memory as x does.
+/// The elements of a view that goes with another of this shape: for dy and a residual, which must lie in memory as x does.
 ///
 /// # Errors
 /// As [`slice()`]; [`Error::View`] also if the view is of another shape or layout.
@@ -67,7 +93,7 @@ pub fn slice_like<'a, T, D: Dimension>(
     Ok(view.to_slice_memory_order().unwrap_or_default())
 }
 
-/// [`slice_like`] to be written to: for y and dx.
+/// [`slice_like`] to be written to: for y, dx and dz.
 ///
 /// # Errors
 /// As [`slice_like`].

@@ -1,8 +1,11 @@
 //! Views of ndarray give the shape and the slice that the same tensor has without it, or an error that says what to do.
 
 use batchnorm::ndarray::{slice, slice_like, slice_mut, slice_mut_like};
-use batchnorm::{Error, Layout, Params, Shape, Welford, forward_training, reference};
-use ndarray::{Array, Array2, Array3, Array4, ArrayD, Axis, IxDyn, s};
+use batchnorm::{
+    Activation, Backward, Error, Gradients, Layout, Params, Shape, Training, Welford, forward_training,
+    reference,
+};
+use ndarray::{Array, Array1, Array2, Array3, Array4, ArrayD, Axis, IxDyn, s};
 use quickcheck::{Arbitrary, Gen, QuickCheck};
 
 fn numbered(dims: &[usize]) -> ArrayD<f32> {
@@ -99,6 +102,68 @@ fn training_both_layouts_gives_the_same_array() {
         forward_training(&shape, x, &Params::default(), y, &mut [Welford::new(); 3]).unwrap();
     }
     assert_eq!(y_first, y_last);
+}
+
+/// relu(norm(x) + z) and its gradients, of views of either layout, are what ndarray's own operations make of the bare
+/// normalization, to the bit.
+#[test]
+fn a_residual_lies_as_x_does() {
+    let relu = Params::<f32>::default().activation(Activation::Relu);
+    let nhwc = numbered(&[4, 6, 5, 3]).into_dimensionality::<ndarray::Ix4>().unwrap();
+    let last = |array: &Array4<f32>| array.clone().permuted_axes([0, 3, 1, 2]);
+    let [x, z, dy] = [nhwc.clone(), nhwc.mapv(|v| v * 7.0 % 1.0), nhwc.mapv(|v| v * 11.0 % 1.0)];
+    for standard in [true, false] {
+        let view = |array: &Array4<f32>| match standard {
+            true => last(array).as_standard_layout().into_owned(),
+            false => last(array),
+        };
+        let [x, z, dy] = [&x, &z, &dy].map(view);
+        let [mut y, mut dx, mut dz, mut bare] = [(); 4].map(|()| view(&Array4::zeros((4, 6, 5, 3))));
+        let mut states = [Welford::new(); 3];
+        let (shape, x) = slice(x.view(), Axis(1)).unwrap();
+        let mut mask = vec![0; shape.mask_len()];
+        Training::new(&shape, relu)
+            .x(x)
+            .residual(slice_like(z.view(), Axis(1), &shape).unwrap())
+            .y(slice_mut_like(y.view_mut(), Axis(1), &shape).unwrap())
+            .states(&mut states)
+            .mask(&mut mask)
+            .run()
+            .unwrap();
+        let out = slice_mut_like(bare.view_mut(), Axis(1), &shape).unwrap();
+        forward_training(&shape, x, &Params::default(), out, &mut [Welford::new(); 3]).unwrap();
+        assert_eq!(y, (&bare + &z).mapv(|u| u.max(0.0)), "{shape}");
+
+        let mut dbeta = Array1::zeros(3);
+        let gradients = Gradients::new()
+            .dx(slice_mut_like(dx.view_mut(), Axis(1), &shape).unwrap())
+            .dz(slice_mut_like(dz.view_mut(), Axis(1), &shape).unwrap())
+            .dbeta(dbeta.as_slice_mut().unwrap());
+        let dy_elements = slice_like(dy.view(), Axis(1), &shape).unwrap();
+        Backward::new(&shape, relu)
+            .x(x)
+            .dy(dy_elements)
+            .states(&states)
+            .mask(&mask)
+            .gradients(gradients)
+            .run()
+            .unwrap();
+        let open = y.mapv(|y| f32::from(u8::from(y > 0.0)));
+        assert!(open.iter().any(|&open| open == 0.0));
+        assert_eq!(dz, &dy * &open, "{shape}");
+        let mut expected = view(&Array4::zeros((4, 6, 5, 3)));
+        let mut expected_dbeta = [0.0; 3];
+        let gradients = Gradients::new()
+            .dx(slice_mut_like(expected.view_mut(), Axis(1), &shape).unwrap())
+            .dbeta(&mut expected_dbeta);
+        let dz = slice_like(dz.view(), Axis(1), &shape).unwrap();
+        batchnorm::backward(&shape, x, dz, &states, &Params::default(), gradients).unwrap();
+        assert_eq!((dx, dbeta.to_vec()), (expected, expected_dbeta.to_vec()), "{shape}");
+    }
+    // In the other layout it would be added in the wrong order.
+    let (shape, _) = slice(x.view().permuted_axes([0, 3, 1, 2]), Axis(1)).unwrap();
+    let z = last(&z).as_standard_layout().into_owned();
+    assert!(matches!(slice_like(z.view(), Axis(1), &shape), Err(Error::View { like: Some(_), .. })));
 }
 
 #[test]

@@ -4,12 +4,12 @@
 
 use std::sync::Arc;
 
-use batchnorm::{Gradients, Inference, Layout, Params, Shape, Training, Welford};
+use batchnorm::{Activation, Gradients, Inference, Layout, Params, Shape, Training, Welford};
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
 use burn::backend::flex::{FlexTensor, Layout as FlexLayout};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, ExtensionType, Flex, backend_extension};
@@ -28,10 +28,35 @@ impl States {
     }
 }
 
+/// What follows a normalization in the same pass.
+#[derive(Debug, ExtensionType)]
+pub enum Epilogue<B: Backend> {
+    /// y = act(u), where u is the normalized input.
+    Activation(Activation),
+    /// y = act(u + z), where z has the input's dimensions; not with hard swish and SiLU.
+    Residual(FloatTensor<B>, Activation),
+}
+
+impl<B: Backend> Epilogue<B> {
+    pub(crate) fn new(activation: Activation, residual: Option<FloatTensor<B>>) -> Self {
+        match residual {
+            Some(z) => Self::Residual(z, activation),
+            None => Self::Activation(activation),
+        }
+    }
+
+    fn into_parts(self) -> (Activation, Option<FloatTensor<B>>) {
+        match self {
+            Self::Activation(activation) => (activation, None),
+            Self::Residual(z, activation) => (activation, Some(z)),
+        }
+    }
+}
+
 /// What [`BatchNormBackend::batchnorm_training`] returns.
 #[derive(Debug, ExtensionType)]
 pub struct Trained<B: Backend> {
-    /// The normalized input.
+    /// The normalized input, after the epilogue.
     pub output: FloatTensor<B>,
     /// The mean of each channel.
     pub mean: FloatTensor<B>,
@@ -53,6 +78,7 @@ pub trait BatchNormBackend: Backend {
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         epsilon: f64,
+        #[extension_type] epilogue: Epilogue<Self>,
     ) -> Trained<Self>;
 
     /// Normalizes `x` (dimensions N, C, spatial...) by a given mean and variance.
@@ -63,6 +89,7 @@ pub trait BatchNormBackend: Backend {
         mean: FloatTensor<Self>,
         variance: FloatTensor<Self>,
         epsilon: f64,
+        #[extension_type] epilogue: Epilogue<Self>,
     ) -> FloatTensor<Self>;
 }
 
@@ -138,10 +165,19 @@ impl Dense {
         elements(&self.tensor)
     }
 
-    /// The elements, to be written over, if nobody else holds them.
-    fn elements_mut<T: Float>(&mut self) -> Option<&mut [T]> {
-        let (start, end) = self.tensor.layout().contiguous_offsets()?;
-        Some(&mut self.tensor.try_storage_mut::<T>()?[start..end])
+    /// Whether nobody else holds the elements, so that they can be written over.
+    fn is_owned<T: Float>(&mut self) -> bool {
+        self.tensor.try_storage_mut::<T>().is_some()
+    }
+
+    /// The elements, to be written over, of which nobody else holds any.
+    fn elements_mut<T: Float>(&mut self) -> &mut [T] {
+        let offsets = self.tensor.layout().contiguous_offsets();
+        let elements = self.tensor.try_storage_mut::<T>().zip(offsets);
+        elements.map_or_else(
+            || panic!("batch norm: a tensor that is shared"),
+            |(all, (start, end))| &mut all[start..end],
+        )
     }
 
     /// A new tensor of this shape and order.
@@ -169,49 +205,111 @@ fn vector<T: Float>(values: Vec<T>) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, [len]))
 }
 
-fn training<T: Float>(x: FlexTensor, gamma: &FlexTensor, beta: &FlexTensor, epsilon: f64) -> Trained<Flex> {
-    let (mut x, gamma, beta) = (Dense::new(x), gamma.to_contiguous(), beta.to_contiguous());
-    let shape = x.shape;
-    let params = Params::new(epsilon).gamma(elements::<T>(&gamma)).beta(elements(&beta));
+/// Where a forward pass writes its result.
+enum Place<T> {
+    OverX,
+    OverResidual,
+    New(Vec<T>),
+}
+
+/// Which elements an activation let through, as the kernels take it back.
+type Mask = Arc<[u64]>;
+
+/// The tensors of a forward pass, all in the input's order.
+struct Tensors<T> {
+    x: Dense,
+    residual: Option<Dense>,
+    y: Place<T>,
+    mask: Option<Vec<u64>>,
+}
+
+impl<T: Float> Tensors<T> {
+    /// `keeps_mask`: if a backward pass may come. y goes over a tensor that nobody else holds, if there is one.
+    fn new(x: FlexTensor, residual: Option<FlexTensor>, activation: Activation, keeps_mask: bool) -> Self {
+        let mut x = Dense::new(x);
+        let mut residual = residual.map(|z| Dense::in_order(z, x.shape.layout()));
+        let y = if x.is_owned::<T>() {
+            Place::OverX
+        } else if residual.as_mut().is_some_and(Dense::is_owned::<T>) {
+            Place::OverResidual
+        } else {
+            Place::New(unwritten(x.shape.len()))
+        };
+        let needs_mask = keeps_mask && residual.is_some() && activation != Activation::Identity;
+        let mask = needs_mask.then(|| vec![0; x.shape.mask_len()]);
+        Self { x, residual, y, mask }
+    }
+
+    /// The result, once it has been written.
+    fn finish(self) -> (FlexTensor, Option<Mask>) {
+        let output = match (self.y, self.residual) {
+            (Place::New(y), _) => self.x.like(y),
+            (Place::OverResidual, Some(residual)) => residual.into_tensor(),
+            _ => self.x.into_tensor(),
+        };
+        (output, self.mask.map(Mask::from))
+    }
+}
+
+/// Runs a builder, `Training` or `Inference`, on the tensors of a forward pass.
+macro_rules! run {
+    ($builder:expr, $tensors:expr) => {{
+        let Tensors { x, residual, y, mask } = $tensors;
+        let mut builder = match y {
+            Place::OverX => $builder.x_in_place(x.elements_mut()),
+            _ => $builder.x(x.elements()),
+        };
+        builder = match (residual, &y) {
+            (Some(z), Place::OverResidual) => builder.residual_in_place(z.elements_mut()),
+            (Some(z), _) => builder.residual(z.elements()),
+            (None, _) => builder,
+        };
+        if let Place::New(y) = y {
+            builder = builder.y(y);
+        }
+        if let Some(mask) = mask {
+            builder = builder.mask(mask);
+        }
+        done(builder.run());
+    }};
+}
+
+fn training<T: Float>(
+    x: FlexTensor,
+    [gamma, beta]: [&FlexTensor; 2],
+    epsilon: f64,
+    epilogue: Epilogue<Flex>,
+    keeps_mask: bool,
+) -> (Trained<Flex>, Option<Mask>) {
+    let (activation, residual) = epilogue.into_parts();
+    let [gamma, beta] = [gamma, beta].map(FlexTensor::to_contiguous);
+    let mut tensors = Tensors::<T>::new(x, residual, activation, keeps_mask);
+    let shape = tensors.x.shape;
+    let params = Params::new(epsilon).gamma(elements(&gamma)).beta(elements(&beta)).activation(activation);
     let mut states = vec![Welford::new(); shape.channels()];
-    let output = if let Some(x) = x.elements_mut::<T>() {
-        done(Training::new(&shape, params).x_in_place(x).states(&mut states).run());
-        None
-    } else {
-        let mut y = unwritten(shape.len());
-        done(batchnorm::forward_training(&shape, x.elements::<T>(), &params, &mut y, &mut states));
-        Some(x.like(y))
-    };
+    run!(Training::new(&shape, params).states(&mut states), &mut tensors);
     let of_states = |of: fn(&Welford) -> f64| {
         vector(states.iter().map(|state| <T as batchnorm::Scalar>::from_f64(of(state))).collect())
     };
-    Trained {
-        output: output.unwrap_or_else(|| x.into_tensor()),
-        mean: of_states(Welford::mean),
-        variance: of_states(Welford::variance),
-        states: States(states.into()),
-    }
+    let (mean, variance) = (of_states(Welford::mean), of_states(Welford::variance));
+    let (output, mask) = tensors.finish();
+    (Trained { output, mean, variance, states: States(states.into()) }, mask)
 }
 
 fn inference<T: Float>(
     x: FlexTensor,
     [gamma, beta, mean, variance]: [&FlexTensor; 4],
     epsilon: f64,
-) -> FlexTensor {
-    let mut x = Dense::new(x);
-    let shape = x.shape;
+    epilogue: Epilogue<Flex>,
+    keeps_mask: bool,
+) -> (FlexTensor, Option<Mask>) {
+    let (activation, residual) = epilogue.into_parts();
     let [gamma, beta, mean, variance] = [gamma, beta, mean, variance].map(FlexTensor::to_contiguous);
-    let params = Params::new(epsilon).gamma(elements::<T>(&gamma)).beta(elements(&beta));
-    let (mean, variance) = (elements(&mean), elements(&variance));
-    let output = if let Some(x) = x.elements_mut::<T>() {
-        done(Inference::new(&shape, params).x_in_place(x).frozen(mean, variance).run());
-        None
-    } else {
-        let mut y = unwritten(shape.len());
-        done(batchnorm::forward_inference(&shape, x.elements::<T>(), mean, variance, &params, &mut y));
-        Some(x.like(y))
-    };
-    output.unwrap_or_else(|| x.into_tensor())
+    let mut tensors = Tensors::<T>::new(x, residual, activation, keeps_mask);
+    let shape = tensors.x.shape;
+    let params = Params::new(epsilon).gamma(elements(&gamma)).beta(elements(&beta)).activation(activation);
+    run!(Inference::new(&shape, params).frozen(elements(&mean), elements(&variance)), &mut tensors);
+    tensors.finish()
 }
 
 /// What a forward pass normalized by.
@@ -222,45 +320,65 @@ enum Statistics {
     Given(Box<[FlexTensor; 2]>),
 }
 
-/// The gradients that are wanted of x, gamma, beta and, if they were given, mean and variance.
+/// The inputs of a normalization, in the order of their gradients: x, gamma, beta, mean, variance, residual.
+const INPUTS: usize = 6;
+
+/// The gradients that are wanted.
 fn gradients_of<T: Float>(
     x: FlexTensor,
-    gamma: &FlexTensor,
-    statistics: &Statistics,
-    epsilon: f64,
+    [gamma, beta]: [&FlexTensor; 2],
+    saved: &Saved,
     dy: FlexTensor,
-    wanted: [bool; 5],
-) -> [Option<FlexTensor>; 5] {
-    let (x, gamma) = (Dense::new(x), gamma.to_contiguous());
+    wanted: [bool; INPUTS],
+) -> [Option<FlexTensor>; INPUTS] {
+    let (x, [gamma, beta]) = (Dense::new(x), [gamma, beta].map(FlexTensor::to_contiguous));
     let shape = x.shape;
-    let dy = Dense::in_order(dy, shape.layout());
-    let (x_elements, dy) = (x.elements::<T>(), dy.elements());
-    let params = Params::new(epsilon).gamma(elements(&gamma));
+    let mut dy = Dense::in_order(dy, shape.layout());
+    let activation = saved.activation;
+    let params =
+        Params::new(saved.epsilon).gamma(elements::<T>(&gamma)).beta(elements(&beta)).activation(activation);
 
-    let [wants_x, per_channel @ ..] = wanted;
+    let [wants_x, per_channel @ .., wants_residual] = wanted;
     let mut dx = wants_x.then(|| unwritten(shape.len()));
     let mut per_channel = per_channel.map(|wants| wants.then(|| vec![T::default(); shape.channels()]));
+    // The residual's gradient is written over dy if nobody else holds it. Where nothing follows, it is dy.
+    let writes_dz = wants_residual && activation != Activation::Identity;
+    let over_dy = writes_dz && dy.is_owned::<T>();
+    let mut dz = (writes_dz && !over_dy).then(|| unwritten(shape.len()));
+
     let [dgamma, dbeta, dmean, dvar] = per_channel.each_mut().map(Option::as_deref_mut);
     let mut outputs = Gradients::new();
-    (outputs.dx, outputs.dgamma, outputs.dbeta) = (dx.as_deref_mut(), dgamma, dbeta);
-    (outputs.dmean, outputs.dvar) = (dmean, dvar);
-    match statistics {
-        Statistics::Batch(states) => {
-            done(batchnorm::backward(&shape, x_elements, dy, states.as_slice(), &params, outputs));
-        }
+    (outputs.dx, outputs.dz) = (dx.as_deref_mut(), dz.as_deref_mut());
+    (outputs.dgamma, outputs.dbeta, outputs.dmean, outputs.dvar) = (dgamma, dbeta, dmean, dvar);
+    let mut backward = batchnorm::Backward::new(&shape, params).x(x.elements()).gradients(outputs);
+    backward = if over_dy { backward.dy_to_dz(dy.elements_mut()) } else { backward.dy(dy.elements()) };
+    if let Some(mask) = &saved.mask {
+        backward = backward.mask(mask);
+    }
+    match &saved.statistics {
+        Statistics::Batch(states) => done(backward.states(states.as_slice()).run()),
         Statistics::Given(given) => {
             let [mean, variance] = given.each_ref().map(FlexTensor::to_contiguous);
-            let (mean, variance) = (elements(&mean), elements(&variance));
-            done(batchnorm::backward_frozen(&shape, x_elements, dy, mean, variance, &params, outputs));
+            done(backward.frozen(elements(&mean), elements(&variance)).run());
         }
     }
+    let dz = match dz {
+        Some(dz) => Some(x.like(dz)),
+        None => wants_residual.then(|| dy.into_tensor()),
+    };
     let [dgamma, dbeta, dmean, dvar] = per_channel.map(|values| values.map(vector));
-    [dx.map(|dx| x.like(dx)), dgamma, dbeta, dmean, dvar]
+    [dx.map(|dx| x.like(dx)), dgamma, dbeta, dmean, dvar, dz]
 }
 
 impl BatchNormBackend for Flex {
-    fn batchnorm_training(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, epsilon: f64) -> Trained<Self> {
-        by_type!(x, training(x, &gamma, &beta, epsilon))
+    fn batchnorm_training(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        epsilon: f64,
+        epilogue: Epilogue<Self>,
+    ) -> Trained<Self> {
+        by_type!(x, training(x, [&gamma, &beta], epsilon, epilogue, false)).0
     }
 
     fn batchnorm_inference(
@@ -270,76 +388,104 @@ impl BatchNormBackend for Flex {
         mean: FlexTensor,
         variance: FlexTensor,
         epsilon: f64,
+        epilogue: Epilogue<Self>,
     ) -> FlexTensor {
-        by_type!(x, inference(x, [&gamma, &beta, &mean, &variance], epsilon))
+        by_type!(x, inference(x, [&gamma, &beta, &mean, &variance], epsilon, epilogue, false)).0
     }
 }
 
 /// A flex tensor that autodiff follows.
 type Tracked = FloatTensor<Autodiff<Flex>>;
 
-/// The backward pass of a normalization of `N` inputs: x, gamma and beta, and mean and variance if they were given.
+/// The backward pass of a normalization of `N` inputs.
 #[derive(Debug)]
 struct Normalization;
 
-/// What it needs of the forward pass; x and gamma are kept by the checkpointer.
+/// What it needs of the forward pass; x, gamma and beta are kept by the checkpointer.
 #[derive(Debug, Clone)]
 struct Saved {
-    x: NodeId,
-    gamma: NodeId,
+    /// x, gamma, beta.
+    nodes: [NodeId; 3],
+    /// Which inputs the parents in autodiff's graph are.
+    parents: &'static [usize],
     statistics: Statistics,
     epsilon: f64,
+    activation: Activation,
+    mask: Option<Mask>,
 }
 
 impl<const N: usize> Backward<Flex, N> for Normalization {
     type State = Saved;
 
     fn backward(self, ops: Ops<Saved, N>, grads: &mut grads::Gradients, checkpointer: &mut Checkpointer) {
-        let Saved { x, gamma, statistics, epsilon } = ops.state;
+        let saved = ops.state;
         let dy = grads.consume::<Flex>(&ops.node);
-        let x = checkpointer.retrieve_node_output::<FlexTensor>(x);
-        let gamma = checkpointer.retrieve_node_output::<FlexTensor>(gamma);
-        // A batch's own mean and variance are no parents.
-        let wanted = std::array::from_fn(|input| ops.parents.get(input).is_some_and(Option::is_some));
-        let gradients = by_type!(x, gradients_of(x, &gamma, &statistics, epsilon, dy, wanted));
-        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
-            if let (Some(parent), Some(gradient)) = (parent, gradient) {
+        let [x, gamma, beta] = saved.nodes.map(|node| checkpointer.retrieve_node_output::<FlexTensor>(node));
+        let mut wanted = [false; INPUTS];
+        for (&input, parent) in saved.parents.iter().zip(&ops.parents) {
+            wanted[input] = parent.is_some();
+        }
+        let mut gradients = by_type!(x, gradients_of(x, [&gamma, &beta], &saved, dy, wanted));
+        for (&input, parent) in saved.parents.iter().zip(ops.parents) {
+            if let (Some(parent), Some(gradient)) = (parent, gradients[input].take()) {
                 grads.register::<Flex>(parent.id, gradient);
             }
         }
     }
 }
 
-impl<C: CheckpointStrategy> BatchNormBackend for Autodiff<Flex, C> {
-    fn batchnorm_training(x: Tracked, gamma: Tracked, beta: Tracked, epsilon: f64) -> Trained<Self> {
-        let forward = |x: Tracked, gamma: Tracked, beta: Tracked| {
-            Flex::batchnorm_training(
-                x.into_primitive(),
-                gamma.into_primitive(),
-                beta.into_primitive(),
-                epsilon,
-            )
-        };
-        let prepared = Normalization.prepare::<C>([x.node(), gamma.node(), beta.node()]).compute_bound();
-        let (output, trained) = match prepared.stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                let (x_id, gamma_id) = (prepared.checkpoint(&x), prepared.checkpoint(&gamma));
-                let trained = forward(x, gamma, beta);
-                let statistics = Statistics::Batch(trained.states.clone());
-                let saved = Saved { x: x_id, gamma: gamma_id, statistics, epsilon };
-                (prepared.finish(saved, trained.output.clone()), trained)
-            }
-            OpsKind::UnTracked(prepared) => {
-                let trained = forward(x, gamma, beta);
-                (prepared.finish(trained.output.clone()), trained)
-            }
-        };
-        Trained {
-            output,
-            mean: Tracked::new(trained.mean),
-            variance: Tracked::new(trained.variance),
-            states: trained.states,
+/// What a forward pass leaves: its output, what its backward pass needs, and the rest of what is returned.
+type Passed<R> = (FlexTensor, Option<Mask>, Statistics, R);
+
+/// A forward pass on x, gamma and beta, put into autodiff's graph. `forward` takes whether to keep a mask.
+fn record<C: CheckpointStrategy, const N: usize, R>(
+    guards: [NodeGuard; N],
+    parents: &'static [usize],
+    [x, gamma, beta]: [Tracked; 3],
+    (epsilon, activation): (f64, Activation),
+    forward: impl FnOnce([FlexTensor; 3], bool) -> Passed<R>,
+) -> (Tracked, R) {
+    match Normalization.prepare::<C>(guards).compute_bound().stateful() {
+        OpsKind::Tracked(mut prepared) => {
+            let nodes = [&x, &gamma, &beta].map(|input| prepared.checkpoint(input));
+            let (output, mask, statistics, rest) =
+                forward([x, gamma, beta].map(Tracked::into_primitive), true);
+            let saved = Saved { nodes, parents, statistics, epsilon, activation, mask };
+            (prepared.finish(saved, output), rest)
         }
+        OpsKind::UnTracked(prepared) => {
+            let (output, _, _, rest) = forward([x, gamma, beta].map(Tracked::into_primitive), false);
+            (prepared.finish(output), rest)
+        }
+    }
+}
+
+impl<C: CheckpointStrategy> BatchNormBackend for Autodiff<Flex, C> {
+    fn batchnorm_training(
+        x: Tracked,
+        gamma: Tracked,
+        beta: Tracked,
+        epsilon: f64,
+        epilogue: Epilogue<Self>,
+    ) -> Trained<Self> {
+        let (activation, residual) = epilogue.into_parts();
+        let of_residual = residual.as_ref().map(Tracked::node);
+        let epilogue = Epilogue::new(activation, residual.map(Tracked::into_primitive));
+        let forward = |[x, gamma, beta]: [FlexTensor; 3], keeps_mask| {
+            let (trained, mask) = by_type!(x, training(x, [&gamma, &beta], epsilon, epilogue, keeps_mask));
+            let Trained { output, mean, variance, states } = trained;
+            (output, mask, Statistics::Batch(states.clone()), (mean, variance, states))
+        };
+        let [of_x, of_gamma, of_beta] = [&x, &gamma, &beta].map(Tracked::node);
+        let (inputs, constants) = ([x, gamma, beta], (epsilon, activation));
+        // A batch's own mean and variance are no parents.
+        let (output, (mean, variance, states)) = match of_residual {
+            None => record::<C, 3, _>([of_x, of_gamma, of_beta], &[0, 1, 2], inputs, constants, forward),
+            Some(of_z) => {
+                record::<C, 4, _>([of_x, of_gamma, of_beta, of_z], &[0, 1, 2, 5], inputs, constants, forward)
+            }
+        };
+        Trained { output, mean: Tracked::new(mean), variance: Tracked::new(variance), states }
     }
 
     fn batchnorm_inference(
@@ -349,22 +495,29 @@ impl<C: CheckpointStrategy> BatchNormBackend for Autodiff<Flex, C> {
         mean: Tracked,
         variance: Tracked,
         epsilon: f64,
+        epilogue: Epilogue<Self>,
     ) -> Tracked {
-        let nodes = [&x, &gamma, &beta, &mean, &variance].map(Tracked::node);
-        let prepared = Normalization.prepare::<C>(nodes).compute_bound();
-        let forward = |inputs: [Tracked; 5]| {
-            let [x, gamma, beta, mean, variance] = inputs.map(Tracked::into_primitive);
-            Flex::batchnorm_inference(x, gamma, beta, mean, variance, epsilon)
+        let (activation, residual) = epilogue.into_parts();
+        let of_residual = residual.as_ref().map(Tracked::node);
+        let [of_x, of_gamma, of_beta, of_mean, of_variance] =
+            [&x, &gamma, &beta, &mean, &variance].map(Tracked::node);
+        let epilogue = Epilogue::new(activation, residual.map(Tracked::into_primitive));
+        let given = [mean, variance].map(Tracked::into_primitive);
+        let forward = |[x, gamma, beta]: [FlexTensor; 3], keeps_mask| {
+            let parameters = [&gamma, &beta, &given[0], &given[1]];
+            let (output, mask) = by_type!(x, inference(x, parameters, epsilon, epilogue, keeps_mask));
+            (output, mask, Statistics::Given(Box::new(given)), ())
         };
-        match prepared.stateful() {
-            OpsKind::Tracked(mut prepared) => {
-                let (x_id, gamma_id) = (prepared.checkpoint(&x), prepared.checkpoint(&gamma));
-                let given = [&mean, &variance].map(|given| given.primitive().clone());
-                let statistics = Statistics::Given(Box::new(given));
-                let output = forward([x, gamma, beta, mean, variance]);
-                prepared.finish(Saved { x: x_id, gamma: gamma_id, statistics, epsilon }, output)
+        let (inputs, constants) = ([x, gamma, beta], (epsilon, activation));
+        match of_residual {
+            None => {
+                let guards = [of_x, of_gamma, of_beta, of_mean, of_variance];
+                record::<C, 5, _>(guards, &[0, 1, 2, 3, 4], inputs, constants, forward).0
             }
-            OpsKind::UnTracked(prepared) => prepared.finish(forward([x, gamma, beta, mean, variance])),
+            Some(of_z) => {
+                let guards = [of_x, of_gamma, of_beta, of_mean, of_variance, of_z];
+                record::<C, 6, _>(guards, &[0, 1, 2, 3, 4, 5], inputs, constants, forward).0
+            }
         }
     }
 }

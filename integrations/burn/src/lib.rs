@@ -18,6 +18,25 @@
 //! Under it are [`batch_norm`] and [`batch_norm_train`], which take the place of the functions of the same names in
 //! [`burn::tensor::module`], and under these [`BatchNormBackend`], a backend extension for flex and autodiff over flex.
 //!
+//! # Activation and residual
+//!
+//! [`BatchNorm::with_activation`] and [`BatchNorm::forward_with_residual`] do in the same pass what follows a batch norm in a
+//! network. The bits are those of one operation after the other, of y and of every gradient; where there is a residual, a bit an
+//! element is kept for the backward pass.
+//!
+//! ```
+//! use batchnorm_burn::{Activation, BatchNormConfig};
+//! use burn::tensor::{Device, Distribution, Tensor};
+//!
+//! let device = Device::default().autodiff();
+//! let norm = BatchNormConfig::new(16).init(&device).with_activation(Activation::Relu);
+//! let random = || Tensor::<4>::random([8, 16, 12, 12], Distribution::Default, &device);
+//! let (x, z) = (random(), random().require_grad());
+//! let y = norm.forward_with_residual(x, z.clone()); // relu(norm(x) + z)
+//! let gradients = y.sum().backward();
+//! assert_eq!(z.grad(&gradients).unwrap().dims(), z.dims());
+//! ```
+//!
 //! # Which input goes where
 //!
 //! f32 and f64 on flex, of any rank from 2 on, channels in dimension 1:
@@ -27,16 +46,19 @@
 //!   channels-last view;
 //! - other strides are made contiguous first.
 //!
-//! A tensor that nobody else holds is normalized in place, unless a gradient needs its old values.
+//! A tensor that nobody else holds is normalized in place, unless a gradient needs its old values; else y goes over the residual,
+//! if nobody else holds that.
 //!
-//! What the kernels do not do is left to burn: other backends, f16 and bf16, parameters of another type than the input.
+//! What the kernels do not do is left to burn: other backends, f16 and bf16, parameters of another type than the input, hard swish
+//! and SiLU behind a residual.
 
 mod flex;
 mod memory;
 mod module;
 mod ops;
 
-pub use flex::{BatchNormBackend, States, Trained};
+pub use batchnorm::Activation;
+pub use flex::{BatchNormBackend, Epilogue, States, Trained};
 pub use module::{BatchNorm, BatchNormConfig};
 pub use ops::{batch_norm, batch_norm_train};
 

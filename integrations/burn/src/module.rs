@@ -2,11 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+use batchnorm::Activation;
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Flag, Module, ModuleDisplay, Param, RunningState};
 use burn::tensor::{Device, Tensor};
 
-use crate::{batch_norm, batch_norm_train};
+use crate::ops::{After, inference, training};
 
 /// The configuration of a [`BatchNorm`], with the fields of [`burn::nn::BatchNormConfig`].
 #[derive(Config, Debug)]
@@ -37,6 +38,9 @@ impl BatchNormConfig {
 
 /// Batch normalization with the interface and the fields of [`burn::nn::BatchNorm`], so that records of the one load into
 /// the other, and the kernels of [`batchnorm`]. Made by [`BatchNormConfig`] or from burn's module.
+///
+/// Beyond burn's it may have an [activation](Self::with_activation), and take a [residual](Self::forward_with_residual): both are
+/// done in the pass that normalizes, and give the bits that they give one after the other.
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct BatchNorm {
@@ -54,43 +58,94 @@ pub struct BatchNorm {
     pub momentum: f64,
     /// Added to the variance under the root.
     pub epsilon: f64,
+    /// What is applied in the end; no part of a record.
+    #[module(skip)]
+    pub activation: Activation,
 }
 
 impl From<burn::nn::BatchNorm> for BatchNorm {
     fn from(module: burn::nn::BatchNorm) -> Self {
         let burn::nn::BatchNorm { gamma, beta, training, running_mean, running_var, momentum, epsilon } =
             module;
-        Self { gamma, beta, training, running_mean, running_var, momentum, epsilon }
+        let activation = Activation::Identity;
+        Self { gamma, beta, training, running_mean, running_var, momentum, epsilon, activation }
     }
 }
 
+/// burn's module has no activation: what was applied in the end is not any more.
 impl From<BatchNorm> for burn::nn::BatchNorm {
     fn from(module: BatchNorm) -> Self {
-        let BatchNorm { gamma, beta, training, running_mean, running_var, momentum, epsilon } = module;
+        let BatchNorm { gamma, beta, training, running_mean, running_var, momentum, epsilon, .. } = module;
         Self { gamma, beta, training, running_mean, running_var, momentum, epsilon }
     }
 }
 
 impl BatchNorm {
+    /// With an activation in the end; forward passes panic if its numbers are none that it can have.
+    ///
+    /// ```
+    /// use batchnorm_burn::{Activation, BatchNormConfig};
+    /// use burn::tensor::{Device, Tensor};
+    ///
+    /// let device = Device::default().autodiff();
+    /// let norm = BatchNormConfig::new(1).with_epsilon(1e-12).init(&device).with_activation(Activation::Relu);
+    /// let y = norm.forward(Tensor::<2>::from_floats([[1.], [3.]], &device));
+    /// assert_eq!(y.into_data().to_vec::<f32>().unwrap(), [0., 1.]);
+    /// ```
+    pub fn with_activation(self, activation: Activation) -> Self {
+        Self { activation, ..self }
+    }
+
     /// Normalizes a tensor of dimensions N, C, spatial...: by its own statistics, which the running ones take in, on a
     /// device with autodiff and while `training` is enabled; by the running statistics otherwise.
     ///
     /// # Panics
     /// If the input is of rank 1, or its second dimension not the number of channels.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        self.forward_by(input, None)
+    }
+
+    /// The end of a residual block: [`forward`](Self::forward) with a residual of the input's shape, added to the normalized input
+    /// before the activation. Gradients reach it, too. In training a bit an element is kept for the backward pass, and nothing else
+    /// of the input's size but the input.
+    ///
+    /// Hard swish and SiLU are applied apart, by burn's operations.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward), and if the residual is of another shape.
+    ///
+    /// ```
+    /// use batchnorm_burn::{Activation, BatchNormConfig};
+    /// use burn::tensor::{Device, Tensor};
+    ///
+    /// let device = Device::default().autodiff();
+    /// let norm = BatchNormConfig::new(1).with_epsilon(1e-12).init(&device).with_activation(Activation::Relu);
+    /// let x = Tensor::<2>::from_floats([[1.], [3.]], &device);
+    /// let z = Tensor::<2>::from_floats([[0.5], [0.5]], &device).require_grad();
+    /// let y = norm.forward_with_residual(x, z.clone());
+    /// assert_eq!(y.to_data().to_vec::<f32>().unwrap(), [0., 1.5]);
+    /// let gradients = y.sum().backward();
+    /// assert_eq!(z.grad(&gradients).unwrap().into_data().to_vec::<f32>().unwrap(), [0., 1.]);
+    /// ```
+    pub fn forward_with_residual<const D: usize>(&self, input: Tensor<D>, residual: Tensor<D>) -> Tensor<D> {
+        self.forward_by(input, Some(residual))
+    }
+
+    fn forward_by<const D: usize>(&self, input: Tensor<D>, residual: Option<Tensor<D>>) -> Tensor<D> {
         let device = input.device();
+        let after = After { activation: self.activation, residual };
         if device.is_autodiff() && self.training.is_enabled() {
-            self.forward_train(input, &device)
+            self.forward_train(input, after, &device)
         } else {
             let mean = self.running_mean.value().to_device(&device);
             let variance = self.running_var.value().to_device(&device);
-            batch_norm(input, self.gamma.val(), self.beta.val(), mean, variance, self.epsilon)
+            inference(input, [self.gamma.val(), self.beta.val(), mean, variance], self.epsilon, after)
         }
     }
 
-    fn forward_train<const D: usize>(&self, input: Tensor<D>, device: &Device) -> Tensor<D> {
+    fn forward_train<const D: usize>(&self, input: Tensor<D>, after: After<D>, device: &Device) -> Tensor<D> {
         let empty = input.shape().num_elements() == 0;
-        let trained = batch_norm_train(input, self.gamma.val(), self.beta.val(), self.epsilon);
+        let trained = training(input, [self.gamma.val(), self.beta.val()], self.epsilon, after);
         if !empty {
             for (running, batch) in
                 [(&self.running_mean, trained.mean), (&self.running_var, trained.variance)]
@@ -110,10 +165,13 @@ impl ModuleDisplay for BatchNorm {
 
     fn custom_content(&self, content: Content) -> Option<Content> {
         let [num_features] = self.beta.shape().dims();
-        content
+        let content = content
             .add("num_features", &num_features)
             .add("momentum", &self.momentum)
-            .add("epsilon", &self.epsilon)
-            .optional()
+            .add("epsilon", &self.epsilon);
+        match self.activation {
+            Activation::Identity => content.optional(),
+            activation => content.add("activation", &activation.to_string()).optional(),
+        }
     }
 }

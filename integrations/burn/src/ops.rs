@@ -2,11 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+use batchnorm::Activation;
 use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::module::BatchNormTrainOutput;
-use burn::tensor::{DType, Device, Tensor, module};
+use burn::tensor::{DType, Device, Tensor, activation, module};
 
-use crate::BatchNormBackend;
+use crate::{BatchNormBackend, Epilogue};
 
 /// Whether a device is flex, or autodiff over flex.
 fn is_flex(device: &Device) -> bool {
@@ -27,6 +28,57 @@ fn takes<const D: usize>(input: &Tensor<D>, parameters: &[&Tensor<1>]) -> bool {
                 && parameter.dims() == input.dims()[1..2]
                 && is_flex(&parameter.device())
         })
+}
+
+/// What follows a normalization: y = act(u), where u is the normalized input plus the residual if there is one.
+#[derive(Debug)]
+pub(crate) struct After<const D: usize> {
+    pub(crate) activation: Activation,
+    pub(crate) residual: Option<Tensor<D>>,
+}
+
+impl<const D: usize> After<D> {
+    const NOTHING: Self = Self { activation: Activation::Identity, residual: None };
+
+    /// What the kernels, if they take the input, do along with its normalization, and what is left for burn's operations.
+    ///
+    /// # Panics
+    /// For a residual of another shape than the input's, for numbers that the activation cannot have.
+    fn split(self, input: &Tensor<D>, takes: bool) -> (Epilogue<Dispatch>, Self) {
+        let result = self.activation.apply::<f32>(&mut []);
+        result.unwrap_or_else(|error| panic!("batch norm: {error}"));
+        let fuses = self.residual.as_ref().is_none_or(|z| {
+            assert_eq!(z.dims(), input.dims(), "batch norm: the residual's shape must be the input's");
+            self.activation.is_piecewise_linear() && z.dtype() == input.dtype() && is_flex(&z.device())
+        });
+        if takes && fuses {
+            (Epilogue::new(self.activation, self.residual.map(Tensor::into_dispatch)), Self::NOTHING)
+        } else {
+            (Epilogue::Activation(Activation::Identity), self)
+        }
+    }
+
+    /// The same apart, by burn's operations.
+    fn apply(self, y: Tensor<D>) -> Tensor<D> {
+        let u = match self.residual {
+            Some(z) => y.add(z),
+            None => y,
+        };
+        match self.activation {
+            Activation::Identity => u,
+            Activation::Relu => activation::relu(u),
+            Activation::LeakyRelu { slope } => activation::leaky_relu(u, slope),
+            Activation::Clip { lo, hi } => u.clamp(lo, hi),
+            // burn's own goes through f32 where autodiff follows it.
+            Activation::HardSwish => {
+                let (low, high) = (u.clone().lower_equal_elem(-3.), u.clone().greater_equal_elem(3.));
+                let between = u.clone().add_scalar(3.).div_scalar(6.).mul(u.clone());
+                between.mask_fill(low, 0.).mask_where(high, u)
+            }
+            Activation::Silu => activation::silu(u),
+            other => panic!("batch norm: burn has no {other}"),
+        }
+    }
 }
 
 /// Normalizes `input` (dimensions N, C, spatial...) by a given mean and variance per channel, as
@@ -51,12 +103,25 @@ pub fn batch_norm<const D: usize>(
     variance: Tensor<1>,
     epsilon: f64,
 ) -> Tensor<D> {
-    if !takes(&input, &[&gamma, &beta, &mean, &variance]) {
-        return module::batch_norm(input, gamma, beta, mean, variance, epsilon);
+    inference(input, [gamma, beta, mean, variance], epsilon, After::NOTHING)
+}
+
+/// [`batch_norm`] with what follows.
+pub(crate) fn inference<const D: usize>(
+    input: Tensor<D>,
+    [gamma, beta, mean, variance]: [Tensor<1>; 4],
+    epsilon: f64,
+    after: After<D>,
+) -> Tensor<D> {
+    let takes = takes(&input, &[&gamma, &beta, &mean, &variance]);
+    let (epilogue, rest) = after.split(&input, takes);
+    if !takes {
+        return rest.apply(module::batch_norm(input, gamma, beta, mean, variance, epsilon));
     }
     let [gamma, beta, mean, variance] = [gamma, beta, mean, variance].map(Tensor::into_dispatch);
-    let output = Dispatch::batchnorm_inference(input.into_dispatch(), gamma, beta, mean, variance, epsilon);
-    Tensor::from_dispatch(output)
+    let input = input.into_dispatch();
+    let output = Dispatch::batchnorm_inference(input, gamma, beta, mean, variance, epsilon, epilogue);
+    rest.apply(Tensor::from_dispatch(output))
 }
 
 /// Normalizes `input` (dimensions N, C, spatial...) by its own statistics and returns them, as
@@ -81,13 +146,26 @@ pub fn batch_norm_train<const D: usize>(
     beta: Tensor<1>,
     epsilon: f64,
 ) -> BatchNormTrainOutput<D> {
-    if !takes(&input, &[&gamma, &beta]) {
-        return module::batch_norm_train(input, gamma, beta, epsilon);
+    training(input, [gamma, beta], epsilon, After::NOTHING)
+}
+
+/// [`batch_norm_train`] with what follows.
+pub(crate) fn training<const D: usize>(
+    input: Tensor<D>,
+    [gamma, beta]: [Tensor<1>; 2],
+    epsilon: f64,
+    after: After<D>,
+) -> BatchNormTrainOutput<D> {
+    let takes = takes(&input, &[&gamma, &beta]);
+    let (epilogue, rest) = after.split(&input, takes);
+    if !takes {
+        let trained = module::batch_norm_train(input, gamma, beta, epsilon);
+        return BatchNormTrainOutput { output: rest.apply(trained.output), ..trained };
     }
     let [gamma, beta] = [gamma, beta].map(Tensor::into_dispatch);
-    let trained = Dispatch::batchnorm_training(input.into_dispatch(), gamma, beta, epsilon);
+    let trained = Dispatch::batchnorm_training(input.into_dispatch(), gamma, beta, epsilon, epilogue);
     BatchNormTrainOutput {
-        output: Tensor::from_dispatch(trained.output),
+        output: rest.apply(Tensor::from_dispatch(trained.output)),
         mean: Tensor::from_dispatch(trained.mean),
         variance: Tensor::from_dispatch(trained.variance),
     }

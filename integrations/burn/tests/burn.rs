@@ -1,9 +1,9 @@
 //! The operations and the module next to burn's own, on random shapes, strides, data and parameters.
 
-use batchnorm_burn::{BatchNorm, BatchNormConfig, batch_norm, batch_norm_train};
+use batchnorm_burn::{Activation, BatchNorm, BatchNormConfig, batch_norm, batch_norm_train};
 use burn::backend::Flex;
-use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Tensor, TensorData, module};
+use burn::module::{Module, Param, RunningState};
+use burn::tensor::{DType, Device, Tensor, TensorData, activation, module};
 use quickcheck::{Arbitrary, Gen, QuickCheck};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
@@ -207,6 +207,151 @@ fn inference_agrees_with_burn() {
     QuickCheck::new().tests(300).quickcheck((|case| agrees(case, false)) as fn(Case) -> bool);
 }
 
+/// A case with what follows the normalization.
+#[derive(Debug, Clone)]
+struct Fused {
+    case: Case,
+    activation: Activation,
+    /// The residual's strides, and whether it wants a gradient.
+    residual: Option<(Strides, bool)>,
+    train: bool,
+}
+
+impl Arbitrary for Fused {
+    fn arbitrary(g: &mut Gen) -> Self {
+        let slope = *g.choose(&[0.01, -0.3, 2.]).unwrap();
+        let (lo, hi) = *g.choose(&[(0., 6.), (-0.5, 0.25), (f64::NEG_INFINITY, 1.)]).unwrap();
+        let activations = [
+            Activation::Identity,
+            Activation::Relu,
+            Activation::LeakyRelu { slope },
+            Activation::Clip { lo, hi },
+            Activation::HardSwish,
+            Activation::Silu,
+        ];
+        let strides = [Strides::Contiguous, Strides::ChannelsLast, Strides::Offset, Strides::Swapped];
+        let residual = (*g.choose(&strides).unwrap(), bool::arbitrary(g));
+        Self {
+            case: Case::arbitrary(g),
+            activation: *g.choose(&activations).unwrap(),
+            residual: *g.choose(&[Some(residual), Some(residual), None]).unwrap(),
+            train: bool::arbitrary(g),
+        }
+    }
+}
+
+/// An activation by burn's operations, with the derivatives at its kinks that the kernels have.
+fn activate<const D: usize>(activation: Activation, u: Tensor<D>) -> Tensor<D> {
+    match activation {
+        Activation::Identity => u,
+        Activation::Relu => activation::relu(u),
+        Activation::LeakyRelu { slope } => {
+            u.clone().mask_where(u.clone().lower_equal_elem(0.), u.mul_scalar(slope))
+        }
+        Activation::Clip { lo, hi } => {
+            let (low, high) = (u.clone().lower_equal_elem(lo), u.clone().greater_equal_elem(hi));
+            u.mask_fill(low, lo).mask_fill(high, hi)
+        }
+        Activation::HardSwish => {
+            let (low, high) = (u.clone().lower_equal_elem(-3.), u.clone().greater_equal_elem(3.));
+            let between = u.clone().add_scalar(3.).div_scalar(6.).mul(u.clone());
+            between.mask_fill(low, 0.).mask_where(high, u)
+        }
+        Activation::Silu => activation::silu(u),
+        other => panic!("{other} is not tested"),
+    }
+}
+
+/// Output, running statistics and gradients of this crate's module and what follows it, fused or apart.
+fn fused_results<const D: usize>(fused: &Fused, together: bool) -> Results {
+    let Fused { case, activation, residual, train } = fused.clone();
+    let device = Device::default().autodiff();
+    let rng = &mut Xoshiro256PlusPlus::seed_from_u64(case.seed);
+    let (leaf, x) = case.x::<D>(rng, case.dtype, &device);
+    let vector = |rng: &mut _, range| random::<1>(rng, range, &case.dims[1..2], case.dtype, &device);
+    let mut norm = BatchNormConfig::new(case.dims[1]).with_epsilon(case.epsilon).init(&device);
+    norm.gamma = Param::from_tensor(vector(rng, (-2., 2.)));
+    norm.beta = Param::from_tensor(vector(rng, (-2., 2.)));
+    norm.running_mean = RunningState::new(vector(rng, (-1., 1.)));
+    norm.running_var = RunningState::new(vector(rng, (0.5, 2.)));
+    norm.training = Param::from_bool(train);
+    let dy = random::<D>(rng, (-1., 1.), &case.dims, case.dtype, &device);
+    let z = residual.map(|(strides, wanted)| {
+        let wanted = [wanted; 5];
+        Case { strides, wanted, ..case.clone() }.x::<D>(rng, case.dtype, &device)
+    });
+    let (z_leaf, z) = z.unzip();
+    let y = if together {
+        let norm = norm.clone().with_activation(activation);
+        match z {
+            Some(z) => norm.forward_with_residual(x, z),
+            None => norm.forward(x),
+        }
+    } else {
+        let u = norm.forward(x);
+        activate(activation, if let Some(z) = z { u.add(z) } else { u })
+    };
+    assert_eq!(y.dims()[..], case.dims);
+    let mut results = vec![
+        ("y", values(y.clone())),
+        ("running mean", values(norm.running_mean.value_sync())),
+        ("running variance", values(norm.running_var.value_sync())),
+    ];
+    let gradients = (y * dy).sum().backward();
+    for (name, parameter) in [("dgamma", &norm.gamma), ("dbeta", &norm.beta)] {
+        results.push((name, values(parameter.val().grad(&gradients).unwrap())));
+    }
+    for (name, leaf) in [("dx", Some(leaf)), ("dz", z_leaf)] {
+        results.extend(leaf.and_then(|leaf| leaf.grad(&gradients)).map(|gradient| (name, values(gradient))));
+    }
+    results
+}
+
+fn compare_fused<const D: usize>(fused: &Fused) {
+    let (together, apart) = (fused_results::<D>(fused, true), fused_results::<D>(fused, false));
+    assert_eq!(together.len(), apart.len());
+    // burn's sigmoid, and its derivative of a division by a number, are of f32 for f64 too.
+    let tolerance = if fused.activation.is_piecewise_linear() { 0. } else { 1e-5 };
+    for ((name, together), (other, apart)) in together.iter().zip(&apart) {
+        assert_eq!((name, together.len()), (other, apart.len()));
+        let scale = if *name == "dx" { 2. / fused.case.epsilon.sqrt() } else { 1. }
+            * (1. + largest(apart.iter().copied()));
+        let error = largest(together.iter().zip(apart).map(|(together, apart)| together - apart));
+        assert!(error <= tolerance * scale, "{name}: {error:e} of {scale:e}, {fused:?}");
+    }
+}
+
+/// Fused is apart, to the bit: this crate's normalization, burn's addition, burn's activation, and their gradients. But for hard
+/// swish and SiLU, whose roundings are burn's.
+#[test]
+fn fused_agrees_with_burns_operations() {
+    fn holds(fused: Fused) -> bool {
+        match fused.case.dims.len() {
+            2 => compare_fused::<2>(&fused),
+            3 => compare_fused::<3>(&fused),
+            4 => compare_fused::<4>(&fused),
+            _ => compare_fused::<5>(&fused),
+        }
+        true
+    }
+    QuickCheck::new().tests(600).quickcheck(holds as fn(Fused) -> bool);
+}
+
+/// The whole chain by burn alone: what a residual block of a model was before.
+#[test]
+fn a_residual_block_agrees_with_burns() {
+    let rng = &mut Xoshiro256PlusPlus::seed_from_u64(4);
+    for device in [Device::default(), Device::default().autodiff()] {
+        let [x, z] = [(); 2].map(|()| random::<4>(rng, (-1., 3.), &[6, 5, 4, 3], DType::F32, &device));
+        let theirs = burn::nn::BatchNormConfig::new(5).init(&device);
+        let ours = BatchNorm::from(theirs.clone()).with_activation(Activation::Relu);
+        let y = values(ours.forward_with_residual(x.clone(), z.clone()));
+        let expected = values(activation::relu(theirs.forward(x).add(z)));
+        let error = largest(y.iter().zip(expected).map(|(y, expected)| y - expected));
+        assert!(error < 1e-5, "{error:e}");
+    }
+}
+
 /// Output, gradients and running statistics of the module over some steps, and what it infers then.
 #[test]
 fn the_module_agrees_with_burns() {
@@ -301,6 +446,20 @@ fn in_place_only_where_nobody_sees() {
         assert_eq!(before, address(&in_place));
         assert_eq!(values(in_place), values(y));
     }
+
+    // Over the residual if somebody holds x only.
+    let norm = BatchNormConfig::new(2).init(&device).with_activation(Activation::Relu);
+    let (x, z) = (make(), make());
+    let (of_x, of_z, kept) = (address(&x), address(&z), [x.clone(), z.clone()]);
+    let y = norm.forward_with_residual(x, z);
+    assert!(![of_x, of_z].contains(&address(&y)));
+    let [x, z] = kept;
+    assert_eq!([&x, &z].map(|tensor| values(tensor.clone())), [[1., 4., 3., 8.]; 2]);
+    let over_z = norm.forward_with_residual(x.clone(), z);
+    assert_eq!(address(&over_z), of_z);
+    let over_x = norm.forward_with_residual(x, make());
+    assert_eq!(address(&over_x), of_x);
+    assert_eq!([values(over_z), values(over_x)], [values(y.clone()), values(y)]);
 }
 
 /// What the kernels do not do is burn's.
@@ -313,6 +472,26 @@ fn the_rest_is_burns() {
     let ours = batch_norm_train(x.clone(), vector(2.), vector(1.), 1e-3);
     let theirs = module::batch_norm_train(x, vector(2.), vector(1.), 1e-3);
     assert_eq!(values(ours.output), values(theirs.output));
+
+    // What follows is, too: in f16, and hard swish and SiLU behind a residual.
+    let clip = Activation::Clip { lo: -0.5, hi: 0.75 };
+    for (activation, dtype) in [
+        (Activation::Relu, DType::F16),
+        (Activation::LeakyRelu { slope: 0.25 }, DType::F16),
+        (clip, DType::F16),
+        (Activation::HardSwish, DType::F32),
+        (Activation::Silu, DType::F32),
+    ] {
+        let [x, z] = [(); 2].map(|()| random::<3>(rng, (-1., 3.), &[4, 2, 5], dtype, &device));
+        let mut bare = BatchNormConfig::new(2).init(&device);
+        let ones = || Tensor::<1>::ones([2], (&device, dtype));
+        (bare.gamma, bare.beta) = (Param::from_tensor(ones()), Param::from_tensor(ones()));
+        (bare.running_mean, bare.running_var) = (RunningState::new(ones()), RunningState::new(ones()));
+        let y = bare.clone().with_activation(activation).forward_with_residual(x.clone(), z.clone());
+        let expected = activate(activation, bare.forward(x).add(z));
+        let error = largest(values(y).iter().zip(values(expected)).map(|(y, expected)| y - expected));
+        assert!(error < 1e-6, "{activation}: {error:e}");
+    }
 }
 
 #[test]
@@ -323,6 +502,36 @@ fn no_elements_leave_the_running_statistics() {
     assert_eq!(y.dims(), [0, 3, 2]);
     assert_eq!(values(norm.running_mean.value_sync()), [0.; 3]);
     assert_eq!(values(norm.running_var.value_sync()), [1.; 3]);
+}
+
+/// A module's activation is printed, and comes through a record of burn's.
+#[test]
+fn the_activation_stays_with_the_module() {
+    let device = Device::default();
+    let norm = BatchNormConfig::new(3).init(&device);
+    assert!(!format!("{norm}").contains("activation"));
+    let norm = norm.with_activation(Activation::Clip { lo: 0., hi: 6. });
+    assert!(format!("{norm}").contains("activation: clip(0.0, 6.0)"), "{norm}");
+    let burns = burn::nn::BatchNormConfig::new(3).init(&device);
+    let loaded = norm.load_record(burns.into_record());
+    assert_eq!(loaded.activation, Activation::Clip { lo: 0., hi: 6. });
+}
+
+#[test]
+#[should_panic(expected = "the residual's shape must be the input's")]
+fn a_residual_of_another_shape() {
+    let device = Device::default();
+    let zeros = |dims| Tensor::<3>::zeros(dims, &device);
+    BatchNormConfig::new(3).init(&device).forward_with_residual(zeros([4, 3, 2]), zeros([4, 3, 1]));
+}
+
+#[test]
+#[should_panic(expected = "slope")]
+fn an_activation_of_numbers_that_are_none() {
+    let device = Device::default();
+    let norm = BatchNormConfig::new(3).init(&device);
+    norm.with_activation(Activation::LeakyRelu { slope: f64::NAN })
+        .forward(Tensor::<2>::zeros([4, 3], &device));
 }
 
 #[test]

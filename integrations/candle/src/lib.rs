@@ -22,6 +22,28 @@
 //! Under it are [`forward_training`] and [`forward_inference`], candle custom operations with a backward pass of their
 //! own, which need no module: gradients reach x, gamma and beta.
 //!
+//! # Activation and residual
+//!
+//! [`BatchNorm::with_activation`] and [`BatchNorm::forward_t_with_residual`] do in the same pass what follows a batch norm in a
+//! network. The bits are those of one operation after the other, of y and of every gradient; where there is a residual, a bit an
+//! element is kept for the backward pass.
+//!
+//! ```
+//! use batchnorm_candle::{Activation, batch_norm};
+//! use candle_core::{DType, Device, Tensor, Var};
+//! use candle_nn::{VarBuilder, VarMap};
+//!
+//! let variables = VarMap::new();
+//! let vb = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
+//! let norm = batch_norm(16, 1e-5, vb)?.with_activation(Activation::Relu);
+//! let x = Tensor::randn(0f32, 1., (8, 16, 12, 12), &Device::Cpu)?;
+//! let z = Var::randn(0f32, 1., (8, 16, 12, 12), &Device::Cpu)?;
+//! let y = norm.forward_t_with_residual(&x, &z, true)?; // relu(norm(x) + z)
+//! let gradients = y.sum_all()?.backward()?;
+//! assert_eq!(gradients.get(&z).unwrap().dims(), z.dims());
+//! # Ok::<(), candle_core::Error>(())
+//! ```
+//!
 //! # Which input goes where
 //!
 //! f32 and f64 on the CPU, of any rank from 2 on, channels in dimension 1:
@@ -32,7 +54,8 @@
 //! - other strides are made contiguous first.
 //!
 //! What the kernels do not do, the module leaves to candle's own: other devices, f16 and bf16, and training with
-//! `remove_mean: false`.
+//! `remove_mean: false`. Then candle's operations add the residual and apply the activation, and so they do for hard swish and
+//! SiLU behind a residual.
 //!
 //! # What differs from candle
 //!
@@ -45,6 +68,7 @@ mod module;
 mod op;
 mod view;
 
+pub use batchnorm::Activation;
 pub use candle_nn::BatchNormConfig;
 pub use module::{BatchNorm, batch_norm};
 pub use op::{forward_inference, forward_training};

@@ -2,9 +2,10 @@
 
 use std::sync::{Arc, OnceLock};
 
-use batchnorm::{Element, Gradients, Params, Shape, Welford};
+use batchnorm::{Activation, Backward, Element, Gradients, Inference, Params, Shape, Training, Welford};
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp3, DType, Device, Error, Layout, Result, Storage, Tensor, WithDType,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Error, Layout, Result, Storage, Tensor,
+    WithDType,
 };
 
 use crate::memory::unwritten;
@@ -16,6 +17,14 @@ const NAME: &str = "batchnorm";
 pub(crate) trait Float: WithDType + Element {}
 impl Float for f32 {}
 impl Float for f64 {}
+
+/// What follows a normalization in the same pass: y = act(u), where u is the normalized input plus the residual if there is one.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Epilogue<'a> {
+    pub(crate) activation: Activation,
+    /// Of the input's dimensions.
+    pub(crate) residual: Option<&'a Tensor>,
+}
 
 /// What an operation normalizes by.
 enum Statistics<T> {
@@ -31,11 +40,21 @@ struct Op<T> {
     /// The input's dimensions as they lie in memory, which are the output's.
     memory: Vec<usize>,
     eps: f64,
+    activation: Activation,
     statistics: Statistics<T>,
+    /// Whether a backward pass may come that cannot find u from x, for there is a residual.
+    keeps_mask: bool,
+    /// Then, which elements the activation let through, known once the forward pass has run.
+    mask: OnceLock<Vec<u64>>,
 }
 
-/// The graph's handle on an operation, of which the caller keeps another for the statistics.
+/// The graph's handle on an operation, of which the caller keeps another for the statistics. Its arguments are x, or x, gamma
+/// and beta.
 struct Node<T>(Arc<Op<T>>);
+
+/// The same with a residual. Its arguments are x and z, or x, z and a matrix with the rows gamma and beta: candle's operations
+/// have three arguments at most.
+struct ResidualNode<T>(Arc<Op<T>>);
 
 /// The elements of a tensor that is dense in memory, in that order.
 fn elements<'a, T: Float>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
@@ -57,41 +76,59 @@ type Affine<'a, T> = Option<(&'a [T], &'a [T])>;
 
 impl<T: Float> Op<T> {
     fn params<'a>(&self, affine: Affine<'a, T>) -> Params<'a, T> {
-        let params = Params::new(self.eps);
+        let params = Params::new(self.eps).activation(self.activation);
         affine.map_or(params, |(gamma, beta)| params.gamma(gamma).beta(beta))
     }
 
-    fn forward(&self, x: &[T], affine: Affine<'_, T>) -> Result<(CpuStorage, candle_core::Shape)> {
+    fn forward(
+        &self,
+        x: &[T],
+        z: Option<&[T]>,
+        affine: Affine<'_, T>,
+    ) -> Result<(CpuStorage, candle_core::Shape)> {
         let params = self.params(affine);
         let mut y = unwritten(self.shape.len())?;
+        let mut mask = self.keeps_mask.then(|| vec![0; self.shape.mask_len()]);
         match &self.statistics {
             Statistics::Batch(states) => {
                 let mut batch = vec![Welford::new(); self.shape.channels()];
-                batchnorm::forward_training(&self.shape, x, &params, &mut y, &mut batch)
-                    .map_err(Error::wrap)?;
+                let mut training = Training::new(&self.shape, params).x(x).y(&mut y).states(&mut batch);
+                if let Some(z) = z {
+                    training = training.residual(z);
+                }
+                if let Some(mask) = &mut mask {
+                    training = training.mask(mask);
+                }
+                training.run().map_err(Error::wrap)?;
                 states.get_or_init(|| batch);
             }
             Statistics::Given { mean, var } => {
-                batchnorm::forward_inference(&self.shape, x, mean, var, &params, &mut y)
-                    .map_err(Error::wrap)?;
+                let mut inference = Inference::new(&self.shape, params).x(x).y(&mut y).frozen(mean, var);
+                if let Some(z) = z {
+                    inference = inference.residual(z);
+                }
+                if let Some(mask) = &mut mask {
+                    inference = inference.mask(mask);
+                }
+                inference.run().map_err(Error::wrap)?;
             }
+        }
+        if let Some(mask) = mask {
+            self.mask.get_or_init(|| mask);
         }
         Ok((T::to_cpu_storage_owned(y), self.memory.as_slice().into()))
     }
 
-    fn gradients(
-        &self,
-        x: &[T],
-        dy: &[T],
-        params: &Params<'_, T>,
-        gradients: Gradients<'_, T>,
-    ) -> Result<()> {
-        match &self.statistics {
-            Statistics::Batch(_) => batchnorm::backward(&self.shape, x, dy, self.states(), params, gradients),
-            Statistics::Given { mean, var } => {
-                batchnorm::backward_frozen(&self.shape, x, dy, mean, var, params, gradients)
-            }
+    fn gradients(&self, x: &[T], dy: &[T], affine: Affine<'_, T>, gradients: Gradients<'_, T>) -> Result<()> {
+        let mut backward = Backward::new(&self.shape, self.params(affine)).x(x).dy(dy).gradients(gradients);
+        if let Some(mask) = self.mask.get() {
+            backward = backward.mask(mask);
         }
+        match &self.statistics {
+            Statistics::Batch(_) => backward.states(self.states()),
+            Statistics::Given { mean, var } => backward.frozen(mean, var),
+        }
+        .run()
         .map_err(Error::wrap)
     }
 
@@ -103,16 +140,21 @@ impl<T: Float> Op<T> {
         }
     }
 
+    /// The gradients of x, the residual, gamma and beta.
     fn backward(
         &self,
         x: &Tensor,
+        z: Option<&Tensor>,
         affine: Option<(&Tensor, &Tensor)>,
         dy: &Tensor,
-    ) -> Result<[Option<Tensor>; 3]> {
+    ) -> Result<[Option<Tensor>; 4]> {
         let channels = self.shape.channels();
         // What no gradient is tracked of is not computed.
         let wanted = |tensor: &Tensor| tensor.track_op();
-        let mut dx = wanted(x).then(|| unwritten::<T>(self.shape.len())).transpose()?;
+        let wants_z = z.is_some_and(wanted);
+        let tensor = |wants: bool| wants.then(|| unwritten::<T>(self.shape.len())).transpose();
+        let mut dx = tensor(wanted(x))?;
+        let mut dz = tensor(wants_z && self.activation != Activation::Identity)?;
         let per_channel =
             |tensor: Option<&Tensor>| tensor.is_some_and(wanted).then(|| vec![T::default(); channels]);
         let mut dgamma = per_channel(affine.map(|(gamma, _)| gamma));
@@ -120,28 +162,30 @@ impl<T: Float> Op<T> {
 
         let mut gradients = Gradients::new();
         gradients.dx = dx.as_deref_mut();
+        gradients.dz = dz.as_deref_mut();
         gradients.dgamma = dgamma.as_deref_mut();
         gradients.dbeta = dbeta.as_deref_mut();
         let dy = dy.contiguous()?;
         with_elements(x, |x| {
             with_elements(&dy, |dy| match affine {
-                None => self.gradients(x, dy, &self.params(None), gradients),
+                None => self.gradients(x, dy, None, gradients),
                 Some((gamma, beta)) => with_elements(gamma, |gamma| {
-                    with_elements(beta, |beta| {
-                        self.gradients(x, dy, &self.params(Some((gamma, beta))), gradients)
-                    })
+                    with_elements(beta, |beta| self.gradients(x, dy, Some((gamma, beta)), gradients))
                 }),
             })
         })?;
 
-        let dx = dx.map(|dx| {
-            let dx = Tensor::from_vec(dx, self.memory.as_slice(), &Device::Cpu)?;
-            dx.permute(from_memory(self.shape.layout(), self.memory.len()))
-        });
+        let tensor = |values: Vec<T>| Tensor::from_vec(values, self.memory.as_slice(), &Device::Cpu);
+        let dx = dx.map(|dx| tensor(dx)?.permute(from_memory(self.shape.layout(), self.memory.len())));
+        // The residual comes in the order of memory. Where nothing follows it, its gradient is that of y.
+        let dz = match dz {
+            Some(dz) => Some(tensor(dz)?),
+            None => wants_z.then_some(dy),
+        };
         let vector = |values: Option<Vec<T>>| {
             values.map(|values| Tensor::from_vec(values, channels, &Device::Cpu)).transpose()
         };
-        Ok([dx.transpose()?, vector(dgamma)?, vector(dbeta)?])
+        Ok([dx.transpose()?, dz, vector(dgamma)?, vector(dbeta)?])
     }
 }
 
@@ -151,11 +195,11 @@ impl<T: Float> CustomOp1 for Node<T> {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, candle_core::Shape)> {
-        self.0.forward(elements(x, layout)?, None)
+        self.0.forward(elements(x, layout)?, None, None)
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let [dx, _, _] = self.0.backward(x, None, dy)?;
+        let [dx, ..] = self.0.backward(x, None, None, dy)?;
         Ok(dx)
     }
 }
@@ -175,7 +219,7 @@ impl<T: Float> CustomOp3 for Node<T> {
         beta_layout: &Layout,
     ) -> Result<(CpuStorage, candle_core::Shape)> {
         let affine = (elements(gamma, gamma_layout)?, elements(beta, beta_layout)?);
-        self.0.forward(elements(x, layout)?, Some(affine))
+        self.0.forward(elements(x, layout)?, None, Some(affine))
     }
 
     fn bwd(
@@ -186,8 +230,69 @@ impl<T: Float> CustomOp3 for Node<T> {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [dx, dgamma, dbeta] = self.0.backward(x, Some((gamma, beta)), dy)?;
+        let [dx, _, dgamma, dbeta] = self.0.backward(x, None, Some((gamma, beta)), dy)?;
         Ok((dx, dgamma, dbeta))
+    }
+}
+
+impl<T: Float> CustomOp2 for ResidualNode<T> {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        z: &CpuStorage,
+        z_layout: &Layout,
+    ) -> Result<(CpuStorage, candle_core::Shape)> {
+        self.0.forward(elements(x, layout)?, Some(elements(z, z_layout)?), None)
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        z: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [dx, dz, ..] = self.0.backward(x, Some(z), None, dy)?;
+        Ok((dx, dz))
+    }
+}
+
+impl<T: Float> CustomOp3 for ResidualNode<T> {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        z: &CpuStorage,
+        z_layout: &Layout,
+        affine: &CpuStorage,
+        affine_layout: &Layout,
+    ) -> Result<(CpuStorage, candle_core::Shape)> {
+        let affine = elements(affine, affine_layout)?;
+        let affine = affine.split_at(affine.len() / 2);
+        self.0.forward(elements(x, layout)?, Some(elements(z, z_layout)?), Some(affine))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        z: &Tensor,
+        affine: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (gamma, beta) = (affine.get(0)?, affine.get(1)?);
+        let [dx, dz, dgamma, dbeta] = self.0.backward(x, Some(z), Some((&gamma, &beta)), dy)?;
+        let daffine = dgamma.zip(dbeta).map(|(dgamma, dbeta)| Tensor::stack(&[dgamma, dbeta], 0));
+        Ok((dx, dz, daffine.transpose()?))
     }
 }
 
@@ -196,14 +301,30 @@ fn apply<T: Float>(
     x: &Tensor,
     affine: Option<(&Tensor, &Tensor)>,
     eps: f64,
+    epilogue: Epilogue<'_>,
     statistics: Statistics<T>,
 ) -> Result<(Tensor, Arc<Op<T>>)> {
+    let Epilogue { activation, residual } = epilogue;
     let (x, shape) = dense(x)?;
-    let memory = to_memory(shape.layout(), x.rank()).into_iter().map(|axis| x.dims()[axis]).collect();
-    let op = Arc::new(Op { shape, memory, eps, statistics });
-    let y = match affine {
-        None => x.apply_op1(Node(op.clone()))?,
-        Some((gamma, beta)) => x.apply_op3(&gamma.contiguous()?, &beta.contiguous()?, Node(op.clone()))?,
+    let order = to_memory(shape.layout(), x.rank());
+    let memory = order.iter().map(|&axis| x.dims()[axis]).collect();
+    let z = residual.map(|z| same_shape(z, &x)?.permute(order)?.contiguous()).transpose()?;
+    let is_tracked = [Some(&x), z.as_ref(), affine.map(|(gamma, _)| gamma), affine.map(|(_, beta)| beta)]
+        .into_iter()
+        .flatten()
+        .any(Tensor::track_op);
+    let keeps_mask = z.is_some() && activation != Activation::Identity && is_tracked;
+    let mask = OnceLock::new();
+    let op = Arc::new(Op { shape, memory, eps, activation, statistics, keeps_mask, mask });
+    let y = match (&z, affine) {
+        (None, None) => x.apply_op1(Node(op.clone()))?,
+        (None, Some((gamma, beta))) => {
+            x.apply_op3(&gamma.contiguous()?, &beta.contiguous()?, Node(op.clone()))?
+        }
+        (Some(z), None) => x.apply_op2(z, ResidualNode(op.clone()))?,
+        (Some(z), Some((gamma, beta))) => {
+            x.apply_op3(z, &Tensor::stack(&[gamma, beta], 0)?, ResidualNode(op.clone()))?
+        }
     };
     let y = match shape.layout() {
         batchnorm::Layout::Nchw => y,
@@ -212,12 +333,21 @@ fn apply<T: Float>(
     Ok((y, op))
 }
 
+/// The residual, if it has the input's dimensions.
+fn same_shape<'a>(z: &'a Tensor, x: &Tensor) -> Result<&'a Tensor> {
+    if z.dims() != x.dims() {
+        candle_core::bail!("the residual's shape is {:?}, must be the input's, {:?}", z.shape(), x.shape())
+    }
+    Ok(z)
+}
+
 fn training<T: Float>(
     x: &Tensor,
     affine: Option<(&Tensor, &Tensor)>,
     eps: f64,
+    epilogue: Epilogue<'_>,
 ) -> Result<(Tensor, Vec<Welford>)> {
-    let (y, op) = apply::<T>(x, affine, eps, Statistics::Batch(OnceLock::new()))?;
+    let (y, op) = apply::<T>(x, affine, eps, epilogue, Statistics::Batch(OnceLock::new()))?;
     Ok((y, op.states().to_vec()))
 }
 
@@ -226,9 +356,10 @@ fn inference<T: Float>(
     (mean, var): (&Tensor, &Tensor),
     affine: Option<(&Tensor, &Tensor)>,
     eps: f64,
+    epilogue: Epilogue<'_>,
 ) -> Result<Tensor> {
     let statistics = Statistics::Given { mean: mean.to_vec1::<T>()?, var: var.to_vec1::<T>()? };
-    Ok(apply(x, affine, eps, statistics)?.0)
+    Ok(apply(x, affine, eps, epilogue, statistics)?.0)
 }
 
 /// Normalizes `x` (dimensions N, C, spatial...) by its own statistics, with gamma and beta if given:
@@ -255,9 +386,19 @@ pub fn forward_training(
     affine: Option<(&Tensor, &Tensor)>,
     eps: f64,
 ) -> Result<(Tensor, Vec<Welford>)> {
+    fused_training(x, affine, eps, Epilogue::default())
+}
+
+/// [`forward_training`] with what follows.
+pub(crate) fn fused_training(
+    x: &Tensor,
+    affine: Option<(&Tensor, &Tensor)>,
+    eps: f64,
+    epilogue: Epilogue<'_>,
+) -> Result<(Tensor, Vec<Welford>)> {
     match x.dtype() {
-        DType::F32 => training::<f32>(x, affine, eps),
-        DType::F64 => training::<f64>(x, affine, eps),
+        DType::F32 => training::<f32>(x, affine, eps, epilogue),
+        DType::F64 => training::<f64>(x, affine, eps, epilogue),
         other => candle_core::bail!("batchnorm-candle takes f32 and f64, not {other:?}"),
     }
 }
@@ -287,9 +428,20 @@ pub fn forward_inference(
     affine: Option<(&Tensor, &Tensor)>,
     eps: f64,
 ) -> Result<Tensor> {
+    fused_inference(x, (mean, var), affine, eps, Epilogue::default())
+}
+
+/// [`forward_inference`] with what follows.
+pub(crate) fn fused_inference(
+    x: &Tensor,
+    statistics: (&Tensor, &Tensor),
+    affine: Option<(&Tensor, &Tensor)>,
+    eps: f64,
+    epilogue: Epilogue<'_>,
+) -> Result<Tensor> {
     match x.dtype() {
-        DType::F32 => inference::<f32>(x, (mean, var), affine, eps),
-        DType::F64 => inference::<f64>(x, (mean, var), affine, eps),
+        DType::F32 => inference::<f32>(x, statistics, affine, eps, epilogue),
+        DType::F64 => inference::<f64>(x, statistics, affine, eps, epilogue),
         other => candle_core::bail!("batchnorm-candle takes f32 and f64, not {other:?}"),
     }
 }

@@ -1,6 +1,8 @@
 //! The module next to candle's own, on random shapes, strides, data and parameters.
 
-use batchnorm_candle::{BatchNorm, BatchNormConfig, batch_norm, forward_inference, forward_training};
+use batchnorm_candle::{
+    Activation, BatchNorm, BatchNormConfig, batch_norm, forward_inference, forward_training,
+};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Linear, ModuleT, Optimizer, SGD, VarBuilder, VarMap};
 use quickcheck::{Arbitrary, Gen, QuickCheck};
@@ -106,33 +108,46 @@ impl Case {
     }
 }
 
-/// Output, running statistics and gradients of x, weight and bias (as far as there are any), in f64.
+/// A view of a variable that has these strides: `Var` makes contiguous copies.
+fn view(root: &Var, strides: Strides) -> Result<Tensor> {
+    let rank = root.rank();
+    match strides {
+        Strides::ChannelsLast => {
+            let to: Vec<usize> = (0..1).chain(2..rank).chain(1..2).collect();
+            let back: Vec<usize> = (0..1).chain(rank - 1..rank).chain(1..rank - 1).collect();
+            root.permute(to)?.contiguous()?.permute(back)
+        }
+        Strides::Other => root.t()?.contiguous()?.t(),
+        _ => Ok(root.as_tensor().clone()),
+    }
+}
+
+/// What goes from x to y.
+type Forward = Box<dyn Fn(&Tensor) -> Result<Tensor>>;
+
+/// A module's forward pass.
+fn forward(module: impl ModuleT + 'static, train: bool) -> Result<Forward> {
+    Ok(Box::new(move |x| module.forward_t(x, train)))
+}
+
+/// Output, running statistics and gradients of x, weight and bias (as far as there are any) and of a residual, in f64.
 fn results(
     case: &Case,
-    make: impl Fn(VarBuilder) -> Result<Box<dyn ModuleT>>,
-    train: bool,
+    make: impl Fn(VarBuilder) -> Result<Forward>,
+    residual: Option<&Var>,
     dtype: DType,
 ) -> Result<Vec<(&'static str, Tensor)>> {
     let rng = &mut Xoshiro256PlusPlus::seed_from_u64(case.seed);
     let root = Var::from_tensor(&case.x(rng)?.to_dtype(dtype)?)?;
-    // A view of the variable that has the case's strides again: `Var` makes contiguous copies.
-    let x = match case.strides {
-        Strides::ChannelsLast => {
-            let rank = case.dims.len();
-            let to: Vec<usize> = (0..1).chain(2..rank).chain(1..2).collect();
-            let back: Vec<usize> = (0..1).chain(rank - 1..rank).chain(1..rank - 1).collect();
-            root.permute(to)?.contiguous()?.permute(back)?
-        }
-        _ => root.as_tensor().clone(),
-    };
+    let x = view(&root, case.strides)?;
     let mut variables = VarMap::new();
-    let norm = make(VarBuilder::from_varmap(&variables, dtype, &Device::Cpu))?;
+    let forward = make(VarBuilder::from_varmap(&variables, dtype, &Device::Cpu))?;
     let parameters = case.parameters(rng)?;
     for (name, value) in &parameters {
         variables.set_one(name, value.to_dtype(dtype)?)?;
     }
     let dy = random(rng, (-1., 1.), &case.dims, DType::F64)?.to_dtype(dtype)?;
-    let y = norm.forward_t(&x, train)?;
+    let y = forward(&x)?;
     assert_eq!(y.dims(), case.dims);
     let gradients = (&y * dy)?.sum_all()?.backward()?;
     let variables = variables.data().lock().unwrap().clone();
@@ -146,6 +161,9 @@ fn results(
     if case.config.affine {
         results.push(("dweight", gradients.get(&variables["weight"]).unwrap().clone()));
         results.push(("dbias", gradients.get(&variables["bias"]).unwrap().clone()));
+    }
+    if let Some(residual) = residual {
+        results.push(("dz", gradients.get(residual).unwrap().clone()));
     }
     results.iter().map(|(name, value)| Ok((*name, value.to_dtype(DType::F64)?))).collect()
 }
@@ -161,9 +179,9 @@ fn agrees(case: &Case, train: bool) -> Result<()> {
     if train && case.dims.iter().product::<usize>() == channels {
         return Ok(());
     }
-    let ours = results(case, |vb| Ok(Box::new(batch_norm(channels, config, vb)?)), train, case.dtype)?;
+    let ours = results(case, |vb| forward(batch_norm(channels, config, vb)?, train), None, case.dtype)?;
     let theirs =
-        |dtype| results(case, |vb| Ok(Box::new(candle_nn::batch_norm(channels, config, vb)?)), train, dtype);
+        |dtype| results(case, |vb| forward(candle_nn::batch_norm(channels, config, vb)?, train), None, dtype);
     // candle's in the same type, and, as a closer look at ours, candle's in f64.
     for (theirs, tolerance) in [
         (theirs(case.dtype)?, if case.dtype == DType::F32 { 1e-3 } else { 1e-9 }),
@@ -193,6 +211,125 @@ fn evaluation_agrees_with_candle() {
     QuickCheck::new().tests(300).quickcheck((|case| agrees(&case, false).is_ok()) as fn(Case) -> bool);
 }
 
+/// A case with what follows the normalization.
+#[derive(Debug, Clone)]
+struct Fused {
+    case: Case,
+    activation: Activation,
+    /// The residual's strides, if there is one.
+    residual: Option<Strides>,
+    train: bool,
+}
+
+impl Arbitrary for Fused {
+    fn arbitrary(g: &mut Gen) -> Self {
+        let slope = *g.choose(&[0.01, -0.3, 2.]).unwrap();
+        let (lo, hi) = *g.choose(&[(0., 6.), (-0.5, 0.25), (f64::NEG_INFINITY, 1.)]).unwrap();
+        let activations = [
+            Activation::Identity,
+            Activation::Relu,
+            Activation::LeakyRelu { slope },
+            Activation::Clip { lo, hi },
+            Activation::HardSwish,
+            Activation::Silu,
+        ];
+        let strides = [Strides::Contiguous, Strides::ChannelsLast, Strides::Other].map(Some);
+        Self {
+            case: Case::arbitrary(g),
+            activation: *g.choose(&activations).unwrap(),
+            residual: *g.choose(&[&strides[..], &[None]].concat()).unwrap(),
+            train: bool::arbitrary(g),
+        }
+    }
+}
+
+/// An activation by candle's operations, with the derivatives at its kinks that the kernels have.
+fn activate(activation: Activation, u: &Tensor) -> Result<Tensor> {
+    let constant = |value: f64| Tensor::full(value, u.dims(), &Device::Cpu)?.to_dtype(u.dtype());
+    match activation {
+        Activation::Identity => Ok(u.clone()),
+        Activation::Relu => {
+            let y = u.gt(0.)?.where_cond(u, &constant(0.)?)?;
+            assert_eq!(largest(&(&y - u.relu()?)?.to_dtype(DType::F64)?)?, 0.);
+            Ok(y)
+        }
+        Activation::LeakyRelu { slope } => u.gt(0.)?.where_cond(u, &(u * slope)?),
+        Activation::Clip { lo, hi } => {
+            u.le(lo)?.where_cond(&constant(lo)?, &u.ge(hi)?.where_cond(&constant(hi)?, u)?)
+        }
+        Activation::HardSwish => {
+            let between = (u * ((u + 3.)? / 6.)?)?;
+            u.ge(3.)?.where_cond(u, &u.gt(-3.)?.where_cond(&between, &constant(0.)?)?)
+        }
+        Activation::Silu => u.silu(),
+        other => candle_core::bail!("{other} is not tested"),
+    }
+}
+
+/// Fused is apart, to the bit: this crate's normalization, candle's addition, candle's activation, and their gradients. But for
+/// hard swish and SiLU, whose roundings are candle's.
+fn fused_is_apart(fused: &Fused) -> Result<()> {
+    let Fused { case, activation, residual, train } = fused.clone();
+    let (channels, config) = (case.dims[1], case.config);
+    if train && case.dims.iter().product::<usize>() == channels {
+        return Ok(());
+    }
+    let rng = &mut Xoshiro256PlusPlus::seed_from_u64(!case.seed);
+    let root = Var::from_tensor(&random(rng, (-2., 2.), &case.dims, case.dtype)?)?;
+    let z = residual.map(|strides| view(&root, strides)).transpose()?;
+    let residual = z.as_ref().map(|_| &root);
+    let together = |vb: VarBuilder| -> Result<Forward> {
+        let (norm, z) = (batch_norm(channels, config, vb)?.with_activation(activation), z.clone());
+        Ok(Box::new(move |x| match &z {
+            Some(z) => norm.forward_t_with_residual(x, z, train),
+            None => norm.forward_t(x, train),
+        }))
+    };
+    let apart = |vb: VarBuilder| -> Result<Forward> {
+        let (norm, z) = (batch_norm(channels, config, vb)?, z.clone());
+        Ok(Box::new(move |x| {
+            let u = norm.forward_t(x, train)?;
+            activate(activation, &z.as_ref().map_or(Ok(u.clone()), |z| u + z)?)
+        }))
+    };
+    let together = results(&case, together, residual, case.dtype)?;
+    let apart = results(&case, apart, residual, case.dtype)?;
+    assert_eq!(together.len(), apart.len());
+    let tolerance = match (activation.is_piecewise_linear(), case.dtype) {
+        (true, _) => 0.,
+        (false, DType::F32) => 1e-5,
+        (false, _) => 1e-13,
+    };
+    for ((name, together), (_, apart)) in together.iter().zip(&apart) {
+        let scale = if *name == "dx" { 2. / config.eps.sqrt() } else { 1. } * (1. + largest(apart)?);
+        let error = largest(&(together - apart)?)?;
+        assert!(error <= tolerance * scale, "{name}: {error:e} of {scale:e}, {fused:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn fused_agrees_with_candles_operations() {
+    QuickCheck::new().tests(600).quickcheck((|fused| fused_is_apart(&fused).is_ok()) as fn(Fused) -> bool);
+}
+
+/// The whole chain by candle alone: what a residual block of a model was before.
+#[test]
+fn a_residual_block_agrees_with_candles() -> Result<()> {
+    let rng = &mut Xoshiro256PlusPlus::seed_from_u64(6);
+    let [x, z] = [(); 2].map(|()| random(rng, (-1., 3.), &[6, 5, 4, 3], DType::F64));
+    let (x, z) = (x?, z?);
+    let vb = || VarBuilder::from_varmap(&VarMap::new(), DType::F64, &Device::Cpu);
+    let ours = batch_norm(5, 1e-5, vb())?.with_activation(Activation::Relu);
+    let theirs = candle_nn::batch_norm(5, 1e-5, vb())?;
+    for train in [true, false] {
+        let y = ours.forward_t_with_residual(&x, &z, train)?;
+        let expected = (theirs.forward_t(&x, train)? + &z)?.relu()?;
+        assert!(largest(&(y - expected)?)? < 1e-12, "training: {train}");
+    }
+    Ok(())
+}
+
 #[test]
 fn channels_last_stays_channels_last() -> Result<()> {
     let rng = &mut Xoshiro256PlusPlus::seed_from_u64(1);
@@ -204,6 +341,15 @@ fn channels_last_stays_channels_last() -> Result<()> {
     assert!(expected.is_contiguous());
     // The same bits in both layouts.
     assert_eq!(states, expected_states);
+    assert_eq!(y.flatten_all()?.to_vec1::<f32>()?, expected.flatten_all()?.to_vec1::<f32>()?);
+
+    // And with a residual of the other layout.
+    let zeros = || Tensor::zeros(5, DType::F32, &Device::Cpu);
+    let norm = BatchNorm::new_no_bias(5, zeros()?, zeros()?, 1e-5)?.with_activation(Activation::Relu);
+    let y = norm.forward_t_with_residual(&view, &view.contiguous()?, true)?;
+    let expected = norm.forward_t_with_residual(&view.contiguous()?, &view, true)?;
+    assert!(y.permute((0, 2, 3, 1))?.is_contiguous());
+    assert!(expected.is_contiguous());
     assert_eq!(y.flatten_all()?.to_vec1::<f32>()?, expected.flatten_all()?.to_vec1::<f32>()?);
     Ok(())
 }
@@ -309,6 +455,21 @@ fn the_rest_is_candles() -> Result<()> {
             (ours, theirs) => assert_eq!(ours.is_err(), theirs.is_err()),
         }
     }
+
+    // What follows is, too: in bf16, and hard swish and SiLU behind a residual.
+    let clip = Activation::Clip { lo: -0.5, hi: 0.75 };
+    let all = [Activation::Relu, Activation::LeakyRelu { slope: 0.1 }, clip];
+    let cases = all.map(|activation| (activation, DType::BF16)).into_iter();
+    let smooth = [Activation::HardSwish, Activation::Silu];
+    for (activation, dtype) in cases.chain(smooth.map(|activation| (activation, DType::F32))) {
+        let [x, z] = [(); 2].map(|()| random(rng, (-1., 3.), &[6, 4, 5], dtype));
+        let (x, z) = (x?, z?);
+        let bare = batch_norm(4, 1e-5, VarBuilder::zeros(dtype, &Device::Cpu))?;
+        let norm = bare.clone().with_activation(activation);
+        let y = norm.forward_t_with_residual(&x, &z, false)?;
+        let expected = activate(activation, &(bare.forward_t(&x, false)? + z)?)?;
+        assert!(largest(&(y - expected)?.to_dtype(DType::F64)?)? < 1e-6, "{activation}");
+    }
     Ok(())
 }
 
@@ -323,6 +484,21 @@ fn errors() -> Result<()> {
     }
     assert!(norm(1.5).is_err());
     assert!(BatchNorm::new_no_bias(4, zeros(&[3])?, zeros(&[4])?, 1e-5).is_err());
+
+    // A residual of another shape or type, an activation of numbers that are none.
+    let relu = norm(0.1)?.with_activation(Activation::Relu);
+    let x = (Tensor::arange(0f32, 24., &Device::Cpu)?.reshape((4, 3, 2)))?;
+    for z in [zeros(&[4, 3, 1])?, zeros(&[4, 2, 3])?, x.to_dtype(DType::F64)?] {
+        for train in [true, false] {
+            let error = relu.forward_t_with_residual(&x, &z, train).unwrap_err().to_string();
+            assert!(error.contains("must be as the input"), "{error}");
+        }
+    }
+    let clip = norm(0.1)?.with_activation(Activation::Clip { lo: 1., hi: 0. });
+    assert!(clip.forward_t(&x, true).is_err() && clip.forward_t(&x, false).is_err());
+    for module in [relu, clip] {
+        assert_eq!(module.running_var().to_vec1::<f32>()?, [0.; 3]);
+    }
 
     // One element per channel has no unbiased variance; the running statistics stay.
     assert!(module.forward_t(&(zeros(&[1, 3])? + 1.)?, true).is_err());
@@ -369,6 +545,42 @@ fn gradients_of_what_is_tracked() -> Result<()> {
         let tracked = [bits & 1 != 0, bits & 2 != 0, bits & 4 != 0];
         for ((some, all), tracked) in gradients(tracked)?.into_iter().zip(&all).zip(tracked) {
             assert_eq!(some, all.clone().filter(|_| tracked));
+        }
+    }
+    Ok(())
+}
+
+/// Nor behind a residual, where weight and bias are one argument; whoever tracks nothing gets no mask either.
+#[test]
+fn gradients_of_a_residual_block_that_are_tracked() -> Result<()> {
+    let rng = &mut Xoshiro256PlusPlus::seed_from_u64(7);
+    let tensors =
+        [[5, 3, 2].as_slice(), &[5, 3, 2], &[3], &[3]].map(|dims| random(rng, (-1., 1.), dims, DType::F32));
+    let dy = random(rng, (-1., 1.), &[5, 3, 2], DType::F32)?;
+    let vector = |value: f32| Tensor::full(value, 3, &Device::Cpu);
+    let gradients = |activation, tracked: u32| -> Result<Vec<Option<Vec<f32>>>> {
+        let mut inputs = Vec::new();
+        for (place, tensor) in tensors.iter().enumerate() {
+            let tensor = tensor.as_ref().unwrap();
+            let tracked = tracked >> place & 1 == 1;
+            inputs.push(if tracked { Var::from_tensor(tensor)?.into_inner() } else { tensor.copy()? });
+        }
+        let [x, z, weight, bias] = &inputs[..] else { unreachable!() };
+        let norm = BatchNorm::new(3, vector(0.)?, vector(1.)?, weight.clone(), bias.clone(), 1e-5)?;
+        let y = norm.with_activation(activation).forward_t_with_residual(x, z, true)?;
+        let store = (y * &dy)?.sum_all()?.backward()?;
+        Ok(inputs.iter().map(|t| store.get(t).map(|g| g.flatten_all().unwrap().to_vec1().unwrap())).collect())
+    };
+    for activation in [Activation::Identity, Activation::Relu] {
+        let all = gradients(activation, 0b1111)?;
+        assert!(all.iter().all(Option::is_some));
+        for bits in 1..16 {
+            for (place, some) in gradients(activation, bits)?.into_iter().enumerate() {
+                // candle's stack makes a gradient of both if there is one of either.
+                let beside = place >= 2 && bits >> 2 != 0;
+                let tracked = bits >> place & 1 == 1;
+                assert!(some == all[place] && (tracked || beside) || some.is_none() && !tracked, "{bits:b}");
+            }
         }
     }
     Ok(())
