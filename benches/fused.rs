@@ -1,14 +1,15 @@
 //! Activation and residual fused with the operation, next to the bare operation and to separate ones:
-//! `cargo bench --bench fused`, some two minutes.
+//! `cargo bench --bench fused`, some three minutes.
 //!
-//! f32, from the main thread, on the twelve shapes of shapes/table.txt in both layouts. All forms of an operation on a shape take
-//! turns in one process. Prints each form's median in microseconds, that over the bare operation's, and that of the separate
-//! operations over it; at the end geometric means, and the shape that is worst for the form.
+//! f32, from the main thread, on the twelve shapes of shapes/table.txt in both layouts. All forms of an operation on a shape, the
+//! separate operations and plain loops over the bytes of each take turns in one process. Prints each form's median in microseconds,
+//! that over the bare operation's, separate operations' over it, and plain loops' over it (for the bare operation too); at the end
+//! geometric means, and the shape that is worst for the form.
 //!
 //! `-- --only backward` takes the operations, `--shapes 7x7` the shapes whose name holds this, `--layout nhwc` one layout,
 //! `--seconds 2` is for how long the forms of a shape take turns, `--csv` prints lines for benches/record.
 
-#[expect(dead_code, reason = "shared with benchmarks that run the loops")]
+#[expect(dead_code, reason = "shared with the examples, which also show how samples scatter")]
 mod plain_loops;
 mod shapes;
 
@@ -18,20 +19,21 @@ use std::time::Duration;
 use batchnorm::{
     Activation, Backward, Gradients, Inference, Layout, Params, Shape, Tensor, Training, Welford,
 };
-use plain_loops::{Operation, Times, times};
+use plain_loops::{Form, Operation, PlainLoops, Times, times};
 use rayon::prelude::*;
+use shapes::Epilogue;
 
 const TABLE: &str = include_str!("shapes/table.txt");
 
 /// For how long the forms of an operation on a shape take turns, in seconds.
-const SECONDS: &str = "0.5";
+const SECONDS: &str = "1";
 
 /// Elements that a separate operation takes at a time: 16 KiB, so that what it reads again is still in L1.
 const CHUNK: usize = 4096;
 
 /// What follows the normalization, and what is kept of it for backward.
 #[derive(Debug, Clone, Copy)]
-struct Epilogue {
+struct Fused {
     activation: Activation,
     /// Whether a residual is added before the activation; in backward, whether its gradient is written.
     add: bool,
@@ -39,7 +41,7 @@ struct Epilogue {
     mask: bool,
 }
 
-impl Epilogue {
+impl Fused {
     const fn new(activation: Activation) -> Self {
         Self { activation, add: false, mask: false }
     }
@@ -51,9 +53,14 @@ impl Epilogue {
     const fn add(self) -> Self {
         Self { add: true, ..self }
     }
+
+    /// What moves as many bytes.
+    fn traffic(self, operation: Operation) -> Form {
+        Form { operation, epilogue: if self.add { Epilogue::AddRelu } else { Epilogue::Nothing } }
+    }
 }
 
-impl fmt::Display for Epilogue {
+impl fmt::Display for Fused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let add = if self.add { "+ add " } else { "" };
         let mask = if self.mask { ", mask" } else { "" };
@@ -61,12 +68,12 @@ impl fmt::Display for Epilogue {
     }
 }
 
-const NOTHING: Epilogue = Epilogue::new(Activation::Identity);
-const RELU: Epilogue = Epilogue::new(Activation::Relu);
-const SILU: Epilogue = Epilogue::new(Activation::Silu);
+const NOTHING: Fused = Fused::new(Activation::Identity);
+const RELU: Fused = Fused::new(Activation::Relu);
+const SILU: Fused = Fused::new(Activation::Silu);
 
 /// The forms of each operation.
-const FORMS: [(Operation, &[Epilogue]); 3] = [
+const FORMS: [(Operation, &[Fused]); 3] = [
     (Operation::Training, &[RELU, RELU.mask(), RELU.add().mask(), SILU]),
     (Operation::Inference, &[RELU, RELU.add(), SILU]),
     (Operation::Backward, &[RELU, RELU.mask(), RELU.add().mask(), SILU]),
@@ -75,8 +82,10 @@ const FORMS: [(Operation, &[Epilogue]); 3] = [
 /// One call, and whether what follows the normalization is part of it.
 #[derive(Debug, Clone, Copy)]
 enum Way {
-    Fused(Epilogue),
-    Apart(Epilogue),
+    Fused(Fused),
+    Apart(Fused),
+    /// Plain loops over the bytes of a form.
+    Loops(Form, PlainLoops),
 }
 
 /// The tensors that all shapes are the first elements of.
@@ -158,24 +167,25 @@ impl<'a> Call<'a> {
 
     fn run(&mut self, operation: Operation, way: Way) {
         match (operation, way) {
-            (_, Way::Fused(epilogue)) => self.fused(operation, epilogue),
-            (Operation::Backward, Way::Apart(epilogue)) => {
-                activation_backward(epilogue.activation, self.u, self.dy, self.dz);
+            (_, Way::Fused(fused)) => self.fused(operation, fused),
+            (Operation::Backward, Way::Apart(fused)) => {
+                activation_backward(fused.activation, self.u, self.dy, self.dz);
                 self.backward_of_dz();
             }
-            (_, Way::Apart(epilogue)) => {
+            (_, Way::Apart(fused)) => {
                 self.fused(operation, NOTHING);
-                if epilogue.add {
+                if fused.add {
                     add(self.z, self.out);
                 }
-                activate(epilogue.activation, self.out);
+                activate(fused.activation, self.out);
             }
+            (_, Way::Loops(_, loops)) => loops.run([self.x, self.dy], [self.out, self.dz]),
         }
     }
 
     /// In one call.
-    fn fused(&mut self, operation: Operation, epilogue: Epilogue) {
-        let Epilogue { activation, add, mask } = epilogue;
+    fn fused(&mut self, operation: Operation, fused: Fused) {
+        let Fused { activation, add, mask } = fused;
         let params = Params::default().gamma(&self.gamma).beta(&self.beta).activation(activation);
         let shape = &self.shape;
         match operation {
@@ -252,25 +262,41 @@ fn activation_backward(activation: Activation, u: &[f32], dy: &[f32], g: &mut [f
     });
 }
 
+/// A form's ratios on a shape.
+struct Ratios {
+    shape: String,
+    /// Its time over the bare operation's.
+    to_bare: f64,
+    /// Separate operations' time over its.
+    apart: f64,
+    /// Plain loops' time over its.
+    loops: f64,
+    /// The same of the bare operation.
+    bare_loops: f64,
+}
+
 /// A form's ratios on the shapes in a layout.
 struct Line {
     form: String,
     layout: Layout,
-    /// Shape, time over the bare operation's, separate operations' time over it.
-    ratios: Vec<(String, f64, f64)>,
+    ratios: Vec<Ratios>,
 }
 
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let cell = |ratio: fn(&(String, f64, f64)) -> f64, most: bool| {
+        let mean = |ratio: fn(&Ratios) -> f64| {
             let sum: f64 = self.ratios.iter().map(|shape| ratio(shape).ln()).sum();
-            let by = |a: &&_, b: &&_| ratio(a).total_cmp(&ratio(b));
+            (sum / self.ratios.len() as f64).exp()
+        };
+        let cell = |ratio: fn(&Ratios) -> f64, most: bool| {
+            let by = |a: &&Ratios, b: &&Ratios| ratio(a).total_cmp(&ratio(b));
             let worst = if most { self.ratios.iter().max_by(by) } else { self.ratios.iter().min_by(by) };
             let worst = worst.expect("a shape at least");
-            format!("{:.3}, {:.2} {}", (sum / self.ratios.len() as f64).exp(), ratio(worst), worst.0)
+            format!("{:.3}, {:.2} {}", mean(ratio), ratio(worst), worst.shape)
         };
-        let (to_bare, apart) = (cell(|shape| shape.1, true), cell(|shape| shape.2, false));
-        write!(f, "{:<28}{:<6}{to_bare:<28}{apart}", self.form, name(self.layout))
+        let (to_bare, apart) = (cell(|shape| shape.to_bare, true), cell(|shape| shape.apart, false));
+        let (loops, bare) = (mean(|shape| shape.loops), mean(|shape| shape.bare_loops));
+        write!(f, "{:<28}{:<6}{to_bare:<28}{apart:<28}{loops:.3}, {bare:.3}", self.form, name(self.layout))
     }
 }
 
@@ -296,50 +322,69 @@ fn main() {
     let mut buffers = Buffers::new(len);
     let threads = rayon::current_num_threads();
     if csv {
-        println!("form,shape,layout,threads,microseconds,bare_microseconds,apart_microseconds");
-    } else {
         println!(
-            "{threads} threads; microseconds of each form, over the bare operation's, separate operations' over it"
+            "form,shape,layout,threads,microseconds,bare_microseconds,apart_microseconds,loops_microseconds,bare_loops_microseconds"
         );
+    } else {
+        println!("{threads} threads. Microseconds; over bare, apart over it, plain loops over it");
     }
     let mut lines: Vec<Line> = Vec::new();
-    for (operation, epilogues) in FORMS.iter().filter(|(operation, _)| operation.name().contains(only)) {
+    for (operation, forms) in FORMS.iter().filter(|(operation, _)| operation.name().contains(only)) {
         for layout in [Layout::Nchw, Layout::Nhwc].into_iter().filter(|&it| name(it).contains(layout)) {
             if !csv {
-                print!("\n{:<16}{:>8}", format!("{}, {}", operation.name(), name(layout)), "bare");
-                epilogues.iter().for_each(|epilogue| print!("{:>24}", epilogue.to_string()));
+                print!("\n{:<16}{:>8}  loops", format!("{}, {}", operation.name(), name(layout)), "bare");
+                forms.iter().for_each(|form| print!("{:>30}", form.to_string()));
                 println!();
             }
             let first = lines.len();
-            lines.extend(epilogues.iter().map(|epilogue| Line {
-                form: format!("{} {epilogue}", operation.name()),
+            let line = |form: &Fused| Line {
+                form: format!("{} {form}", operation.name()),
                 layout,
                 ratios: Vec::new(),
-            }));
+            };
+            lines.extend(forms.iter().map(line));
             for problem in problems {
                 let shape = problem.shape(layout).expect("a shape of the table");
                 let mut call = Call::new(shape, &mut buffers);
                 // What backward reads: of a forward pass.
                 call.fused(Operation::Training, RELU.add().mask());
-                let ways: Vec<Way> = [Way::Fused(NOTHING)]
-                    .into_iter()
-                    .chain(epilogues.iter().map(|&epilogue| Way::Fused(epilogue)))
-                    .chain(epilogues.iter().map(|&epilogue| Way::Apart(epilogue)))
-                    .collect();
+                let mut ways = vec![Way::Fused(NOTHING)];
+                ways.extend(forms.iter().map(|&form| Way::Fused(form)));
+                ways.extend(forms.iter().map(|&form| Way::Apart(form)));
+                for add in [false, true] {
+                    let form = Fused { add, ..RELU }.traffic(*operation);
+                    let loops = PlainLoops::ways::<f32>(form, &shape);
+                    ways.extend(loops.into_iter().map(|loops| Way::Loops(form, loops)));
+                }
                 let all = times(budget, ways.len(), |way| call.run(*operation, ways[way]));
                 let medians: Vec<f64> = all.iter().map(|Times { median, .. }| median * 1e6).collect();
-                let bare = medians[0];
+                let loops_of = |form: Form| {
+                    let of = ways.iter().zip(&medians);
+                    let of = of.filter(|(way, _)| matches!(way, Way::Loops(other, _) if *other == form));
+                    of.map(|(_, &median)| median).fold(f64::INFINITY, f64::min)
+                };
+                let (bare, bare_loops) = (medians[0], loops_of(NOTHING.traffic(*operation)));
                 if !csv {
-                    print!("{:<16}{bare:8.1}", problem.to_string());
+                    print!("{:<16}{bare:8.1}{:7.2}", problem.to_string(), bare_loops / bare);
                 }
-                let (fused, apart) = medians[1..].split_at(epilogues.len());
-                for ((line, fused), apart) in lines[first..].iter_mut().zip(fused).zip(apart) {
-                    line.ratios.push((problem.to_string(), fused / bare, apart / fused));
+                for (index, form) in forms.iter().enumerate() {
+                    let (time, apart) = (medians[1 + index], medians[1 + forms.len() + index]);
+                    let loops = loops_of(form.traffic(*operation));
+                    let line = &mut lines[first + index];
+                    line.ratios.push(Ratios {
+                        shape: problem.to_string(),
+                        to_bare: time / bare,
+                        apart: apart / time,
+                        loops: loops / time,
+                        bare_loops: bare_loops / bare,
+                    });
                     if csv {
                         let (form, layout) = (&line.form, name(layout));
-                        println!("\"{form}\",{problem},{layout},{threads},{fused:.3},{bare:.3},{apart:.3}");
+                        println!(
+                            "\"{form}\",{problem},{layout},{threads},{time:.3},{bare:.3},{apart:.3},{loops:.3},{bare_loops:.3}"
+                        );
                     } else {
-                        print!("{fused:10.1} {:6.3} {:6.2}", fused / bare, apart / fused);
+                        print!("{time:11.1} {:6.3} {:5.2} {:5.2}", time / bare, apart / time, loops / time);
                     }
                 }
                 if !csv {
@@ -349,7 +394,8 @@ fn main() {
         }
     }
     if !csv {
-        println!("\nGeometric mean, and the worst\n{:<34}{:<28}apart / fused", "", "fused / bare");
+        println!("\nGeometric means, and the worst");
+        println!("{:<34}{:<28}{:<28}loops / fused, loops / bare", "", "fused / bare", "apart / fused");
         lines.iter().filter(|line| !line.ratios.is_empty()).for_each(|line| println!("{line}"));
     }
 }
