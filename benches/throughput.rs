@@ -2,8 +2,10 @@
 //!
 //! A group is an operation on a shape, with one thread or all: `f32 training 32x64x56x56, 4 threads`. In it are `nchw`
 //! and `nhwc`, and for each `plain loops` over the same bytes (one, where both layouts have the same; benches/plain_loops
-//! says which). Throughput counts each tensor that must be read or written once: 1 for statistics, 2 for training and
-//! inference, 3 for backward. At the end a table says, for each operation and layout, how fast it is next to plain loops.
+//! says which). With all threads also what networks run in one call: `training + ReLU`, `training + add + ReLU` (which writes
+//! the mask), inference and backward likewise; `backward + ReLU` twice, u found anew and by the mask, the faster in the table.
+//! Throughput counts each tensor that must be read or written once: 1 for statistics, 2 for training and inference, 3 for
+//! backward, and 1 more for a residual. At the end a table says, for each form and layout, how fast it is next to plain loops.
 //!
 //! `cargo bench -- nhwc` runs what has this in its name, `cargo bench -- --test` runs everything once.
 
@@ -14,11 +16,14 @@ mod summary;
 
 use std::time::{Duration, Instant};
 
-use batchnorm::{Gradients, Layout, Params, Shape, Tensor, Welford};
+use batchnorm::{
+    Activation, Backward, Gradients, Inference, Layout, Params, Shape, Tensor, Training, Welford,
+};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput};
-use plain_loops::{Float, Operation, PlainLoops, Times};
+use plain_loops::{Float, Form, Operation, PlainLoops, Times};
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use shapes::Epilogue;
 use summary::{Medians, Summary};
 
 /// The twelve shapes of every throughput table.
@@ -37,7 +42,19 @@ const LAYOUTS: [(Layout, &str); 2] = [(Layout::Nchw, "nchw"), (Layout::Nhwc, "nh
 struct Buffers<T> {
     x: Tensor<T>,
     dy: Tensor<T>,
-    y: Tensor<T>,
+    z: Tensor<T>,
+    /// y, or dx.
+    out: Tensor<T>,
+    dz: Tensor<T>,
+}
+
+/// The tensors of a shape.
+struct Tensors<'a, T> {
+    x: &'a [T],
+    dy: &'a [T],
+    z: &'a [T],
+    out: &'a mut [T],
+    dz: &'a mut [T],
 }
 
 impl<T: Float> Buffers<T> {
@@ -50,9 +67,13 @@ impl<T: Float> Buffers<T> {
                 f64::from((bits ^ bits >> 15).wrapping_mul(0x85eb_ca6b) as i32) / f64::from(1u32 << 31),
             )
         };
-        let x = Tensor::from_fn(shape, |i| noise(i, 0));
-        let dy = Tensor::from_fn(shape, |i| noise(i, 1 << 31));
-        Self { x, dy, y: Tensor::zeros(shape) }
+        let [x, dy, z] = [0, 1 << 31, 1 << 30].map(|seed| Tensor::from_fn(shape, |i| noise(i, seed)));
+        Self { x, dy, z, out: Tensor::zeros(shape), dz: Tensor::zeros(shape) }
+    }
+
+    fn first(&mut self, len: usize) -> Tensors<'_, T> {
+        let Self { x, dy, z, out, dz } = self;
+        Tensors { x: &x[..len], dy: &dy[..len], z: &z[..len], out: &mut out[..len], dz: &mut dz[..len] }
     }
 }
 
@@ -65,14 +86,16 @@ struct Channels<T> {
     dgamma: Vec<T>,
     dbeta: Vec<T>,
     states: Vec<Welford>,
+    /// What training with a residual wrote.
+    mask: Vec<u64>,
 }
 
 impl<T: Float> Channels<T> {
-    fn new(shape: &Shape, x: &[T]) -> Self {
+    fn new(shape: &Shape, tensors: &mut Tensors<'_, T>) -> Self {
         let per_channel = |value: f64| vec![T::from_f64(value); shape.channels()];
         let mut states = vec![Welford::new(); shape.channels()];
-        batchnorm::statistics(shape, x, &mut states).expect("tensors of the shape");
-        Self {
+        batchnorm::statistics(shape, tensors.x, &mut states).expect("tensors of the shape");
+        let mut channels = Self {
             gamma: per_channel(1.5),
             beta: per_channel(0.5),
             mean: states.iter().map(|state| T::from_f64(state.mean())).collect(),
@@ -80,18 +103,52 @@ impl<T: Float> Channels<T> {
             dgamma: per_channel(0.0),
             dbeta: per_channel(0.0),
             states,
-        }
+            mask: vec![0; shape.mask_len()],
+        };
+        channels.run(
+            Form { operation: Operation::Training, epilogue: Epilogue::AddRelu },
+            false,
+            shape,
+            tensors,
+        );
+        channels
     }
 
-    fn run(&mut self, operation: Operation, shape: &Shape, x: &[T], dy: &[T], y: &mut [T]) {
-        let params = Params::default().gamma(&self.gamma).beta(&self.beta);
-        match operation {
-            Operation::Statistics => batchnorm::statistics(shape, x, &mut self.states),
-            Operation::Training => batchnorm::forward_training(shape, x, &params, y, &mut self.states),
-            Operation::Inference => batchnorm::forward_inference(shape, x, &self.mean, &self.var, &params, y),
+    /// Does it once; with `by_mask`, backward takes the mask where it could do without.
+    fn run(&mut self, form: Form, by_mask: bool, shape: &Shape, tensors: &mut Tensors<'_, T>) {
+        let Self { gamma, beta, mean, var, dgamma, dbeta, states, mask } = self;
+        let Tensors { x, dy, z, out, dz } = tensors;
+        let activation = match form.epilogue {
+            Epilogue::Nothing => Activation::Identity,
+            Epilogue::Relu | Epilogue::AddRelu => Activation::Relu,
+        };
+        let params = Params::default().gamma(gamma).beta(beta).activation(activation);
+        match form.operation {
+            Operation::Statistics => batchnorm::statistics(shape, x, states),
+            Operation::Training => {
+                let mut call = Training::new(shape, params).x(x).y(out).states(states);
+                if form.adds() {
+                    call = call.residual(z).mask(mask);
+                }
+                call.run()
+            }
+            Operation::Inference => {
+                let mut call = Inference::new(shape, params).x(x).y(out).frozen(mean, var);
+                if form.adds() {
+                    call = call.residual(z);
+                }
+                call.run()
+            }
             Operation::Backward => {
-                let gradients = Gradients::new().dx(y).dgamma(&mut self.dgamma).dbeta(&mut self.dbeta);
-                batchnorm::backward(shape, x, dy, &self.states, &params, gradients)
+                let mut gradients = Gradients::new().dx(out).dgamma(dgamma).dbeta(dbeta);
+                let mut call = Backward::new(shape, params).x(x).dy(dy).states(states);
+                if form.adds() {
+                    gradients = gradients.dz(dz);
+                }
+                if form.adds() || by_mask {
+                    call = call.mask(mask);
+                }
+                call.gradients(gradients).run()
             }
         }
         .expect("arguments of the shape");
@@ -106,18 +163,18 @@ fn median<T: Float, S: Send>(
     group: &mut BenchmarkGroup<'_, WallTime>,
     id: BenchmarkId,
     pool: &ThreadPool,
-    y: &mut [T],
-    make: impl Fn(&mut [T]) -> S + Sync,
-    run: impl Fn(&mut S, &mut [T]) + Sync,
+    tensors: &mut Tensors<'_, T>,
+    make: impl Fn(&mut Tensors<'_, T>) -> S + Sync,
+    run: impl Fn(&mut S, &mut Tensors<'_, T>) + Sync,
 ) -> Option<f64> {
     let mut made = None;
     let mut calls: Vec<(u64, Duration)> = Vec::new();
     group.bench_function(id, |bencher| {
         pool.install(|| {
-            let made = made.get_or_insert_with(|| make(y));
+            let made = made.get_or_insert_with(|| make(tensors));
             bencher.iter_custom(|runs| {
                 let start = Instant::now();
-                (0..runs).for_each(|_| run(made, y));
+                (0..runs).for_each(|_| run(made, tensors));
                 let time = start.elapsed();
                 calls.push((runs, time));
                 time
@@ -130,11 +187,11 @@ fn median<T: Float, S: Send>(
     Some(Times::of(samples.map(|(_, time)| time.as_secs_f64() / runs as f64).collect()).median)
 }
 
-/// The group of an operation on a shape.
+/// The group of a form on a shape.
 fn group<T: Float>(
     criterion: &mut Criterion,
     pool: &ThreadPool,
-    operation: Operation,
+    form: Form,
     problem: &shapes::Problem,
     buffers: &mut Buffers<T>,
     calibration: Duration,
@@ -142,7 +199,7 @@ fn group<T: Float>(
     let threads = pool.current_num_threads();
     let element = format!("f{}", 8 * size_of::<T>());
     let plural = if threads == 1 { "" } else { "s" };
-    let name = format!("{element} {} {problem}, {threads} thread{plural}", operation.name());
+    let name = format!("{element} {} {problem}, {threads} thread{plural}", form.name());
     let mut group = criterion.benchmark_group(name);
     group.sampling_mode(SamplingMode::Flat);
 
@@ -150,26 +207,42 @@ fn group<T: Float>(
     let mut loops_of = Vec::new();
     for (index, (layout, layout_name)) in LAYOUTS.into_iter().enumerate() {
         let shape = problem.shape(layout).expect("checked by the parser");
-        let (x, dy, y) =
-            (&buffers.x[..shape.len()], &buffers.dy[..shape.len()], &mut buffers.y[..shape.len()]);
-        group.throughput(Throughput::Bytes((shape.len() * size_of::<T>() * operation.tensors()) as u64));
-        let channels = |_: &mut [T]| Channels::new(&shape, x);
-        let run = |channels: &mut Channels<T>, y: &mut [T]| channels.run(operation, &shape, x, dy, y);
-        let id = BenchmarkId::from_parameter(layout_name);
-        medians.ours[index] = median(&mut group, id, pool, y, channels, run);
-        let passes = pool.install(|| operation.passes(&shape, size_of::<T>()));
+        let mut tensors = buffers.first(shape.len());
+        group.throughput(Throughput::Bytes((shape.len() * size_of::<T>() * form.tensors()) as u64));
+        let channels = |tensors: &mut Tensors<'_, T>| Channels::new(&shape, tensors);
+        for (by_mask, id) in ids(form, layout_name) {
+            let run = |channels: &mut Channels<T>, tensors: &mut Tensors<'_, T>| {
+                channels.run(form, by_mask, &shape, tensors);
+            };
+            let seconds = median(&mut group, id, pool, &mut tensors, channels, run);
+            medians.ours[index] = [medians.ours[index], seconds].into_iter().flatten().reduce(f64::min);
+        }
+        let passes = pool.install(|| form.passes(&shape, size_of::<T>()));
         let known = loops_of.iter().find(|(known, _)| *known == passes).map(|&(_, seconds)| seconds);
         medians.loops[index] = known.unwrap_or_else(|| {
-            let fastest = |y: &mut [T]| PlainLoops::measure(operation, &shape, x, dy, y, calibration).0;
-            let run = |loops: &mut PlainLoops, y: &mut [T]| loops.run(x, dy, y);
+            let fastest = |Tensors { x, dy, out, dz, .. }: &mut Tensors<'_, T>| {
+                PlainLoops::measure(form, &shape, [x, dy], [out, dz], calibration).0
+            };
+            let run = |loops: &mut PlainLoops, Tensors { x, dy, out, dz, .. }: &mut Tensors<'_, T>| {
+                loops.run([x, dy], [out, dz]);
+            };
             let id = BenchmarkId::new("plain loops", plain_loops::names(passes));
-            let seconds = median(&mut group, id, pool, y, fastest, run);
+            let seconds = median(&mut group, id, pool, &mut tensors, fastest, run);
             loops_of.push((passes, seconds));
             seconds
         });
     }
     group.finish();
     medians
+}
+
+/// The ways of a form, with whether it is by the mask.
+fn ids(form: Form, layout: &str) -> Vec<(bool, BenchmarkId)> {
+    let mut ids = vec![(false, BenchmarkId::from_parameter(layout))];
+    if form == (Form { operation: Operation::Backward, epilogue: Epilogue::Relu }) {
+        ids.push((true, BenchmarkId::from_parameter(format!("{layout}, mask"))));
+    }
+    ids
 }
 
 /// All groups of an element type.
@@ -186,11 +259,13 @@ fn element<T: Float>(
     // On one core, one thread is all.
     let pools = [all, 1].map(pool);
     for pool in &pools[..all.min(2)] {
-        for operation in Operation::ALL {
-            let name = format!("f{} {}", 8 * size_of::<T>(), operation.name());
+        let threads = pool.current_num_threads();
+        let fused = Form::FUSED.into_iter().filter(|_| threads == all);
+        for form in Operation::ALL.map(Form::from).into_iter().chain(fused) {
+            let name = format!("f{} {}", 8 * size_of::<T>(), form.name());
             for problem in problems {
-                let medians = group(criterion, pool, operation, problem, &mut buffers, calibration);
-                summary.add(&name, pool.current_num_threads(), &problem.to_string(), medians);
+                let medians = group(criterion, pool, form, problem, &mut buffers, calibration);
+                summary.add(&name, threads, &problem.to_string(), medians);
             }
         }
     }

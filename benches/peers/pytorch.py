@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Times PyTorch's batch normalization on the shapes that the Rust program times the others on: see README.md.
 
-Needs PyTorch (`pip install torch`). Outputs are preallocated where PyTorch takes one: in the forward passes. The loop that
-stands beside it is PyTorch's own: torch.mul for two tensors' traffic, torch.add for three.
+Needs PyTorch (`pip install torch`). Outputs are preallocated where PyTorch takes one: in the forward passes. What follows batch
+norm is done in place (`add_`, `relu_`), its backward by `threshold_backward`. The loop that stands beside it is PyTorch's own:
+torch.mul for two tensors' traffic, torch.add for more.
 """
 
 import argparse
@@ -20,6 +21,9 @@ EPS = 1e-5
 PAUSE = 0.03  # seconds before each turn, as in src/timing.rs
 SAMPLE = 20e-6  # what takes less is timed several runs at once
 OPERATIONS = ["training", "inference", "backward"]
+# What follows an operation in the network: PyTorch has ReLU and the addition in place, and ReLU's backward by itself.
+EPILOGUES = ["", " + ReLU", " + add + ReLU"]
+FORMS = [operation + epilogue for epilogue in EPILOGUES for operation in OPERATIONS]
 LAYOUTS = ["nchw", "nhwc"]
 COLUMNS = ["operation", "shape", "threads", "contender", "layout", "median_us", "fastest_us", "samples"]
 SHAPES = Path(__file__).resolve().parent.parent / "shapes" / "table.txt"
@@ -50,7 +54,7 @@ class Layer:
     def __init__(self, dims):
         torch.manual_seed(0)
         channels = dims[1]
-        self.x, self.dy = torch.rand(dims) * 2 - 1, torch.rand(dims) * 2 - 1
+        self.x, self.dy, self.z = (torch.rand(dims) * 2 - 1 for _ in range(3))
         self.gamma, self.beta = torch.rand(channels) + 0.5, torch.rand(channels) * 2 - 1
         var, mean = torch.var_mean(self.x, self.axes(), correction=0)
         self.mean, self.var, self.invstd = mean, var, 1 / torch.sqrt(var + EPS)
@@ -58,47 +62,68 @@ class Layer:
     def axes(self):
         return [0, *range(2, self.x.dim())]
 
-    def expected(self, operation):
-        """The operation by its formulas in f64."""
+    def expected(self, form):
+        """The form by its formulas in f64."""
+        operation, *after = form.split(" + ")
         size = [1, -1] + [1] * (self.x.dim() - 2)
         gamma, beta = self.gamma.double().view(size), self.beta.double().view(size)
         x = self.x.double()
         var, mean = torch.var_mean(x, self.axes(), correction=0, keepdim=True)
         invstd = 1 / torch.sqrt(var + EPS)
         xhat = (x - mean) * invstd
+        u = xhat * gamma + beta + (self.z.double() if "add" in after else 0)
         if operation != "backward":
-            return xhat * gamma + beta
-        dy = self.dy.double()
+            return u.clamp(min=0) if after else u
+        # ReLU's gradient is decided in f32, as everyone does.
+        dy = self.dy.double() * (self.result(form) > 0) if after else self.dy.double()
         terms = dy.mean(self.axes(), keepdim=True), (dy * xhat).mean(self.axes(), keepdim=True)
         return gamma * invstd * (dy - terms[0] - xhat * terms[1])
 
-    def contenders(self, operation):
+    def result(self, form):
+        """y of training, with what follows it in the form."""
+        y = torch.empty_like(self.x)
+        return self.function(form.replace("backward", "training"), self.x, self.dy, self.z, y)()
+
+    def contenders(self, form):
         """Functions by (name, layout); each returns what it has computed."""
         functions = {}
         for layout in LAYOUTS:
-            x, dy = in_layout(self.x, layout), in_layout(self.dy, layout)
-            y = in_layout(torch.empty_like(self.x), layout)
-            functions["PyTorch", layout] = self.function(operation, x, dy, y)
+            x, dy, z = (in_layout(tensor, layout) for tensor in (self.x, self.dy, self.z))
+            # Only backward of ReLU looks at what y holds.
+            y = self.result(form) if form.startswith("backward +") else torch.empty_like(self.x)
+            y = in_layout(y, layout)
+            functions["PyTorch", layout] = self.function(form, x, dy, z, y)
             if layout == "nchw":
-                functions["loop", layout] = loop(operation, x, dy, y)
+                functions["loop", layout] = loop(form, x, dy, torch.empty_like(x))
         return functions
 
-    def function(self, operation, x, dy, y):
+    def function(self, form, x, dy, z, y):
+        operation, *after = form.split(" + ")
         gamma, beta, mean, var, invstd = self.gamma, self.beta, self.mean, self.var, self.invstd
         if operation == "backward":
             backward, mask = torch.ops.aten.native_batch_norm_backward, [True, True, True]
+            if after:
+                # ReLU's own backward gives what the residual's gradient is.
+                threshold = torch.ops.aten.threshold_backward
+                return lambda: backward(threshold(dy, y, 0), x, gamma, None, None, mean, invstd, True, EPS, mask)[0]
             return lambda: backward(dy, x, gamma, None, None, mean, invstd, True, EPS, mask)[0]
         train = operation == "training"
         # In inference nothing is saved, in training the running statistics are left out, as they are for everyone.
         save = [torch.empty(len(gamma) if train else 0) for _ in range(2)]
         running = (None, None) if train else (mean, var)
         out = (y, *save)
-        return lambda: torch.native_batch_norm(x, gamma, beta, *running, train, 0.1, EPS, out=out)[0]
+
+        def bare():
+            return torch.native_batch_norm(x, gamma, beta, *running, train, 0.1, EPS, out=out)[0]
+
+        if "add" in after:
+            return lambda: bare().add_(z).relu_()
+        return (lambda: bare().relu_()) if after else bare
 
 
-def loop(operation, x, dy, y):
-    """The least traffic of the operation: y from x, or y from x and dy."""
-    if operation == "backward":
+def loop(form, x, dy, y):
+    """The least traffic of the form that there is a function for: y from x, or y from x and another tensor."""
+    if form.startswith("backward") or "add" in form:
         return lambda: torch.add(x, dy, alpha=0.25, out=y)
     return lambda: torch.mul(x, 0.75, out=y)
 
@@ -151,7 +176,7 @@ def markdown(head, lines):
 
 
 def table(medians, ours):
-    """The table of one operation: `medians` in microseconds by shape, then by contender; `ours` by shape, by layout."""
+    """The table of one form: `medians` in microseconds by shape, then by contender; `ours` by shape, by layout."""
     head = ["shape", "loop", "PyTorch nchw", "PyTorch nhwc", "loop / nchw", "loop / nhwc"]
     if ours:
         head += ["ours nchw", "ours nhwc", "PyTorch / ours nchw", "PyTorch / ours nhwc", "best / ours nchw", "best / best ours"]
@@ -169,7 +194,9 @@ def table(medians, ours):
         ratios.append(row_ratios)
     means = [f"{math.exp(statistics.fmean(map(math.log, column))):.2f}" for column in zip(*ratios)]
     blank = [""] * 2
-    lines.append(["geometric mean", "", *blank, *means[:2], *(blank + means[2:] if ours else [])])
+    least = [f"{min(column):.2f}" for column in zip(*ratios)]
+    for name, figures in (("least", least), ("geometric mean", means)):
+        lines.append([name, "", *blank, *figures[:2], *(blank + figures[2:] if ours else [])])
     return markdown(head, lines)
 
 
@@ -178,9 +205,11 @@ def read_ours(path):
     ours = {}
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
-            if row["contender"] == "ours":
-                shapes = ours.setdefault(row["operation"], {})
-                shapes.setdefault(row["shape"], {})[row["layout"]] = float(row["median_us"])
+            # Of two ways of ours, the faster.
+            if row["contender"] in ("ours", "ours by mask"):
+                layouts = ours.setdefault(row["operation"], {}).setdefault(row["shape"], {})
+                time = float(row["median_us"])
+                layouts[row["layout"]] = min(time, layouts.get(row["layout"], time))
     return ours
 
 
@@ -190,13 +219,16 @@ def arguments():
     parser.add_argument("--seconds", type=float, default=0.05, help="how long each contender runs at a time")
     parser.add_argument("--rounds", type=int, default=5, help="how often each contender's turn comes")
     parser.add_argument("--shapes", default="", help="only shapes with one of these in their names, such as 56x56,7x7")
-    parser.add_argument("--ops", default=",".join(OPERATIONS), help="of training, inference, backward")
+    ops = "of training, inference, backward, and each of them with +relu and +add+relu; default: all nine"
+    parser.add_argument("--ops", default=",".join(FORMS), help=ops)
     parser.add_argument("--csv", help="also writes every median there")
     parser.add_argument("--ours", help="a file that the Rust program has written with --csv, to compare with")
     options = parser.parse_args()
-    options.operations = options.ops.split(",")
-    if unknown := set(options.operations) - set(OPERATIONS):
-        parser.error(f"{', '.join(sorted(unknown))} is none of: {', '.join(OPERATIONS)}")
+    known = {form.replace(" ", "").lower(): form for form in FORMS}
+    names = [name.replace(" ", "").lower() for name in options.ops.split(",")]
+    if unknown := set(names) - set(known):
+        parser.error(f"{', '.join(sorted(unknown))} is none of: {', '.join(known)}")
+    options.operations = [form for name, form in known.items() if name in names]
     if options.threads < 1 or options.rounds < 1:
         parser.error("threads and rounds are numbers from 1 on")
     wanted = options.shapes.split(",")

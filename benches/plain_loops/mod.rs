@@ -1,7 +1,7 @@
 //! What operations are compared with: plain loops over the same bytes, with the same threads, in the same run.
 //!
 //! Batch normalization does little arithmetic per element, so what it takes is what moving its tensors takes.
-//! [`passes`](Operation::passes) says which passes over memory an operation cannot do without; [`PlainLoops::run`] does
+//! [`passes`](Form::passes) says which passes over memory an operation cannot do without; [`PlainLoops::run`] does
 //! just these. They are a reference, no limit: a kernel that moves the same bytes in another order, or whose tasks suit the
 //! caches better, can be faster.
 
@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use batchnorm::{Layout, Shape};
 use rayon::prelude::*;
+
+use crate::shapes::Epilogue;
 
 pub use loops::Float;
 pub use timing::{Times, times};
@@ -39,6 +41,8 @@ pub enum Pass {
     Copy,
     /// Reads two and writes one.
     Triad,
+    /// Reads two and writes two.
+    Four,
 }
 
 /// What is measured next to plain loops.
@@ -81,14 +85,57 @@ impl Operation {
             Self::Backward => "backward",
         }
     }
+}
 
-    /// The tensors that must be read or written at least once each.
-    pub fn tensors(self) -> usize {
-        match self {
-            Self::Statistics => 1,
-            Self::Training | Self::Inference => 2,
-            Self::Backward => 3,
+/// An operation and what follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Form {
+    /// What is done.
+    pub operation: Operation,
+    /// What follows in the same call.
+    pub epilogue: Epilogue,
+}
+
+impl From<Operation> for Form {
+    fn from(operation: Operation) -> Self {
+        Self { operation, epilogue: Epilogue::Nothing }
+    }
+}
+
+impl Form {
+    /// The fused forms of training, inference and backward.
+    pub const FUSED: [Self; 6] = {
+        const fn of(operation: Operation, epilogue: Epilogue) -> Form {
+            Form { operation, epilogue }
         }
+        [
+            of(Operation::Training, Epilogue::Relu),
+            of(Operation::Training, Epilogue::AddRelu),
+            of(Operation::Inference, Epilogue::Relu),
+            of(Operation::Inference, Epilogue::AddRelu),
+            of(Operation::Backward, Epilogue::Relu),
+            of(Operation::Backward, Epilogue::AddRelu),
+        ]
+    };
+
+    /// Its name in tables, such as `training + add + ReLU`.
+    pub fn name(self) -> String {
+        format!("{} {}", self.operation.name(), self.epilogue.name()).trim_end().to_owned()
+    }
+
+    /// Whether there is a residual.
+    pub fn adds(self) -> bool {
+        self.epilogue == Epilogue::AddRelu
+    }
+
+    /// The tensors that must be read or written at least once each. ReLU needs none, and its mask is a thirty-second of one.
+    pub fn tensors(self) -> usize {
+        let bare = match self.operation {
+            Operation::Statistics => 1,
+            Operation::Training | Operation::Inference => 2,
+            Operation::Backward => 3,
+        };
+        bare + usize::from(self.adds())
     }
 
     /// The passes that the current pool's threads cannot do without, on elements of `bytes` bytes.
@@ -103,13 +150,18 @@ impl Operation {
                 && shape.len() * bytes > l2_bytes() * rayon::current_num_threads()
                 && shape.per_channel() * bytes * inputs <= l2_bytes()
         };
-        match self {
-            Self::Statistics => &[Pass::Read],
-            Self::Training if once(1) => &[Pass::Copy],
-            Self::Training => &[Pass::Read, Pass::Copy],
-            Self::Inference => &[Pass::Copy],
-            Self::Backward if once(2) => &[Pass::Triad],
-            Self::Backward => &[Pass::ReadTwo, Pass::Triad],
+        match (self.operation, self.adds()) {
+            (Operation::Statistics, _) => &[Pass::Read],
+            (Operation::Training, false) if once(1) => &[Pass::Copy],
+            (Operation::Training, false) => &[Pass::Read, Pass::Copy],
+            (Operation::Training, true) if once(1) => &[Pass::Triad],
+            (Operation::Training, true) => &[Pass::Read, Pass::Triad],
+            (Operation::Inference, false) => &[Pass::Copy],
+            (Operation::Inference, true) => &[Pass::Triad],
+            (Operation::Backward, false) if once(2) => &[Pass::Triad],
+            (Operation::Backward, false) => &[Pass::ReadTwo, Pass::Triad],
+            (Operation::Backward, true) if once(2) => &[Pass::Four],
+            (Operation::Backward, true) => &[Pass::ReadTwo, Pass::Four],
         }
     }
 }
@@ -127,8 +179,8 @@ pub struct PlainLoops {
 impl PlainLoops {
     /// The ways of doing an operation's passes on the current pool: with loops for data in the caches or in memory, in
     /// one part per thread and in more or fewer.
-    pub fn ways<T: Float>(operation: Operation, shape: &Shape) -> Vec<Self> {
-        let passes = operation.passes(shape, size_of::<T>());
+    pub fn ways<T: Float>(form: Form, shape: &Shape) -> Vec<Self> {
+        let passes = form.passes(shape, size_of::<T>());
         let parts = match rayon::current_num_threads() {
             1 => vec![1],
             threads if shape.len() * size_of::<T>() <= ALONE_BYTES => vec![threads, 1],
@@ -140,41 +192,43 @@ impl PlainLoops {
 
     /// The fastest way, found by measuring for `time`, and its median in seconds.
     pub fn measure<T: Float>(
-        operation: Operation,
+        form: Form,
         shape: &Shape,
-        x: &[T],
-        dy: &[T],
-        y: &mut [T],
+        inputs: [&[T]; 2],
+        [y, w]: [&mut [T]; 2],
         time: Duration,
     ) -> (Self, f64) {
-        let ways = Self::ways::<T>(operation, shape);
-        let all = times(time, ways.len(), |way| ways[way].run(x, dy, y));
+        let ways = Self::ways::<T>(form, shape);
+        let all = times(time, ways.len(), |way| ways[way].run(inputs, [&mut *y, &mut *w]));
         let best = Times::fastest(&all);
         (ways[best], all[best].median)
     }
 
-    /// Does the passes once, over tensors of the same length.
-    pub fn run<T: Float>(&self, x: &[T], dy: &[T], y: &mut [T]) {
-        assert!(x.len() == y.len() && dy.len() == y.len(), "tensors of one length");
+    /// Does the passes once, over tensors of the same length; the second output is written by four streams alone.
+    pub fn run<T: Float>(&self, inputs: [&[T]; 2], [y, w]: [&mut [T]; 2]) {
+        let len = y.len();
+        assert!(inputs.iter().all(|input| input.len() == len) && w.len() == len, "tensors of one length");
         for &pass in self.passes {
-            self.pass(pass, x, dy, y);
+            self.pass(pass, inputs, [&mut *y, &mut *w]);
         }
     }
 
-    fn pass<T: Float>(&self, pass: Pass, x: &[T], z: &[T], y: &mut [T]) {
+    fn pass<T: Float>(&self, pass: Pass, [x, z]: [&[T]; 2], [y, w]: [&mut [T]; 2]) {
         let loops = T::loops(self.far);
-        let one = |(x, z, y): (&[T], &[T], &mut [T])| match pass {
+        let one = |[x, z]: [&[T]; 2], [y, w]: [&mut [T]; 2]| match pass {
             Pass::Read => _ = black_box((loops.read)(x)),
             Pass::ReadTwo => _ = black_box((loops.read_two)(x, z)),
             Pass::Copy => (loops.copy)(x, y),
             Pass::Triad => (loops.triad)(x, z, y),
+            Pass::Four => (loops.four)([x, z], [y, w]),
         };
         if self.parts == 1 {
-            return one((x, z, y));
+            return one([x, z], [y, w]);
         }
         let part = y.len().div_ceil(self.parts).next_multiple_of(LINE / size_of::<T>());
         let inputs = x.par_chunks(part).zip(z.par_chunks(part));
-        inputs.zip(y.par_chunks_mut(part)).with_max_len(1).for_each(|((x, z), y)| one((x, z, y)));
+        let outputs = y.par_chunks_mut(part).zip(w.par_chunks_mut(part));
+        inputs.zip(outputs).with_max_len(1).for_each(|((x, z), (y, w))| one([x, z], [y, w]));
     }
 }
 
@@ -185,6 +239,7 @@ pub fn names(passes: &[Pass]) -> String {
         Pass::ReadTwo => "read of two",
         Pass::Copy => "copy",
         Pass::Triad => "triad",
+        Pass::Four => "four streams",
     });
     names.collect::<Vec<_>>().join(" + ")
 }

@@ -4,13 +4,37 @@ use std::fmt;
 
 use batchnorm::{Error, Layout, Shape};
 
-/// A line of a file: dimensions N, C, spatial..., and how many layers of a network have them.
+/// What follows a normalization in the same call, and on the way back precedes its gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Epilogue {
+    /// Nothing: the bare operation.
+    Nothing,
+    /// ReLU.
+    Relu,
+    /// A residual is added, then ReLU; on the way back the residual's gradient is written too.
+    AddRelu,
+}
+
+impl Epilogue {
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "",
+            Self::Relu => "+ ReLU",
+            Self::AddRelu => "+ add + ReLU",
+        }
+    }
+}
+
+/// A line of a file: dimensions N, C, spatial..., how many layers of a network have them, and what follows these.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// N, C, spatial... in this order, whatever the layout.
     pub dims: Vec<usize>,
     /// Layers; 1 if the line does not say.
     pub layers: usize,
+    /// Nothing if the line does not say.
+    pub epilogue: Epilogue,
 }
 
 impl Problem {
@@ -42,6 +66,14 @@ pub fn parse(text: &str) -> Result<Vec<Problem>, String> {
             let count = field.parse().ok().filter(|&count: &usize| count > 0);
             count.ok_or_else(|| wrong(format!("{field:?} is no number from 1 on")))
         };
+        let epilogue = match fields.last() {
+            Some(&"relu") => Epilogue::Relu,
+            Some(&"add_relu") => Epilogue::AddRelu,
+            _ => Epilogue::Nothing,
+        };
+        if epilogue != Epilogue::Nothing {
+            fields.pop();
+        }
         let layers = match fields.last().and_then(|field| field.strip_prefix('x')) {
             Some(layers) => {
                 fields.pop();
@@ -50,7 +82,7 @@ pub fn parse(text: &str) -> Result<Vec<Problem>, String> {
             None => 1,
         };
         let dims = fields.into_iter().map(count).collect::<Result<Vec<_>, _>>()?;
-        let problem = Problem { dims, layers };
+        let problem = Problem { dims, layers, epilogue };
         problem.shape(Layout::Nchw).map_err(|error| wrong(error.to_string()))?;
         problems.push(problem);
     }

@@ -55,10 +55,10 @@ impl fmt::Display for Summary {
             f,
             "Speed next to plain loops over the same bytes (their time / ours): geometric mean, lowest"
         )?;
-        writeln!(f, "{:<26} {:<30}{:<30}shapes", "", "nchw", "nhwc")?;
+        writeln!(f, "{:<36} {:<30}{:<30}shapes", "", "nchw", "nhwc")?;
         for Line { operation, threads, shares } in lines {
             let plural = if *threads == 1 { "" } else { "s" };
-            write!(f, "{:<26} ", format!("{operation}, {threads} thread{plural}"))?;
+            write!(f, "{:<36} ", format!("{operation}, {threads} thread{plural}"))?;
             for shares in shares {
                 write!(f, "{:<30}", cell(shares))?;
             }

@@ -21,8 +21,8 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressStyle};
 use measure::{Layer, OPERATIONS};
 use options::Options;
-use plain_loops::Operation;
-use table::Row;
+use plain_loops::{Form, Operation};
+use table::{Row, Total};
 
 fn main() -> ExitCode {
     match options::parse(std::env::args().skip(1)) {
@@ -56,7 +56,8 @@ fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     let threads = pool.current_num_threads();
     let layout = options::layout_name(options.layout);
     let plural = if threads == 1 { "" } else { "s" };
-    let what = format!("f32, {layout}, {threads} thread{plural}, {}", options.level);
+    let fused = if options.fused { ", with what follows each layer in one call" } else { "" };
+    let what = format!("f32, {layout}, {threads} thread{plural}, {}{fused}", options.level);
     outln!("Batch normalization of {}: {what}", options.network);
     let count = options.problems.len() * OPERATIONS.len();
     let seconds = options.time.as_secs_f64();
@@ -66,13 +67,19 @@ fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     );
     let tables = pool.install(|| measure(options))?;
     for ((operation, rows), (_, promised)) in tables.iter().zip(OPERATIONS) {
-        outln!("{}", table::text(*operation, rows, promised));
+        outln!("{}", table::text(*operation, rows, promised, options.fused));
     }
     let step = |wanted: &[Operation]| {
         let all = tables.iter().filter(|(operation, _)| wanted.contains(operation));
-        let (seconds, loops) =
-            all.map(|(_, rows)| table::total(rows)).fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
-        format!("{:.1} ms, plain loops {:.1} ms, share {:.2}", seconds * 1e3, loops * 1e3, loops / seconds)
+        let total = all.map(|(_, rows)| table::total(rows)).fold(Total::default(), Total::plus);
+        let Total { seconds, loops, apart } = total;
+        let apart = if options.fused {
+            format!(", in separate calls {:.1} ms, {:.2} times as long", apart * 1e3, apart / seconds)
+        } else {
+            String::new()
+        };
+        let share = loops / seconds;
+        format!("{:.1} ms, plain loops {:.1} ms, share {share:.2}{apart}", seconds * 1e3, loops * 1e3)
     };
     outln!("all layers, training and backward: {}", step(&[Operation::Training, Operation::Backward]));
     outln!("all layers, inference: {}", step(&[Operation::Inference]));
@@ -82,12 +89,17 @@ fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     outln!(
         "share: plain loops / time, a reference and no limit; GB/s: each tensor that must be read or written counted once"
     );
+    if options.fused {
+        outln!(
+            "apart: the bare operation, the addition and ReLU one after the other, whose bits the one call must have"
+        );
+    }
     if let Some(warning) = table::warning(&tables) {
         outln!("\n{warning}");
     }
 
     if let Some(path) = &options.csv {
-        let csv = table::csv(layout, threads, &options.level.to_string(), &tables);
+        let csv = table::csv(layout, threads, &options.level.to_string(), &tables, options.fused);
         std::fs::write(path, csv).map_err(|error| format!("{}: {error}", path.display()))?;
         outln!("table: {}", path.display());
     }
@@ -96,7 +108,9 @@ fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
         .map_err(|error| format!("{}: {error}", options.picture.display()))?;
     outln!("picture: {}", options.picture.display());
     outln!("took {:.0} s", start.elapsed().as_secs_f64());
-    Ok(tables.iter().zip(OPERATIONS).all(|((_, rows), (_, promised))| table::worst(rows) <= promised))
+    let exact =
+        tables.iter().zip(OPERATIONS).all(|((_, rows), (_, promised))| table::worst(rows) <= promised);
+    Ok(exact && tables.iter().all(|(_, rows)| table::all_same(rows)))
 }
 
 /// About how long a run takes: the measurements, and for each element the making of its data and the checks in f64.
@@ -118,13 +132,14 @@ fn measure(options: &Options) -> Result<Vec<(Operation, Vec<Row>)>, batchnorm::E
     for problem in &options.problems {
         bar.set_message(problem.to_string());
         let shape = problem.shape(options.layout)?;
-        let mut layer = Layer::new(shape)?;
+        let mut layer = Layer::new(shape, problem.epilogue)?;
         for (operation, rows) in &mut tables {
             bar.set_message(format!("{problem} {}", operation.name()));
             bar.tick();
             let measured = layer.measure(*operation, options.time)?;
-            let passes = operation.passes(&shape, size_of::<f32>());
-            rows.push(Row { problem: problem.clone(), passes, measured });
+            let form = Form { operation: *operation, epilogue: problem.epilogue };
+            let passes = form.passes(&shape, size_of::<f32>());
+            rows.push(Row { problem: problem.clone(), form, passes, measured });
             bar.inc(1);
         }
     }

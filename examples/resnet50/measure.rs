@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use batchnorm::{Error, Gradients, Params, Shape, Tensor, Welford, reference};
+use batchnorm::{
+    Activation, Backward, Error, Gradients, Inference, Params, Shape, Tensor, Training, Welford, reference,
+};
 use rayon::prelude::*;
 
-use crate::plain_loops::{Operation, PlainLoops, Times, times};
+use crate::plain_loops::{Form, Operation, PlainLoops, Times, times};
+use crate::shapes::Epilogue;
 
 /// What was measured of an operation on a shape.
 #[derive(Debug, Clone, Copy)]
@@ -15,7 +18,42 @@ pub struct Measured {
     pub loops: Times,
     /// The largest error in units of what C1 measures it by: see `Layer::error`.
     pub error: f64,
+    /// The same in separate calls, if anything follows the operation.
+    pub apart: Option<Apart>,
 }
+
+impl Measured {
+    /// What separate calls take; of the operation alone there is but one.
+    pub fn apart_seconds(&self) -> f64 {
+        self.apart.map_or(self.times.median, |apart| apart.times.median)
+    }
+}
+
+/// What separate calls take and give.
+#[derive(Debug, Clone, Copy)]
+pub struct Apart {
+    pub times: Times,
+    /// Whether the one call has their bits.
+    pub same: bool,
+}
+
+/// One way of doing an operation and what follows it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Way {
+    /// In one call; backward finds u anew if there is no residual.
+    Fused,
+    /// In one call, backward by the mask.
+    ByMask,
+    /// In separate calls.
+    Apart,
+    /// The operation without what follows.
+    Bare,
+    /// Plain loops over the same bytes.
+    Loops(PlainLoops),
+}
+
+/// Elements that a separate operation takes at a time: 16 KiB.
+const CHUNK: usize = 4096;
 
 /// The operations shown, with the largest error that the crate promises.
 pub const OPERATIONS: [(Operation, f64); 3] = [
@@ -26,13 +64,22 @@ pub const OPERATIONS: [(Operation, f64); 3] = [
 
 const EPS: f64 = 1e-5;
 
-/// A layer with its input and the gradient of its output.
+/// A layer with its input, the gradient of its output, and what follows it.
 pub struct Layer {
     shape: Shape,
+    epilogue: Epilogue,
     x: Tensor<f32>,
     dy: Tensor<f32>,
+    /// The residual, where there is one.
+    z: Tensor<f32>,
+    /// What training gave: backward in separate calls takes it.
+    y: Tensor<f32>,
+    /// The same in bits.
+    mask: Vec<u64>,
     /// y, or dx.
     output: Tensor<f32>,
+    /// What the activation's own backward gives.
+    dz: Tensor<f32>,
     gamma: Vec<f32>,
     beta: Vec<f32>,
     mean: Vec<f32>,
@@ -54,7 +101,7 @@ fn noise(index: usize, seed: u64) -> f32 {
 
 impl Layer {
     /// A layer whose channels have means from -3 to 3 and standard deviations from 1/2 to 2.
-    pub fn new(shape: Shape) -> Result<Self, Error> {
+    pub fn new(shape: Shape, epilogue: Epilogue) -> Result<Self, Error> {
         let channels = shape.channels();
         let per_channel = |seed, low: f32, high: f32| -> Vec<f32> {
             let even = |c| (noise(c, seed).clamp(-2.0, 2.0) + 2.0) / 4.0;
@@ -69,9 +116,14 @@ impl Layer {
         });
         let mut layer = Self {
             shape,
+            epilogue,
             x,
             dy: Tensor::from_fn(shape, |i| noise(i, 4)),
+            z: Tensor::from_fn(shape, |i| if epilogue == Epilogue::AddRelu { noise(i, 7) } else { 0.0 }),
+            y: Tensor::zeros(shape),
+            mask: vec![0; shape.mask_len()],
             output: Tensor::zeros(shape),
+            dz: Tensor::zeros(shape),
             gamma: per_channel(5, 0.5, 1.5),
             beta: per_channel(6, -1.0, 1.0),
             mean: Vec::new(),
@@ -83,36 +135,105 @@ impl Layer {
         batchnorm::statistics(&shape, &layer.x, &mut layer.states)?;
         layer.mean = layer.states.iter().map(|state| state.mean() as f32).collect();
         layer.var = layer.states.iter().map(|state| state.variance() as f32).collect();
+        layer.run(Operation::Training, Way::ByMask)?;
+        layer.y.copy_from_slice(&layer.output);
         Ok(layer)
     }
 
-    /// Times an operation next to plain loops for `time` in all, then checks its result.
+    /// Checks the operation's result, then times it and what follows it next to plain loops for `time` in all.
     pub fn measure(&mut self, operation: Operation, time: Duration) -> Result<Measured, Error> {
-        self.run(operation)?;
+        let form = Form { operation, epilogue: self.epilogue };
+        self.run(operation, Way::Bare)?;
         let error = self.error(operation);
-        let ways = PlainLoops::ways::<f32>(operation, &self.shape);
+        let mut ways = vec![Way::Fused];
+        if form == (Form { operation: Operation::Backward, epilogue: Epilogue::Relu }) {
+            ways.push(Way::ByMask);
+        }
+        let fused = ways.len();
+        let mut same = true;
+        if self.epilogue != Epilogue::Nothing {
+            self.run(operation, Way::Apart)?;
+            let bits = |tensor: &Tensor<f32>| tensor.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+            let expected = [bits(&self.output), bits(&self.dz)];
+            for &way in &ways {
+                self.run(operation, way)?;
+                same &= expected == [bits(&self.output), bits(&self.dz)];
+            }
+            ways.push(Way::Apart);
+        }
+        let loops = ways.len();
+        ways.extend(PlainLoops::ways::<f32>(form, &self.shape).into_iter().map(Way::Loops));
         let mut result = Ok(());
-        let all = times(time, 1 + ways.len(), |candidate| match candidate {
-            0 => result = self.run(operation),
-            way => ways[way - 1].run(&self.x, &self.dy, &mut self.output),
+        let all = times(time, ways.len(), |candidate| {
+            if let Err(error) = self.run(operation, ways[candidate]) {
+                result = Err(error);
+            }
         });
         result?;
-        let loops = &all[1..];
-        Ok(Measured { times: all[0], loops: loops[Times::fastest(loops)], error })
+        let fastest = |times: &[Times]| times[Times::fastest(times)];
+        Ok(Measured {
+            times: fastest(&all[..fused]),
+            loops: fastest(&all[loops..]),
+            error,
+            apart: (loops > fused).then(|| Apart { times: all[fused], same }),
+        })
     }
 
-    fn run(&mut self, operation: Operation) -> Result<(), Error> {
-        let Self { shape, x, dy, output, gamma, beta, mean, var, dgamma, dbeta, states } = self;
-        let params = Params::new(EPS).gamma(gamma).beta(beta);
+    fn run(&mut self, operation: Operation, way: Way) -> Result<(), Error> {
+        let Self { shape, epilogue, x, dy, z, y, mask, output, dz, .. } = self;
+        let Self { gamma, beta, mean, var, dgamma, dbeta, states, .. } = self;
+        let one_call = matches!(way, Way::Fused | Way::ByMask);
+        let adds = one_call && *epilogue == Epilogue::AddRelu;
+        let activates = one_call && *epilogue != Epilogue::Nothing;
+        let by_mask = adds || activates && way == Way::ByMask;
+        let activation = if activates { Activation::Relu } else { Activation::Identity };
+        let params = Params::new(EPS).gamma(gamma).beta(beta).activation(activation);
+        if let Way::Loops(loops) = way {
+            loops.run([x, dy], [output, dz]);
+            return Ok(());
+        }
         match operation {
-            Operation::Statistics => batchnorm::statistics(shape, x, states),
-            Operation::Training => batchnorm::forward_training(shape, x, &params, output, states),
-            Operation::Inference => batchnorm::forward_inference(shape, x, mean, var, &params, output),
+            Operation::Statistics => batchnorm::statistics(shape, x, states)?,
+            Operation::Training => {
+                let mut call = Training::new(shape, params).x(x).y(output).states(states);
+                if adds {
+                    call = call.residual(z);
+                }
+                if by_mask {
+                    call = call.mask(mask);
+                }
+                call.run()?;
+            }
+            Operation::Inference => {
+                let mut call = Inference::new(shape, params).x(x).y(output).frozen(mean, var);
+                if adds {
+                    call = call.residual(z);
+                }
+                call.run()?;
+            }
             Operation::Backward => {
-                let gradients = Gradients::new().dx(output).dgamma(dgamma).dbeta(dbeta);
-                batchnorm::backward(shape, x, dy, states, &params, gradients)
+                let mut dy: &[f32] = dy;
+                let mut gradients = Gradients::new().dx(output).dgamma(dgamma).dbeta(dbeta);
+                if adds {
+                    gradients = gradients.dz(dz);
+                } else if way == Way::Apart {
+                    relu_backward(y, dy, dz);
+                    dy = dz;
+                }
+                let mut call = Backward::new(shape, params).x(x).dy(dy).states(states);
+                if by_mask {
+                    call = call.mask(mask);
+                }
+                call.gradients(gradients).run()?;
             }
         }
+        if way == Way::Apart && operation != Operation::Backward {
+            if *epilogue == Epilogue::AddRelu {
+                add(z, output);
+            }
+            relu(output);
+        }
+        Ok(())
     }
 
     /// The largest error of the operation's output just computed, against the reference in f64 on the full tensor: of y
@@ -171,4 +292,24 @@ impl Layer {
         let in_units = errors.zip(units).map(|(error, unit)| if error == 0.0 { 0.0 } else { error / unit });
         in_units.fold(0.0, |a, b| if a >= b { a } else { b })
     }
+}
+
+/// y += z, on all threads.
+fn add(z: &[f32], y: &mut [f32]) {
+    let chunks = y.par_chunks_mut(CHUNK).zip(z.par_chunks(CHUNK));
+    chunks.for_each(|(y, z)| y.iter_mut().zip(z).for_each(|(y, z)| *y += z));
+}
+
+/// y = max(y, 0), on all threads.
+fn relu(y: &mut [f32]) {
+    y.par_chunks_mut(CHUNK).for_each(|y| y.iter_mut().for_each(|y| *y = if *y < 0.0 { 0.0 } else { *y }));
+}
+
+/// g = dy where y > 0, on all threads.
+fn relu_backward(y: &[f32], dy: &[f32], g: &mut [f32]) {
+    let chunks = g.par_chunks_mut(CHUNK).zip(y.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK)));
+    chunks.for_each(|(g, (y, dy))| {
+        let inputs = y.iter().zip(dy);
+        g.iter_mut().zip(inputs).for_each(|(g, (&y, &dy))| *g = if y <= 0.0 { 0.0 } else { dy });
+    });
 }

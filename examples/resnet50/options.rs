@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use batchnorm::{Layout, Level};
 
-use crate::shapes::{self, Problem};
+use crate::shapes::{self, Epilogue, Problem};
 
 /// The shapes of ResNet-50's batch-norm layers.
 const RESNET50: &str = include_str!("../../benches/shapes/resnet50.txt");
+
+/// The same, with what follows each in the network.
+const RESNET50_FUSED: &str = include_str!("../../benches/shapes/resnet50_fused.txt");
 
 pub const HELP: &str = "\
 Batch normalization of all 53 layers of ResNet-50: training, inference and backward, each shape next to plain read,
@@ -21,10 +24,13 @@ Options:
   --layout NAME      nchw or nhwc [default: nchw]
   --threads N        threads to run on [default: all cores]
   --level NAME       instruction set of the kernels: portable, avx2 or avx512 [default: the best that the CPU has]
-  --shapes FILE      other shapes, a line of `N C spatial... [xLAYERS]` each [default: ResNet-50]
+  --fused            each layer with the ReLU, or the residual and the ReLU, that follow it in the network, in one call and
+                     apart: same bits, how many times as long. Backward of ReLU by the faster of two ways, the mask or u anew
+  --shapes FILE      other shapes, a line of `N C spatial... [xLAYERS] [relu | add_relu]` each; what follows counts with
+                     --fused alone [default: ResNet-50]
   --time SECONDS     time per measurement, of an operation and its plain loops together [default: 1]
   --csv FILE         writes the table there too, as comma-separated values
-  --picture FILE     where the picture goes [default: resnet50-LAYOUT.svg]
+  --picture FILE     where the picture goes [default: resnet50-LAYOUT.svg, resnet50-fused-LAYOUT.svg]
   --help             prints this
 
 Exit codes: 0 all well, 1 a result is not as exact as promised or a file cannot be written, 2 wrong options.
@@ -41,6 +47,8 @@ pub struct Options {
     /// 0 for all cores.
     pub threads: usize,
     pub level: Level,
+    /// Whether layers run with what follows them.
+    pub fused: bool,
     pub time: Duration,
     pub csv: Option<PathBuf>,
     pub picture: PathBuf,
@@ -64,6 +72,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Optio
         layout: Layout::Nchw,
         threads: 0,
         level: Level::active(),
+        fused: false,
         time: Duration::from_secs(1),
         csv: None,
         picture: PathBuf::new(),
@@ -96,6 +105,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Optio
                 let wrong = || format!("--time is {text:?}, must be seconds from 0 to 3600");
                 options.time = Duration::from_secs_f64(seconds.ok_or_else(wrong)?);
             }
+            "--fused" if inline.is_none() => options.fused = true,
             "--shapes" => file = Some(PathBuf::from(value()?)),
             "--csv" => options.csv = Some(value()?.into()),
             "--picture" => picture = Some(PathBuf::from(value()?)),
@@ -104,7 +114,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Optio
     }
 
     options.problems = match &file {
-        None => shapes::parse(RESNET50)?,
+        None => shapes::parse(if options.fused { RESNET50_FUSED } else { RESNET50 })?,
         Some(file) => {
             options.network = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let wrong = |error: String| format!("--shapes {}: {error}", file.display());
@@ -112,6 +122,9 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Optio
             shapes::parse(&text).map_err(wrong)?
         }
     };
+    if !options.fused {
+        options.problems.iter_mut().for_each(|problem| problem.epilogue = Epilogue::Nothing);
+    }
     if let Some(batch) = batch {
         for problem in &mut options.problems {
             problem.dims[0] = batch;
@@ -119,7 +132,9 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Optio
         }
     }
     let name = options.network.to_lowercase().replace("resnet-50", "resnet50");
-    options.picture = picture.unwrap_or_else(|| format!("{name}-{}.svg", layout_name(options.layout)).into());
+    let fused = if options.fused { "fused-" } else { "" };
+    options.picture =
+        picture.unwrap_or_else(|| format!("{name}-{fused}{}.svg", layout_name(options.layout)).into());
     Ok(Some(options))
 }
 

@@ -6,7 +6,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::plain_loops::Operation;
-use crate::table::{self, Row};
+use crate::table::{self, Row, Total};
 
 const LEFT: i32 = 190;
 const PANEL: i32 = 400;
@@ -53,7 +53,7 @@ pub fn draw(
 
     for (panel, ((operation, rows), color)) in tables.iter().zip(BARS.iter().cycle()).enumerate() {
         let left = LEFT + panel as i32 * (PANEL + GAP);
-        let (seconds, loops) = table::total(rows);
+        let Total { seconds, loops, .. } = table::total(rows);
         let all = format!(
             "all layers {:.1} ms, plain loops {:.1} ms ({:.0} %)",
             seconds * 1e3,
@@ -72,7 +72,10 @@ pub fn draw(
             if panel == 0 {
                 let layers = row.problem.layers;
                 let times = if layers == 1 { String::new() } else { format!("  ×{layers}") };
-                text(&row.problem.to_string(), (LEFT - 46, middle), 14, INK, HPos::Right, false)?;
+                let (shape, then) = (row.problem.to_string(), row.problem.epilogue.name());
+                let above = if then.is_empty() { 0 } else { 6 };
+                text(&shape, (LEFT - 46, middle - above), 14, INK, HPos::Right, false)?;
+                text(then, (LEFT - 46, middle + 8), 11, FAINT, HPos::Right, false)?;
                 text(&times, (LEFT - 12, middle), 13, FAINT, HPos::Right, false)?;
             }
             // A bar past the plain loops ends before its label would run into the next panel.
@@ -85,11 +88,8 @@ pub fn draw(
             } else {
                 text(&share, (left + length + 8, middle), 13, *color, HPos::Left, true)?;
             }
-            let beside = format!(
-                "{} µs · {:.0} GB/s",
-                table::grouped(row.measured.times.median * 1e6),
-                row.rate(*operation)
-            );
+            let beside =
+                format!("{} µs · {:.0} GB/s", table::grouped(row.measured.times.median * 1e6), row.rate());
             text(&beside, (left + length.max(FULL) + 10, middle), 13, INK, HPos::Left, false)?;
         }
         let x = left + FULL;

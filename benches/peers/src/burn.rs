@@ -1,19 +1,22 @@
-//! burn's `BatchNorm` on its flex backend, in NCHW. It returns new tensors; in training it updates its running statistics
-//! and records the pass for automatic differentiation, as it always does then.
+//! burn's `BatchNorm` on its flex backend, in NCHW, and its own addition and ReLU behind it. They return new tensors; in training
+//! the module updates its running statistics, and the pass is recorded for automatic differentiation, as it always is then.
 
 use burn::module::{Param, RunningState};
 use burn::nn::{BatchNorm, BatchNormConfig};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData, activation};
 
 use crate::Result;
 use crate::contender::{Contender, Place, Role, Run};
-use crate::plain_loops::Operation;
+use crate::plain_loops::{Form, Operation};
 use crate::problem::{EPS, Layer, Order, Tensors};
+use crate::shapes::Epilogue;
 
 /// A module, its input of rank `D` and its last output.
 struct Burn<const D: usize> {
     module: BatchNorm,
+    epilogue: Epilogue,
     x: Tensor<D>,
+    z: Tensor<D>,
     y: Option<Tensor<D>>,
 }
 
@@ -21,7 +24,12 @@ impl<const D: usize> Run for Burn<D> {
     fn run(&mut self, _: &mut Tensors) -> Result<()> {
         // The last output goes first, as it does in a network: the allocator may hand out its memory again.
         self.y = None;
-        self.y = Some(self.module.forward(self.x.clone()));
+        let u = self.module.forward(self.x.clone());
+        self.y = Some(match self.epilogue {
+            Epilogue::Nothing => u,
+            Epilogue::Relu => activation::relu(u),
+            Epilogue::AddRelu => activation::relu(u + self.z.clone()),
+        });
         Ok(())
     }
 
@@ -32,31 +40,38 @@ impl<const D: usize> Run for Burn<D> {
 }
 
 /// burn in training and inference; a backward pass it has only as part of its automatic differentiation.
-pub fn contenders<'a>(operation: Operation, layer: &Layer, nchw: &Tensors) -> Result<Vec<Contender<'a>>> {
+pub fn contenders<'a>(form: Form, layer: &Layer, nchw: &Tensors) -> Result<Vec<Contender<'a>>> {
     // The device decides whether the module trains.
-    let device = match operation {
+    let device = match form.operation {
         Operation::Training => Device::default().autodiff(),
         Operation::Inference => Device::default(),
         Operation::Statistics | Operation::Backward => return Ok(Vec::new()),
     };
     let place = match layer.dims.len() {
-        2 => ready::<2>(layer, nchw, &device),
-        3 => ready::<3>(layer, nchw, &device),
-        4 => ready::<4>(layer, nchw, &device),
-        5 => ready::<5>(layer, nchw, &device),
+        2 => ready::<2>(form.epilogue, layer, nchw, &device),
+        3 => ready::<3>(form.epilogue, layer, nchw, &device),
+        4 => ready::<4>(form.epilogue, layer, nchw, &device),
+        5 => ready::<5>(form.epilogue, layer, nchw, &device),
         rank => return Err(format!("no tensor of rank {rank} has been made ready for burn").into()),
     };
     Ok(vec![Contender { role: Role::Peer, name: "burn", order: Order::Nchw, place }])
 }
 
-/// The module and its input.
-fn ready<'a, const D: usize>(layer: &Layer, nchw: &Tensors, device: &Device) -> Place<'a> {
+/// The module and its inputs.
+fn ready<'a, const D: usize>(
+    epilogue: Epilogue,
+    layer: &Layer,
+    nchw: &Tensors,
+    device: &Device,
+) -> Place<'a> {
     let vector = |values: &[f32]| Tensor::<1>::from_data(TensorData::from(values), device);
     let mut module = BatchNormConfig::new(layer.channels()).with_epsilon(EPS).init(device);
     module.gamma = Param::from_tensor(vector(&layer.gamma));
     module.beta = Param::from_tensor(vector(&layer.beta));
     module.running_mean = RunningState::new(vector(&layer.mean));
     module.running_var = RunningState::new(vector(&layer.var));
-    let x = Tensor::from_data(TensorData::new(nchw.x.to_vec(), layer.dims.clone()), device);
-    Place::Pool(Box::new(Burn::<D> { module, x, y: None }))
+    let tensor =
+        |values: &[f32]| Tensor::from_data(TensorData::new(values.to_vec(), layer.dims.clone()), device);
+    let (x, z) = (tensor(&nchw.x), tensor(&nchw.z));
+    Place::Pool(Box::new(Burn::<D> { module, epilogue, x, z, y: None }))
 }

@@ -1,18 +1,22 @@
-//! candle's `BatchNorm`, in NCHW. It returns new tensors and updates its running statistics in training.
+//! candle's `BatchNorm`, in NCHW, and its own addition and ReLU behind it. They return new tensors; in training the module updates
+//! its running statistics.
 
 use candle_core::{Device, Tensor};
 use candle_nn::{BatchNorm, ModuleT};
 
 use crate::Result;
 use crate::contender::{Contender, Place, Role, Run};
-use crate::plain_loops::Operation;
+use crate::plain_loops::{Form, Operation};
 use crate::problem::{EPS, Layer, Order, Tensors};
+use crate::shapes::Epilogue;
 
 /// A module, its input and its last output.
 struct Candle {
     module: BatchNorm,
     train: bool,
+    epilogue: Epilogue,
     x: Tensor,
+    z: Tensor,
     y: Option<Tensor>,
 }
 
@@ -20,7 +24,12 @@ impl Run for Candle {
     fn run(&mut self, _: &mut Tensors) -> Result<()> {
         // The last output goes first, as it does in a network: the allocator may hand out its memory again.
         self.y = None;
-        self.y = Some(self.module.forward_t(&self.x, self.train)?);
+        let u = self.module.forward_t(&self.x, self.train)?;
+        self.y = Some(match self.epilogue {
+            Epilogue::Nothing => u,
+            Epilogue::Relu => u.relu()?,
+            Epilogue::AddRelu => (u + &self.z)?.relu()?,
+        });
         Ok(())
     }
 
@@ -30,8 +39,8 @@ impl Run for Candle {
 }
 
 /// candle in training and inference; a backward pass it has only as part of its automatic differentiation.
-pub fn contenders<'a>(operation: Operation, layer: &Layer, nchw: &Tensors) -> Result<Vec<Contender<'a>>> {
-    let train = match operation {
+pub fn contenders<'a>(form: Form, layer: &Layer, nchw: &Tensors) -> Result<Vec<Contender<'a>>> {
+    let train = match form.operation {
         Operation::Training => true,
         Operation::Inference => false,
         Operation::Statistics | Operation::Backward => return Ok(Vec::new()),
@@ -46,6 +55,7 @@ pub fn contenders<'a>(operation: Operation, layer: &Layer, nchw: &Tensors) -> Re
         EPS,
     )?;
     let x = Tensor::from_slice(&nchw.x, layer.dims.as_slice(), &Device::Cpu)?;
-    let place = Place::Pool(Box::new(Candle { module, train, x, y: None }));
+    let z = Tensor::from_slice(&nchw.z, layer.dims.as_slice(), &Device::Cpu)?;
+    let place = Place::Pool(Box::new(Candle { module, train, epilogue: form.epilogue, x, z, y: None }));
     Ok(vec![Contender { role: Role::Peer, name: "candle", order: Order::Nchw, place }])
 }

@@ -57,12 +57,19 @@ pub trait Run {
 pub enum Place<'a> {
     /// From a thread of rayon's pool.
     Pool(Box<dyn Run + Send + 'a>),
-    /// From the thread that made it, whose OpenMP threads do it.
-    #[cfg_attr(not(feature = "onednn"), expect(dead_code, reason = "oneDNN's place"))]
+    /// From the thread that made it: the main thread, whose OpenMP threads are oneDNN's.
     Here(Box<dyn Run + 'a>),
 }
 
 impl<'a> Place<'a> {
+    /// The same, called from a thread of the pool if so asked and it can be.
+    pub fn called_from(self, caller: Caller) -> Self {
+        match self {
+            Self::Pool(run) if caller == Caller::Main => Self::Here(run),
+            place => place,
+        }
+    }
+
     /// The operation.
     pub fn run(&self) -> &(dyn Run + 'a) {
         match self {
@@ -82,6 +89,8 @@ pub enum Role {
     PlainLoops,
     /// This library.
     Ours,
+    /// This library's operation without what follows it, where a form has that.
+    Bare,
     /// Someone to compare with.
     Peer,
 }
@@ -108,15 +117,31 @@ impl Contender<'_> {
     }
 }
 
+/// From which thread ours, candle, burn and the plain loops are called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caller {
+    /// The main thread, as in a program that knows nothing of rayon.
+    Main,
+    /// A thread of rayon's pool.
+    Pool,
+}
+
+impl Caller {
+    /// Calls a function from there.
+    pub fn call<T: Send>(self, work: impl FnOnce() -> T + Send) -> T {
+        if self == Self::Pool { in_pool(work) } else { work() }
+    }
+}
+
 /// Calls a function on a thread of the pool.
-pub fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     rayon::scope(|_| work())
 }
 
 /// The plain loops over an operation's bytes.
 impl Run for PlainLoops {
     fn run(&mut self, tensors: &mut Tensors) -> Result<()> {
-        PlainLoops::run(self, &tensors.x, &tensors.dy, &mut tensors.out);
+        PlainLoops::run(self, [&tensors.x, &tensors.dy], [&mut tensors.out, &mut tensors.dz]);
         Ok(())
     }
 }

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::plain_loops::Operation;
 use crate::tables::Row;
 
 /// A file that grows line by line.
@@ -21,12 +20,12 @@ impl Writer {
     }
 
     /// A line for each contender.
-    pub fn write(&mut self, operation: Operation, threads: usize, row: &Row) -> io::Result<()> {
+    pub fn write(&mut self, threads: usize, row: &Row) -> io::Result<()> {
         for timing in &row.timings {
             writeln!(
                 self.file,
                 "{},{},{threads},{},{},{:.3},{:.3},{}",
-                operation.name(),
+                row.form.name(),
                 row.shape,
                 timing.name,
                 timing.order.name(),

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use batchnorm::Layout;
 
-use crate::contender::{Contender, PLAIN_LOOPS, Peer, Place, Role, in_pool};
-use crate::plain_loops::{Operation, PlainLoops};
+use crate::contender::{Caller, Contender, PLAIN_LOOPS, Peer, Place, Role};
+use crate::plain_loops::{Form, PlainLoops};
 use crate::problem::{Layer, Tensors};
 use crate::{Result, ours};
 
@@ -14,34 +14,42 @@ const CALIBRATION: Duration = Duration::from_millis(60);
 
 /// The plain loops, ours and the peers, in this order.
 pub fn all<'a>(
-    operation: Operation,
+    form: Form,
     layer: &'a Layer,
     tensors: &mut [Tensors],
     peers: &[Peer],
+    caller: Caller,
 ) -> Result<Vec<Contender<'a>>> {
-    let mut contenders = plain_loops(operation, layer, tensors)?;
-    contenders.extend(ours::contenders(operation, layer)?);
+    let mut contenders = plain_loops(form, layer, tensors, caller)?;
+    contenders.extend(ours::contenders(form, layer, tensors)?);
     for peer in peers {
-        contenders.extend(of_peer(*peer, operation, layer, tensors)?);
+        contenders.extend(of_peer(*peer, form, layer, tensors)?);
     }
-    Ok(contenders)
+    let called = |contender: Contender<'a>| {
+        let Contender { role, name, order, place } = contender;
+        Contender { role, name, order, place: place.called_from(caller) }
+    };
+    Ok(contenders.into_iter().map(called).collect())
 }
 
 /// The plain loops of NCHW, and of NHWC if other passes are needed there.
 fn plain_loops<'a>(
-    operation: Operation,
+    form: Form,
     layer: &'a Layer,
     tensors: &mut [Tensors],
+    caller: Caller,
 ) -> Result<Vec<Contender<'a>>> {
     let mut contenders = Vec::new();
     let mut seen = Vec::new();
     for (layout, tensors) in [Layout::Nchw, Layout::Nhwc].into_iter().zip(tensors) {
         let shape = layer.shape(layout)?;
-        let passes = in_pool(|| operation.passes(&shape, size_of::<f32>()));
+        let passes = caller.call(|| form.passes(&shape, size_of::<f32>()));
         if !seen.contains(&passes) {
             seen.push(passes);
-            let Tensors { order, x, dy, out } = tensors;
-            let (loops, _) = in_pool(|| PlainLoops::measure(operation, &shape, x, dy, out, CALIBRATION));
+            let Tensors { order, x, dy, out, dz, .. } = tensors;
+            let measure =
+                || PlainLoops::measure(form, &shape, [&**x, &**dy], [&mut **out, &mut **dz], CALIBRATION);
+            let (loops, _) = caller.call(measure);
             let place = Place::Pool(Box::new(loops));
             contenders.push(Contender { role: Role::PlainLoops, name: PLAIN_LOOPS, order: *order, place });
         }
@@ -56,16 +64,16 @@ fn plain_loops<'a>(
 )]
 fn of_peer<'a>(
     peer: Peer,
-    operation: Operation,
+    form: Form,
     layer: &'a Layer,
-    tensors: &[Tensors],
+    tensors: &mut [Tensors],
 ) -> Result<Vec<Contender<'a>>> {
     match peer {
         #[cfg(feature = "onednn")]
-        Peer::OneDnn => crate::onednn::contenders(operation, layer, tensors),
+        Peer::OneDnn => crate::onednn::contenders(form, layer, tensors),
         #[cfg(feature = "candle")]
-        Peer::Candle => crate::candle::contenders(operation, layer, &tensors[0]),
+        Peer::Candle => crate::candle::contenders(form, layer, &tensors[0]),
         #[cfg(feature = "burn")]
-        Peer::Burn => crate::burn::contenders(operation, layer, &tensors[0]),
+        Peer::Burn => crate::burn::contenders(form, layer, &tensors[0]),
     }
 }

@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use batchnorm::Level;
 use indicatif::{ProgressBar, ProgressStyle};
 use options::{HELP, Options};
+use plain_loops::Form;
 use problem::Problem;
 use tables::Row;
 
@@ -71,24 +72,26 @@ fn set_threads(threads: usize) -> Result<()> {
 fn run(options: &Options) -> Result<()> {
     set_threads(options.threads)?;
     let mut file = options.csv.as_deref().map(csv::Writer::create).transpose()?;
-    let mut rows = vec![Vec::new(); options.operations.len()];
-    let bar = ProgressBar::new((options.shapes.len() * options.operations.len()) as u64);
+    let mut rows = vec![Vec::new(); options.forms.len()];
+    let bar = ProgressBar::new((options.shapes.len() * options.forms.len()) as u64);
     bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} {msg}")?);
     for shape in &options.shapes {
         bar.set_message(format!("{shape} tensors"));
         bar.tick();
         let mut problem = Problem::new(&shape.dims)?;
-        for (&operation, rows) in options.operations.iter().zip(&mut rows) {
+        for (&form, rows) in options.forms.iter().zip(&mut rows) {
+            // A network's layers say themselves what follows.
+            let form = if options.network { Form { epilogue: shape.epilogue, ..form } } else { form };
             let Problem { layer, tensors } = &mut problem;
-            let mut contenders = field::all(operation, layer, tensors, &options.peers)?;
-            bar.set_message(format!("{shape} {}: do all agree?", operation.name()));
-            agreement::check(layer, tensors, &mut contenders)
-                .map_err(|error| format!("{} of {shape}: {error}", operation.name()))?;
-            bar.set_message(format!("{shape} {}", operation.name()));
+            let mut contenders = field::all(form, layer, tensors, &options.peers, options.caller)?;
+            bar.set_message(format!("{shape} {}: do all agree?", form.name()));
+            agreement::check(form, layer, tensors, &mut contenders)
+                .map_err(|error| format!("{} of {shape}: {error}", form.name()))?;
+            bar.set_message(format!("{shape} {}", form.name()));
             let timings = timing::measure(&mut contenders, tensors, options.rounds, options.block)?;
-            let row = Row { shape: shape.to_string(), timings };
+            let row = Row { shape: shape.to_string(), form, layers: shape.layers, timings };
             if let Some(file) = &mut file {
-                file.write(operation, options.threads, &row)?;
+                file.write(options.threads, &row)?;
             }
             rows.push(row);
             bar.inc(1);
@@ -96,8 +99,11 @@ fn run(options: &Options) -> Result<()> {
     }
     bar.finish_and_clear();
     println!("Threads: {}. Instruction set: {}.", options.threads, Level::active());
-    for (operation, rows) in options.operations.iter().zip(&rows) {
-        print!("\n{}", tables::format(*operation, rows));
+    for (form, rows) in options.forms.iter().zip(&rows) {
+        print!("\n{}", tables::format(&form.name(), rows, options.network));
+    }
+    if !options.network {
+        print!("\n{}", tables::summary(&rows));
     }
     Ok(())
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use lexopt::prelude::*;
 
-use crate::contender::Peer;
-use crate::plain_loops::Operation;
+use crate::contender::{Caller, Peer};
+use crate::plain_loops::{Form, Operation};
 use crate::shapes::{self, Problem};
 
 pub const HELP: &str = "\
@@ -19,7 +19,10 @@ Options:
   --seconds S      how long each contender runs at a time [default: 0.05]
   --rounds N       how often each contender's turn comes [default: 5]
   --shapes LIST    only shapes with one of these in their names, such as 32x64x56x56,7x7 [default: all twelve]
-  --ops LIST       of training, inference, backward [default: all]
+  --ops LIST       of training, inference, backward, and each of them with +relu and +add+relu [default: all nine]
+  --network        instead the 53 layers of ResNet-50, each with what follows it there, and sums over them; --ops then names
+                   operations
+  --caller NAME    the thread that calls ours, candle, burn and the plain loops: main, or pool for one of rayon's [default: main]
   --peers LIST     of onednn, candle, burn, or none [default: all that are built in]
   --csv FILE       also writes every median there
   --help           prints this
@@ -27,6 +30,9 @@ Options:
 
 /// The twelve shapes of every throughput table.
 const SHAPES: &str = include_str!("../../shapes/table.txt");
+
+/// ResNet-50's layers, with what follows each.
+const NETWORK: &str = include_str!("../../shapes/resnet50_fused.txt");
 
 /// The operations that peers have too.
 const OPERATIONS: [Operation; 3] = [Operation::Training, Operation::Inference, Operation::Backward];
@@ -41,8 +47,12 @@ pub struct Options {
     pub rounds: usize,
     /// What to measure on.
     pub shapes: Vec<Problem>,
-    /// What to measure.
-    pub operations: Vec<Operation>,
+    /// What to measure; of a network's layers with what follows each.
+    pub forms: Vec<Form>,
+    /// Whether the shapes are a network's layers.
+    pub network: bool,
+    /// From where.
+    pub caller: Caller,
     /// Whom to compare with.
     pub peers: Vec<Peer>,
     /// Where to write the medians.
@@ -56,26 +66,27 @@ pub fn parse() -> Result<Option<Options>, lexopt::Error> {
         block: Duration::from_millis(50),
         rounds: 5,
         shapes: shapes::parse(SHAPES).expect("a file of this repository"),
-        operations: OPERATIONS.to_vec(),
+        forms: Vec::new(),
+        network: false,
+        caller: Caller::Main,
         peers: Peer::BUILT_IN.to_vec(),
         csv: None,
     };
+    let (mut wanted_shapes, mut wanted_forms) = (None, None);
     let mut arguments = lexopt::Parser::from_env();
     while let Some(argument) = arguments.next()? {
         match argument {
             Long("threads") => options.threads = arguments.value()?.parse_with(positive)?,
             Long("seconds") => options.block = arguments.value()?.parse_with(seconds)?,
             Long("rounds") => options.rounds = arguments.value()?.parse_with(positive)?,
-            Long("shapes") => {
-                let wanted = arguments.value()?.string()?;
-                options.shapes.retain(|shape| wanted.split(',').any(|part| shape.to_string().contains(part)));
-                if options.shapes.is_empty() {
-                    return Err(format!("no shape of the table has {wanted:?} in its name").into());
-                }
-            }
-            Long("ops") => {
-                let known = OPERATIONS.map(|operation| (operation.name(), operation));
-                options.operations = list(&arguments.value()?.string()?, &known)?;
+            Long("shapes") => wanted_shapes = Some(arguments.value()?.string()?),
+            Long("ops") => wanted_forms = Some(arguments.value()?.string()?),
+            Long("network") => options.network = true,
+            Long("caller") => {
+                let known = [("main", Caller::Main), ("pool", Caller::Pool)];
+                let name = arguments.value()?.string()?;
+                let caller = known.into_iter().find(|(known, _)| *known == name);
+                options.caller = caller.ok_or_else(|| format!("{name:?} is none of: main, pool"))?.1;
             }
             Long("peers") => {
                 let wanted = arguments.value()?.string()?;
@@ -87,7 +98,29 @@ pub fn parse() -> Result<Option<Options>, lexopt::Error> {
             _ => return Err(argument.unexpected()),
         }
     }
+    if options.network {
+        options.shapes = shapes::parse(NETWORK).expect("a file of this repository");
+    }
+    if let Some(wanted) = wanted_shapes {
+        options.shapes.retain(|shape| wanted.split(',').any(|part| shape.to_string().contains(part)));
+        if options.shapes.is_empty() {
+            return Err(format!("no shape of the table has {wanted:?} in its name").into());
+        }
+    }
+    let bare = OPERATIONS.into_iter().map(Form::from);
+    let fused = Form::FUSED.into_iter().filter(|_| !options.network);
+    let known: Vec<_> = bare.chain(fused).map(|form| (key(form), form)).collect();
+    let known: Vec<_> = known.iter().map(|(name, form)| (name.as_str(), *form)).collect();
+    options.forms = match wanted_forms {
+        Some(wanted) => list(&wanted, &known)?,
+        None => known.into_iter().map(|(_, form)| form).collect(),
+    };
     Ok(Some(options))
+}
+
+/// A form's name on the command line, such as `training+add+relu`.
+fn key(form: Form) -> String {
+    form.name().replace(' ', "").to_lowercase()
 }
 
 /// A number from 1 on.

@@ -1,6 +1,6 @@
 //! The tensors of a shape in every order of memory, the same numbers in each, and the layer's parameters.
 
-use batchnorm::{Layout, Shape, Tensor, Welford};
+use batchnorm::{Activation, Layout, Params, Shape, Tensor, Training, Welford};
 use rayon::prelude::*;
 
 use crate::Result;
@@ -50,8 +50,14 @@ pub struct Tensors {
     pub x: Tensor<f32>,
     /// The gradient of its output.
     pub dy: Tensor<f32>,
+    /// The residual that is added to it.
+    pub z: Tensor<f32>,
+    /// What training with the residual and ReLU gave: peers' backward takes it.
+    pub y: Tensor<f32>,
     /// Its output, or the gradient of its input.
     pub out: Tensor<f32>,
+    /// The gradient of the residual.
+    pub dz: Tensor<f32>,
 }
 
 /// The layer: its size, its parameters, its statistics.
@@ -103,19 +109,25 @@ impl Problem {
         let channel = |index: usize| index / positions % channels;
         let x = filled(shape, |index| noise(index, 0) + (channel(index) % 7) as f32 / 4.0);
         let dy = filled(shape, |index| noise(index, 1 << 31));
-        let mut states = vec![Welford::new(); channels];
-        batchnorm::statistics(&shape, &x, &mut states)?;
-        let mut tensors = vec![Tensors { order: Order::Nchw, x, dy, out: Tensor::zeros(shape) }];
+        let z = filled(shape, |index| noise(index, 1 << 30));
+        let gamma: Vec<f32> = (0..channels).map(|channel| 1.0 + noise(channel, 2) / 2.0).collect();
+        let beta: Vec<f32> = (0..channels).map(|channel| noise(channel, 3)).collect();
+        let (mut y, mut states) = (Tensor::zeros(shape), vec![Welford::new(); channels]);
+        let params = Params::new(EPS).gamma(&gamma).beta(&beta).activation(Activation::Relu);
+        Training::new(&shape, params).x(&x).residual(&z).y(&mut y).states(&mut states).run()?;
+        let zeros = || Tensor::zeros(shape);
+        let mut tensors = vec![Tensors { order: Order::Nchw, x, dy, z, y, out: zeros(), dz: zeros() }];
         for order in [Order::Nhwc, Order::Blocked] {
             if order == Order::Nhwc || channels.is_multiple_of(BLOCK) {
-                let [x, dy] = [&tensors[0].x, &tensors[0].dy].map(|tensor| reordered(tensor, order));
-                tensors.push(Tensors { order, x, dy, out: Tensor::zeros(shape) });
+                let Tensors { x, dy, z, y, .. } = &tensors[0];
+                let [x, dy, z, y] = [x, dy, z, y].map(|tensor| reordered(tensor, order));
+                tensors.push(Tensors { order, x, dy, z, y, out: zeros(), dz: zeros() });
             }
         }
         let layer = Layer {
             dims: dims.to_vec(),
-            gamma: (0..channels).map(|channel| 1.0 + noise(channel, 2) / 2.0).collect(),
-            beta: (0..channels).map(|channel| noise(channel, 3)).collect(),
+            gamma,
+            beta,
             mean: states.iter().map(|state| state.mean() as f32).collect(),
             var: states.iter().map(|state| state.variance() as f32).collect(),
             states,

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::contender::{PLAIN_LOOPS, Role};
-use crate::plain_loops::Operation;
+use crate::plain_loops::Form;
 use crate::problem::Order;
 use crate::timing::Timing;
 
@@ -12,13 +12,17 @@ use crate::timing::Timing;
 pub struct Row {
     /// The shape's name.
     pub shape: String,
-    /// In the order of [`contender::all`](crate::contender::all).
+    /// What was done.
+    pub form: Form,
+    /// How many layers of a network have it.
+    pub layers: usize,
+    /// In the order of [`field::all`](crate::field::all).
     pub timings: Vec<Timing>,
 }
 
 impl Row {
     /// The median of whom a column is about, in seconds.
-    fn median(&self, role: Role, name: &str, order: Order) -> Option<f64> {
+    fn median(&self, (role, name, order): Column) -> Option<f64> {
         let of = |order| {
             let same = |timing: &&Timing| (timing.role, timing.name, timing.order) == (role, name, order);
             self.timings.iter().find(same).map(|timing| timing.median)
@@ -27,24 +31,36 @@ impl Row {
         of(order).or_else(|| if role == Role::PlainLoops { of(Order::Nchw) } else { None })
     }
 
-    fn ours(&self, order: Order) -> Option<f64> {
-        self.median(Role::Ours, "ours", order)
+    fn loops(&self, order: Order) -> Option<f64> {
+        self.median((Role::PlainLoops, PLAIN_LOOPS, order))
     }
 
+    /// The fastest in an order.
+    fn best_in(&self, role: Role, order: Order) -> Option<f64> {
+        let all = self.timings.iter().filter(|timing| (timing.role, timing.order) == (role, order));
+        all.map(|timing| timing.median).reduce(f64::min)
+    }
+
+    /// The fastest in whatever order.
     fn best(&self, role: Role) -> Option<&Timing> {
         let all = self.timings.iter().filter(|timing| timing.role == role);
         all.min_by(|a, b| a.median.total_cmp(&b.median))
     }
+
+    fn best_of(&self, name: &str) -> Option<f64> {
+        let all = self.timings.iter().filter(|timing| timing.name == name);
+        all.map(|timing| timing.median).reduce(f64::min)
+    }
 }
 
-/// A peer in an order: a column.
-type Column = (&'static str, Order);
+/// Someone in an order: a column.
+type Column = (Role, &'static str, Order);
 
-/// The peers of all rows, in the order in which they appear.
-fn peers(rows: &[Row]) -> Vec<Column> {
+/// Those who have one of some parts in any row, in the order in which they appear.
+fn columns(rows: &[Row], roles: &[Role]) -> Vec<Column> {
     let mut columns = Vec::new();
-    for timing in rows.iter().flat_map(|row| &row.timings).filter(|timing| timing.role == Role::Peer) {
-        let column = (timing.name, timing.order);
+    for timing in rows.iter().flat_map(|row| &row.timings).filter(|timing| roles.contains(&timing.role)) {
+        let column = (timing.role, timing.name, timing.order);
         if !columns.contains(&column) {
             columns.push(column);
         }
@@ -52,76 +68,174 @@ fn peers(rows: &[Row]) -> Vec<Column> {
     columns
 }
 
-/// The two tables of an operation, as Markdown.
-pub fn format(operation: Operation, rows: &[Row]) -> String {
-    let peers = peers(rows);
-    let name = operation.name();
-    let mut text = format!("{name}, f32, microseconds (medians)\n\n{}", aligned(&times(rows, &peers)));
-    write!(text, "\n{name}, ratios\n\n{}", aligned(&ratios(rows, &peers))).expect("strings take any text");
+/// The two tables of an operation, as Markdown; of a network's layers with their sums.
+pub fn format(name: &str, rows: &[Row], network: bool) -> String {
+    let name = if network { format!("{name}, ResNet-50's layers") } else { name.to_owned() };
+    let mut text = format!("{name}, f32, microseconds (medians)\n\n{}", aligned(&times(rows, network)));
+    write!(text, "\n{name}, ratios\n\n{}", aligned(&ratios(rows, network))).expect("strings take any text");
     text
 }
 
-/// A table of everyone's medians.
-fn times(rows: &[Row], peers: &[Column]) -> Vec<Vec<String>> {
-    let mut columns = Vec::new();
-    for (role, name) in [(Role::PlainLoops, PLAIN_LOOPS), (Role::Ours, "ours")] {
-        columns.extend([Order::Nchw, Order::Nhwc].map(|order| (role, name, order)));
+/// A row's name: in a network with what follows and the number of layers.
+fn named(row: &Row, network: bool) -> String {
+    if network {
+        format!("{} x{} {}", row.shape, row.layers, row.form.epilogue.name()).trim_end().to_owned()
+    } else {
+        row.shape.clone()
     }
-    columns.extend(peers.iter().map(|&(name, order)| (Role::Peer, name, order)));
+}
+
+/// A table of everyone's medians.
+fn times(rows: &[Row], network: bool) -> Vec<Vec<String>> {
+    let mut all = [Order::Nchw, Order::Nhwc].map(|order| (Role::PlainLoops, PLAIN_LOOPS, order)).to_vec();
+    all.extend(columns(rows, &[Role::Ours, Role::Bare, Role::Peer]));
     let mut head = vec!["shape".to_owned()];
-    head.extend(columns.iter().map(|(_, name, order)| format!("{name} {}", order.name())));
+    head.extend(all.iter().map(|(_, name, order)| format!("{name} {}", order.name())));
     head.push("best peer".to_owned());
     let mut table = vec![head];
+    let cell = |seconds: Option<f64>| seconds.map_or("-".to_owned(), |seconds| microseconds(seconds * 1e6));
     for row in rows {
-        let mut line = vec![row.shape.clone()];
-        line.extend(columns.iter().map(|&(role, name, order)| {
-            row.median(role, name, order).map_or("-".to_owned(), |seconds| microseconds(seconds * 1e6))
-        }));
+        let mut line = vec![named(row, network)];
+        line.extend(all.iter().map(|&column| cell(row.median(column))));
         let best = row.best(Role::Peer);
         line.push(best.map_or("-".to_owned(), |peer| format!("{} {}", peer.name, peer.order.name())));
+        table.push(line);
+    }
+    if network {
+        let sum = |column| rows.iter().map(|row| Some(row.layers as f64 * row.median(column)?)).sum();
+        let mut line = vec!["all layers".to_owned()];
+        line.extend(all.iter().map(|&column| cell(sum(column))));
+        line.push(String::new());
         table.push(line);
     }
     table
 }
 
-/// A table of ratios: how near ours is to plain loops, and how many times longer the peers take.
-fn ratios(rows: &[Row], peers: &[Column]) -> Vec<Vec<String>> {
-    // nChw16c is no layout of ours; it counts among the best.
-    let comparable = peers.iter().filter(|(_, order)| *order != Order::Blocked);
-    let comparable: Vec<&Column> = comparable.collect();
-    let mut head =
-        ["shape", "plain loops / ours nchw", "plain loops / ours nhwc"].map(str::to_owned).to_vec();
-    head.extend(comparable.iter().map(|(name, order)| format!("{name} / ours {}", order.name())));
-    head.extend(["best peer / ours nchw", "best peer / best ours"].map(str::to_owned));
+/// Someone's time in a row, in seconds.
+type Seconds = Box<dyn Fn(&Row) -> Option<f64>>;
 
-    let ratio = |dividend: Option<f64>, divisor: Option<f64>| Some(dividend? / divisor?);
-    let values = |row: &Row| {
-        let mut values: Vec<Option<f64>> = [Order::Nchw, Order::Nhwc]
-            .map(|order| ratio(row.median(Role::PlainLoops, PLAIN_LOOPS, order), row.ours(order)))
-            .to_vec();
-        values.extend(
-            comparable
-                .iter()
-                .map(|&&(name, order)| ratio(row.median(Role::Peer, name, order), row.ours(order))),
-        );
-        let best = |role| row.best(role).map(|timing| timing.median);
-        values.push(ratio(best(Role::Peer), row.ours(Order::Nchw)));
-        values.push(ratio(best(Role::Peer), best(Role::Ours)));
-        values
+/// How many times as long one takes as another, in a row.
+struct Ratio {
+    name: String,
+    dividend: Seconds,
+    divisor: Seconds,
+}
+
+impl Ratio {
+    fn new(
+        name: impl Into<String>,
+        dividend: impl Fn(&Row) -> Option<f64> + 'static,
+        divisor: impl Fn(&Row) -> Option<f64> + 'static,
+    ) -> Self {
+        Self { name: name.into(), dividend: Box::new(dividend), divisor: Box::new(divisor) }
+    }
+
+    fn value(&self, row: &Row) -> Option<f64> {
+        Some((self.dividend)(row)? / (self.divisor)(row)?)
+    }
+
+    /// The ratio in each row that has it.
+    fn values(&self, rows: &[Row]) -> Vec<f64> {
+        rows.iter().filter_map(|row| self.value(row)).collect()
+    }
+
+    /// The ratio of the sums over all layers of those rows.
+    fn of_sums(&self, rows: &[Row]) -> Option<f64> {
+        let (mut dividends, mut divisors) = (0.0, 0.0);
+        for row in rows.iter().filter(|row| self.value(row).is_some()) {
+            dividends += row.layers as f64 * (self.dividend)(row)?;
+            divisors += row.layers as f64 * (self.divisor)(row)?;
+        }
+        (divisors > 0.0).then(|| dividends / divisors)
+    }
+}
+
+/// The fastest of a part's median in whatever order.
+fn fastest(role: Role) -> impl Fn(&Row) -> Option<f64> {
+    move |row| row.best(role).map(|timing| timing.median)
+}
+
+/// What is compared: how near ours is to plain loops, how many times longer the peers take, and ours than its bare operation.
+fn compared(rows: &[Row]) -> Vec<Ratio> {
+    let layouts = [Order::Nchw, Order::Nhwc];
+    let ours = |order| move |row: &Row| row.best_in(Role::Ours, order);
+    let mut ratios = Vec::new();
+    for order in layouts {
+        let name = format!("plain loops / ours {}", order.name());
+        ratios.push(Ratio::new(name, move |row| row.loops(order), ours(order)));
+    }
+    // nChw16c is no layout of ours; it counts among the best.
+    for column in columns(rows, &[Role::Peer]).into_iter().filter(|(.., order)| *order != Order::Blocked) {
+        let (_, name, order) = column;
+        let name = format!("{name} / ours {}", order.name());
+        ratios.push(Ratio::new(name, move |row| row.median(column), ours(order)));
+    }
+    ratios.push(Ratio::new("best peer / ours nchw", fastest(Role::Peer), ours(Order::Nchw)));
+    ratios.push(Ratio::new("best peer / best ours", fastest(Role::Peer), fastest(Role::Ours)));
+    if !columns(rows, &[Role::Bare]).is_empty() {
+        let onednn = |row: &Row| row.best_of("oneDNN");
+        for order in layouts {
+            let name = format!("best oneDNN / ours {}", order.name());
+            ratios.push(Ratio::new(name, onednn, ours(order)));
+        }
+        ratios.push(Ratio::new("best oneDNN / best ours", onednn, fastest(Role::Ours)));
+        for order in layouts {
+            let name = format!("ours / bare {}", order.name());
+            ratios.push(Ratio::new(name, ours(order), move |row| row.best_in(Role::Bare, order)));
+        }
+    }
+    ratios
+}
+
+/// A table of ratios.
+fn ratios(rows: &[Row], network: bool) -> Vec<Vec<String>> {
+    let ratios = compared(rows);
+    let mut table = vec![vec!["shape".to_owned()]];
+    table[0].extend(ratios.iter().map(|ratio| ratio.name.clone()));
+    let line = |name: String, of: &dyn Fn(&Ratio) -> Option<f64>| {
+        let cell = |ratio| of(ratio).map_or("-".to_owned(), |value| format!("{value:.2}"));
+        [name].into_iter().chain(ratios.iter().map(cell)).collect::<Vec<String>>()
     };
-    let values: Vec<Vec<Option<f64>>> = rows.iter().map(values).collect();
-    let line = |name: &str, values: Vec<Option<f64>>| {
-        let cells = values.iter().map(|value| value.map_or("-".to_owned(), |value| format!("{value:.2}")));
-        [name.to_owned()].into_iter().chain(cells).collect::<Vec<String>>()
-    };
-    let columns = head.len() - 1;
-    let column = |index: usize| values.iter().filter_map(|row| row[index]).collect::<Vec<f64>>();
-    let least = |values: Vec<f64>| values.into_iter().reduce(f64::min);
-    let mut table = vec![head];
-    table.extend(rows.iter().zip(&values).map(|(row, values)| line(&row.shape, values.clone())));
-    table.push(line("least", (0..columns).map(|index| least(column(index))).collect()));
-    table.push(line("geometric mean", (0..columns).map(|index| geometric_mean(&column(index))).collect()));
+    for row in rows {
+        table.push(line(named(row, network), &|ratio| ratio.value(row)));
+    }
+    let values = |ratio: &Ratio| ratio.values(rows).into_iter();
+    table.push(line("least".to_owned(), &|ratio| values(ratio).reduce(f64::min)));
+    table.push(line("most".to_owned(), &|ratio| values(ratio).reduce(f64::max)));
+    table.push(line("geometric mean".to_owned(), &|ratio| geometric_mean(&ratio.values(rows))));
+    if network {
+        table.push(line("all layers".to_owned(), &|ratio| ratio.of_sums(rows)));
+    }
     table
+}
+
+/// What fused forms are asked to be, in one table: a line for each form, in each cell the geometric mean of a ratio and its worst.
+pub fn summary(tables: &[Vec<Row>]) -> String {
+    let fused = tables.iter().filter(|rows| !columns(rows, &[Role::Bare]).is_empty());
+    let mut table: Vec<Vec<String>> = Vec::new();
+    for rows in fused {
+        let wanted = |ratio: &Ratio| {
+            let name = ratio.name.as_str();
+            name.starts_with("ours / bare") || name.contains("oneDNN") && name != "oneDNN / ours nchw"
+        };
+        let ratios: Vec<Ratio> = compared(rows).into_iter().filter(wanted).collect();
+        if table.is_empty() {
+            let names = ratios.iter().map(|ratio| ratio.name.clone());
+            table.push(["form".to_owned()].into_iter().chain(names).collect());
+        }
+        let cell = |ratio: &Ratio| {
+            let values = ratio.values(rows);
+            let worst = if ratio.name.starts_with("ours / bare") { f64::max } else { f64::min };
+            let worst = values.iter().copied().reduce(worst);
+            let mean = geometric_mean(&values).zip(worst);
+            mean.map_or("-".to_owned(), |(mean, worst)| format!("{mean:.2} ({worst:.2})"))
+        };
+        table.push([rows[0].form.name()].into_iter().chain(ratios.iter().map(cell)).collect());
+    }
+    if table.is_empty() {
+        return String::new();
+    }
+    format!("fused forms, geometric mean and worst of the shapes\n\n{}", aligned(&table))
 }
 
 fn geometric_mean(values: &[f64]) -> Option<f64> {

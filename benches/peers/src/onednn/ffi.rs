@@ -1,4 +1,4 @@
-//! The little of oneDNN's C interface that batch normalization needs, as in oneapi/dnnl/dnnl_types.h of oneDNN 3.14.
+//! The little of oneDNN's C interface that batch normalization and what follows it need, as in oneapi/dnnl/dnnl_types.h of oneDNN 3.14.
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
@@ -16,6 +16,15 @@ pub const BACKWARD: Enum = 128;
 pub const USE_GLOBAL_STATS: c_uint = 1;
 pub const USE_SCALE: c_uint = 2;
 pub const USE_SHIFT: c_uint = 4;
+pub const FUSE_NORM_RELU: c_uint = 8;
+
+/// Algorithms; ReLU's backward from the result of its forward.
+pub const ELTWISE_RELU: Enum = 0x20;
+pub const ELTWISE_RELU_USE_DST_FOR_BWD: Enum = 0x100;
+pub const BINARY_ADD: Enum = 0x1fff0;
+
+/// What to ask a primitive's descriptor for.
+pub const QUERY_WORKSPACE_MD: Enum = 135;
 
 /// Format tags: axes in their order in memory, a capital for the one that is split into blocks.
 pub const TAG_A: Enum = 2;
@@ -25,11 +34,13 @@ pub const TAG_NCHW16C: Enum = 78;
 
 /// What a memory is to a primitive.
 pub const ARG_SRC: c_int = 1;
+pub const ARG_SRC_1: c_int = 2;
 pub const ARG_DST: c_int = 17;
 pub const ARG_MEAN: c_int = 49;
 pub const ARG_VARIANCE: c_int = 50;
 pub const ARG_SCALE: c_int = 51;
 pub const ARG_SHIFT: c_int = 52;
+pub const ARG_WORKSPACE: c_int = 64;
 pub const ARG_DIFF_SRC: c_int = 129;
 pub const ARG_DIFF_DST: c_int = 145;
 pub const ARG_DIFF_SCALE: c_int = 255;
@@ -65,6 +76,8 @@ opaque! {
     Memory, dnnl_memory_destroy;
     PrimitiveDesc, dnnl_primitive_desc_destroy;
     Primitive, dnnl_primitive_destroy;
+    PostOps, dnnl_post_ops_destroy;
+    Attributes, dnnl_primitive_attr_destroy;
 }
 
 /// `dnnl_exec_arg_t`.
@@ -88,6 +101,7 @@ unsafe extern "C" {
         tag: Enum,
     ) -> Status;
     pub fn dnnl_memory_desc_destroy(desc: *mut MemoryDesc) -> Status;
+    pub fn dnnl_memory_desc_get_size(desc: *const MemoryDesc) -> usize;
     pub fn dnnl_memory_create(
         memory: *mut *mut Memory,
         desc: *const MemoryDesc,
@@ -104,7 +118,7 @@ unsafe extern "C" {
         dst: *const MemoryDesc,
         eps: f32,
         flags: c_uint,
-        attributes: *const c_void,
+        attributes: *const Attributes,
     ) -> Status;
     pub fn dnnl_batch_normalization_backward_primitive_desc_create(
         desc: *mut *mut PrimitiveDesc,
@@ -116,8 +130,57 @@ unsafe extern "C" {
         eps: f32,
         flags: c_uint,
         forward: *const PrimitiveDesc,
-        attributes: *const c_void,
+        attributes: *const Attributes,
     ) -> Status;
+    pub fn dnnl_binary_primitive_desc_create(
+        desc: *mut *mut PrimitiveDesc,
+        engine: *mut Engine,
+        algorithm: Enum,
+        src_0: *const MemoryDesc,
+        src_1: *const MemoryDesc,
+        dst: *const MemoryDesc,
+        attributes: *const Attributes,
+    ) -> Status;
+    pub fn dnnl_eltwise_forward_primitive_desc_create(
+        desc: *mut *mut PrimitiveDesc,
+        engine: *mut Engine,
+        kind: Enum,
+        algorithm: Enum,
+        src: *const MemoryDesc,
+        dst: *const MemoryDesc,
+        alpha: f32,
+        beta: f32,
+        attributes: *const Attributes,
+    ) -> Status;
+    pub fn dnnl_eltwise_backward_primitive_desc_create(
+        desc: *mut *mut PrimitiveDesc,
+        engine: *mut Engine,
+        algorithm: Enum,
+        diff_src: *const MemoryDesc,
+        diff_dst: *const MemoryDesc,
+        data: *const MemoryDesc,
+        alpha: f32,
+        beta: f32,
+        forward: *const PrimitiveDesc,
+        attributes: *const Attributes,
+    ) -> Status;
+    pub fn dnnl_post_ops_create(post_ops: *mut *mut PostOps) -> Status;
+    pub fn dnnl_post_ops_append_eltwise(
+        post_ops: *mut PostOps,
+        algorithm: Enum,
+        alpha: f32,
+        beta: f32,
+    ) -> Status;
+    pub fn dnnl_post_ops_destroy(post_ops: *mut PostOps) -> Status;
+    pub fn dnnl_primitive_attr_create(attributes: *mut *mut Attributes) -> Status;
+    pub fn dnnl_primitive_attr_set_post_ops(attributes: *mut Attributes, post_ops: *const PostOps) -> Status;
+    pub fn dnnl_primitive_attr_destroy(attributes: *mut Attributes) -> Status;
+    /// Owned by the primitive's descriptor; a descriptor of no bytes, or null, if there is none.
+    pub fn dnnl_primitive_desc_query_md(
+        desc: *const PrimitiveDesc,
+        what: Enum,
+        index: c_int,
+    ) -> *const MemoryDesc;
     pub fn dnnl_primitive_desc_destroy(desc: *mut PrimitiveDesc) -> Status;
     pub fn dnnl_primitive_create(primitive: *mut *mut Primitive, desc: *const PrimitiveDesc) -> Status;
     pub fn dnnl_primitive_execute(
@@ -144,6 +207,7 @@ mod tests {
         fn dnnl_dt2str(data_type: Enum) -> *const c_char;
         fn dnnl_prop_kind2str(kind: Enum) -> *const c_char;
         fn dnnl_engine_kind2str(kind: Enum) -> *const c_char;
+        fn dnnl_alg_kind2str(kind: Enum) -> *const c_char;
     }
 
     /// The numbers mean what their names say, in the version that is linked.
@@ -162,5 +226,9 @@ mod tests {
         assert_eq!(name(dnnl_prop_kind2str, FORWARD_INFERENCE), "forward_inference");
         assert_eq!(name(dnnl_prop_kind2str, BACKWARD), "backward");
         assert_eq!(name(dnnl_engine_kind2str, CPU), "cpu");
+        assert_eq!(name(dnnl_alg_kind2str, ELTWISE_RELU), "eltwise_relu");
+        let by_dst = "eltwise_relu_use_dst_for_bwd";
+        assert_eq!(name(dnnl_alg_kind2str, ELTWISE_RELU_USE_DST_FOR_BWD), by_dst);
+        assert_eq!(name(dnnl_alg_kind2str, BINARY_ADD), "binary_add");
     }
 }
