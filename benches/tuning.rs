@@ -6,7 +6,6 @@
 //!
 //! `-- --only run_bytes` takes the numbers whose name holds this, `-- --csv` prints lines for benches/record.
 
-#[expect(dead_code, reason = "shared with benchmarks of what follows an operation")]
 mod shapes;
 
 use std::time::{Duration, Instant};

@@ -120,7 +120,7 @@ impl Form {
 
     /// Its name in tables, such as `training + add + ReLU`.
     pub fn name(self) -> String {
-        format!("{} {}", self.operation.name(), self.epilogue.name()).trim_end().to_owned()
+        format!("{} {}", self.operation.name(), self.epilogue).trim_end().to_owned()
     }
 
     /// Whether there is a residual.

@@ -15,14 +15,13 @@ pub enum Epilogue {
     AddRelu,
 }
 
-impl Epilogue {
-    /// Its name in tables.
-    pub fn name(self) -> &'static str {
-        match self {
+impl fmt::Display for Epilogue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
             Self::Nothing => "",
             Self::Relu => "+ ReLU",
             Self::AddRelu => "+ add + ReLU",
-        }
+        })
     }
 }
 

@@ -72,10 +72,10 @@ pub fn draw(
             if panel == 0 {
                 let layers = row.problem.layers;
                 let times = if layers == 1 { String::new() } else { format!("  ×{layers}") };
-                let (shape, then) = (row.problem.to_string(), row.problem.epilogue.name());
+                let (shape, then) = (row.problem.to_string(), row.problem.epilogue.to_string());
                 let above = if then.is_empty() { 0 } else { 6 };
                 text(&shape, (LEFT - 46, middle - above), 14, INK, HPos::Right, false)?;
-                text(then, (LEFT - 46, middle + 8), 11, FAINT, HPos::Right, false)?;
+                text(&then, (LEFT - 46, middle + 8), 11, FAINT, HPos::Right, false)?;
                 text(&times, (LEFT - 12, middle), 13, FAINT, HPos::Right, false)?;
             }
             // A bar past the plain loops ends before its label would run into the next panel.

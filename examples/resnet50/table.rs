@@ -98,7 +98,7 @@ pub fn text(operation: Operation, rows: &[Row], promised: f64, fused: bool) -> S
     for row in rows {
         let times = row.measured.times;
         let percent = |quartile: f64| format!("{:+.0} %", 100.0 * (quartile / times.median - 1.0));
-        let (then, apart) = (row.problem.epilogue.name(), row.measured.apart_seconds());
+        let (then, apart) = (row.problem.epilogue.to_string(), row.measured.apart_seconds());
         line(
             [
                 &row.problem.to_string(),
@@ -112,7 +112,7 @@ pub fn text(operation: Operation, rows: &[Row], promised: f64, fused: bool) -> S
                 &plain_loops::names(row.passes),
                 &format!("{:.1e}", row.measured.error),
             ],
-            [then, &us(apart), &format!("{:.2}", apart / times.median)],
+            [&then, &us(apart), &format!("{:.2}", apart / times.median)],
         );
     }
     let mean = |of: fn(&Row) -> f64| {
@@ -214,7 +214,7 @@ pub fn csv(
             )
             .expect("writing to a string");
             if fused {
-                let (then, apart) = (form.epilogue.name(), measured.apart_seconds() * 1e6);
+                let (then, apart) = (form.epilogue.to_string(), measured.apart_seconds() * 1e6);
                 write!(text, ",{then},{apart:.3}").expect("writing to a string");
             }
             text.push('\n');

@@ -84,8 +84,8 @@ impl<'a, T: Element> Tensors<'a, T> {
         shape.check_tensor("x", x.len())?;
         self.z.as_ref().map_or(Ok(()), |z| shape.check_tensor("residual", z.len()))?;
         self.y.as_deref().map_or(Ok(()), |y| shape.check_tensor("y", y.len()))?;
-        check_mask(shape, self.mask.as_deref(), activation)?;
         check_fits(activation, "residual", self.z.is_some())?;
+        check_mask(shape, self.mask.as_deref(), activation)?;
         let ((x, over_x), z) = (x.split(), self.z.map(Operand::split));
         let (residual, over_z) = z.map_or((None, None), |(z, over_z)| (Some(z), over_z));
         let mut places = [self.y.map(Output::new), over_x, over_z].into_iter().flatten();

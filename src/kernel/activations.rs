@@ -16,7 +16,7 @@ use crate::simd::{Kernel, Lanes, load, store};
 
 /// What a network applies to each element of a normalized tensor (and its residual): y = act(u).
 ///
-/// A NaN stays NaN through every one. On the way back, what is not let through is exactly 0, whatever dy is.
+/// A NaN stays NaN through every one. On the way back, what ReLU or a clip does not let through is exactly 0, whatever dy is.
 ///
 /// ```
 /// use batchnorm::Activation;
@@ -42,8 +42,10 @@ pub enum Activation {
     /// u, but no less than `lo` and no more than `hi`; ReLU6 is that from 0 to 6. Its derivative at either is 0.
     Clip {
         /// The least value, not above `hi`; -infinity for none.
+        #[cfg_attr(feature = "serde", serde(with = "unbounded"))]
         lo: f64,
         /// The largest value; infinity for none.
+        #[cfg_attr(feature = "serde", serde(with = "unbounded::above"))]
         hi: f64,
     },
     /// u * clip(u + 3, 0, 6) / 6. Its derivative at -3 is 0, at 3 it is 1.
@@ -205,6 +207,29 @@ impl<T: Scalar> ActivationOf<T> {
         store(s, &mut dy_tile.0, dy);
         s.apart(Apart { activation: self, wanted, u: &mut u_tile, dy: &dy_tile });
         load(s, &u_tile.0)
+    }
+}
+
+/// Bounds as they are stored: none for an infinite one, which not every format has.
+#[cfg(feature = "serde")]
+mod unbounded {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(bound: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        Some(*bound).filter(|bound| bound.is_finite()).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NEG_INFINITY))
+    }
+
+    pub mod above {
+        pub use super::serialize;
+        use super::{Deserialize, Deserializer};
+
+        pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+            Ok(Option::deserialize(deserializer)?.unwrap_or(f64::INFINITY))
+        }
     }
 }
 

@@ -51,6 +51,10 @@ impl<T: Vectorized> Backward<'_, T> {
         }
     }
 
+    fn is_fused(&self) -> bool {
+        !matches!(self.upstream(), Upstream::AsIs)
+    }
+
     /// Whether that takes u, and so u's coefficients.
     fn takes_u(&self) -> bool {
         self.activation != Activation::Identity && self.mask.is_none()
@@ -73,7 +77,7 @@ impl<T: Vectorized> Backward<'_, T> {
                     terms, formula, inputs, dx, part, &pending,
                 );
             }
-            _ => task.sums_through(terms, inputs, self.upstream(), part),
+            _ => task.sums(terms, inputs, part),
         }
     }
 
@@ -130,6 +134,8 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
                 }
             }
         }
+        // The same bits as without; a form less of the sums for what is fused.
+        task.scratch.sums.scaled |= T::PAIRS && self.is_fused();
         task.lay_out_centers(channels);
         if self.takes_u() {
             for group in pieces(channels.clone(), GROUP) {
@@ -150,10 +156,11 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
         states: &mut [T::Gradients],
     ) {
         let part = (channels, block);
-        if T::PAIRS && task.scratch.sums.scaled {
-            self.reduce_by(T::ScaledGradient::default(), task, part);
-        } else {
-            self.reduce_by(T::Gradient::default(), task, part);
+        let scaled = T::PAIRS && task.scratch.sums.scaled;
+        match self.upstream() {
+            Upstream::AsIs if scaled => self.reduce_by(T::ScaledGradient::default(), task, part),
+            Upstream::AsIs => self.reduce_by(T::Gradient::default(), task, part),
+            upstream => task.sums_through(T::ScaledGradient::default(), [self.x, self.dy], upstream, part),
         }
         for (i, state) in states.iter_mut().enumerate() {
             *state = T::Gradients::of_block(&task.scratch.sums, i);

@@ -94,7 +94,7 @@ impl<T: Vectorized> Task<'_, T> {
         sum_up(self.level, self.geometry, terms, inputs, part, sums, (AsRead, NoInterleave));
     }
 
-    /// The same of what is read of x and dy: from u anew, if its coefficients are in the scratch.
+    /// The same of x and g; where u is found anew, its coefficients are in the scratch.
     pub fn sums_through<O: Terms<2>>(
         &mut self,
         terms: O,
@@ -105,7 +105,7 @@ impl<T: Vectorized> Task<'_, T> {
         let (level, geometry) = (self.level, self.geometry);
         let Scratch { sums, coefficients, .. } = &mut *self.scratch;
         match upstream {
-            Upstream::AsIs => sum_up(level, geometry, terms, inputs, part, sums, (AsRead, NoInterleave)),
+            Upstream::AsIs => self.sums(terms, inputs, part),
             Upstream::Recomputed(recomputed) => {
                 let read = ReadRecomputed { recomputed, coefficients };
                 sum_up(level, geometry, terms, inputs, part, sums, (read, NoInterleave));

@@ -79,7 +79,7 @@ pub fn format(name: &str, rows: &[Row], network: bool) -> String {
 /// A row's name: in a network with what follows and the number of layers.
 fn named(row: &Row, network: bool) -> String {
     if network {
-        format!("{} x{} {}", row.shape, row.layers, row.form.epilogue.name()).trim_end().to_owned()
+        format!("{} x{} {}", row.shape, row.layers, row.form.epilogue).trim_end().to_owned()
     } else {
         row.shape.clone()
     }
