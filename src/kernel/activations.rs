@@ -199,6 +199,15 @@ impl<T: Scalar> ActivationOf<T> {
         s.select(s.is_nan(u), u, g)
     }
 
+    /// y of u, or with u g of dy.
+    #[inline(always)]
+    fn of_vector<S: Lanes<T>>(&self, s: S, v: S::Vector, u: Option<S::Vector>) -> S::Vector {
+        s.canonical_nan(match u {
+            None => self.forward(s, v),
+            Some(u) => self.gradient(s, u, v),
+        })
+    }
+
     /// What takes more code than is good wherever a vector is made.
     #[inline(always)]
     fn apart<S: Lanes<T>>(&self, s: S, wanted: Wanted, [u, dy]: [S::Vector; 2]) -> S::Vector {
@@ -352,17 +361,23 @@ impl<T: Scalar> Kernel<T> for Elementwise<'_, T> {
     fn run<S: Lanes<T>>(self, s: S) {
         let Self { activation, u, values } = self;
         for (i, values) in values.chunks_mut(S::N).enumerate() {
+            let u = u.map(|u| &u[i * S::N..][..values.len()]);
+            if values.len() == S::N {
+                let result = match u {
+                    None => activation.of_vector(s, load(s, values), None),
+                    Some(u) => activation.of_vector(s, load(s, values), Some(load(s, u))),
+                };
+                store(s, values, result);
+                continue;
+            }
             let mut tiles = [[T::default(); LANES]; 2];
             tiles[0][..values.len()].copy_from_slice(values);
-            let v = load(s, &tiles[0]);
-            let result = match u {
-                None => activation.forward(s, v),
-                Some(u) => {
-                    tiles[1][..values.len()].copy_from_slice(&u[i * S::N..][..values.len()]);
-                    activation.gradient(s, load(s, &tiles[1]), v)
-                }
-            };
-            store(s, &mut tiles[0], s.canonical_nan(result));
+            if let Some(u) = u {
+                tiles[1][..values.len()].copy_from_slice(u);
+            }
+            let (v, of_u) = (load(s, &tiles[0]), load(s, &tiles[1]));
+            let result = activation.of_vector(s, v, if u.is_some() { Some(of_u) } else { None });
+            store(s, &mut tiles[0], result);
             values.copy_from_slice(&tiles[0][..values.len()]);
         }
     }

@@ -82,8 +82,12 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
             let lines = stride.is_none_or(|stride| stride.is_multiple_of(LANES));
             let prefetches = E::ANY || O::RARE || self.access.prefetch != Prefetch::None;
             match (self.access.store, prefetches) {
-                (Store::NonTemporal, false) if lines && !O::RARE => self.part::<S, true, false>(s, columns, stride),
-                (Store::NonTemporal, true) if lines && !O::RARE => self.part::<S, true, true>(s, columns, stride),
+                (Store::NonTemporal, false) if lines && !O::RARE => {
+                    self.part::<S, true, false>(s, columns, stride)
+                }
+                (Store::NonTemporal, true) if lines && !O::RARE => {
+                    self.part::<S, true, true>(s, columns, stride)
+                }
                 (_, false) => return self.part::<S, false, false>(s, columns, stride),
                 (_, true) => return self.part::<S, false, true>(s, columns, stride),
             }
