@@ -164,18 +164,19 @@ impl<T: Scalar> ActivationOf<T> {
         }
     }
 
-    /// Which lanes of u let dy through as it is: all that [`masked_gradient`](Self::masked_gradient) takes. Those of a NaN do.
+    /// Which lanes of u do not let dy through as it is: what [`masked_gradient`](Self::masked_gradient) takes the others of. Those
+    /// of a NaN do.
     #[inline(always)]
-    pub fn open<S: Lanes<T>>(&self, s: S, u: S::Vector) -> u32 {
+    pub fn closed<S: Lanes<T>>(&self, s: S, u: S::Vector) -> u32 {
         let [low, high] = self.closed.map(|bound| s.splat(bound));
         let closed = s.to_bits(s.less_equal(u, low));
         match self.kind {
-            Kind::Floor => !closed,
-            _ => !(closed | s.to_bits(s.less_equal(high, u))),
+            Kind::Floor => closed,
+            _ => closed | s.to_bits(s.less_equal(high, u)),
         }
     }
 
-    /// The same gradient, from what `open` said.
+    /// The same gradient, from the lanes that do.
     #[inline(always)]
     pub fn masked_gradient<S: Lanes<T>>(&self, s: S, open: u32, dy: S::Vector) -> S::Vector {
         match self.is_clip() {
@@ -328,11 +329,12 @@ fn silu<T: Scalar, S: Lanes<T>>(s: S, u: S::Vector) -> S::Vector {
     let unbias = number(s, 2f64.powi(-T::BIAS));
     let biased = decay(s, u);
     let denominator = s.add(number(s, 1.0), s.mul(biased, unbias));
-    let positive = s.div(u, denominator);
     // Where exp is below the least, so is the product; -infinity times it would not be.
     let bounded = s.at_least(number(s, T::LEAST), u);
-    let negative = s.mul(s.div(s.mul(bounded, biased), denominator), unbias);
-    s.select(s.less_equal(u, s.zero()), negative, positive)
+    let negative = s.less_equal(u, s.zero());
+    // One division for both, which takes as long as all the rest.
+    let y = s.div(s.select(negative, s.mul(bounded, biased), u), denominator);
+    s.select(negative, s.mul(y, unbias), y)
 }
 
 /// p * (1 + u * (1 - p)) with p = sigmoid(u).

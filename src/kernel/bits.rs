@@ -64,12 +64,13 @@ impl<'a> BitWriter<'a> {
         }
     }
 
-    /// The bits of the `count` elements from `at` on, of vectors of `lanes`, at most 16.
+    /// The bits of the `count` elements from `at` on, of vectors of `lanes`, at most 16: 0 where these are 1, as comparisons have
+    /// them and a register of predicates can be stored.
     ///
     /// # Safety
     /// They are elements of the tensor, and no one else writes their bits.
     #[inline(always)]
-    pub unsafe fn push(&self, at: usize, bits: u32, count: usize, lanes: usize) {
+    pub unsafe fn push_complement(&self, at: usize, bits: u32, count: usize, lanes: usize) {
         debug_assert!(lanes <= 16);
         let vectors = self.vectors.get();
         if count == lanes && at == self.start.get() + vectors * lanes && vectors < STAGED {
@@ -93,14 +94,14 @@ impl<'a> BitWriter<'a> {
                 self.start.set(at);
                 self.first.set(at);
             }
-            self.append(bits.into(), count);
+            self.append(u64::from(!bits) & !(u64::MAX << count), count);
         }
     }
 
     /// Writes what waits.
     ///
     /// # Safety
-    /// As of `push`.
+    /// As of `push_complement`.
     pub unsafe fn flush(&self) {
         // SAFETY: says the caller.
         unsafe {
@@ -113,23 +114,28 @@ impl<'a> BitWriter<'a> {
     /// Shifts what is staged into words.
     ///
     /// # Safety
-    /// As of `push`.
+    /// As of `push_complement`.
     unsafe fn put_together(&self) {
         let lanes = self.lanes.get();
-        for bits in &self.staged[..self.vectors.replace(0)] {
+        for vectors in self.staged[..self.vectors.replace(0)].chunks(WORD / 16) {
+            let (mut bits, mut count) = (0u64, 0);
+            for vector in vectors {
+                bits |= u64::from(!vector.get() & (u16::MAX >> (16 - lanes))) << count;
+                count += lanes;
+            }
             // SAFETY: says the caller.
-            unsafe { self.append(bits.get().into(), lanes) };
+            unsafe { self.append(bits, count) };
         }
     }
 
-    /// The run's next bits.
+    /// The run's next bits, of which those from `count` on are 0.
     ///
     /// # Safety
-    /// As of `push`.
+    /// As of `push_complement`.
     #[inline(always)]
     unsafe fn append(&self, bits: u64, count: usize) {
         let at = self.start.get();
-        let (bits, offset) = (bits & !(u64::MAX << count), at % WORD);
+        let offset = at % WORD;
         self.start.set(at + count);
         let word = self.word.get() | bits << offset;
         if offset + count < WORD {
@@ -145,7 +151,7 @@ impl<'a> BitWriter<'a> {
     /// Ends a run, all of whose bits have been put together.
     ///
     /// # Safety
-    /// As of `push`.
+    /// As of `push_complement`.
     unsafe fn end(&self) {
         let (first, next, word) = (self.first.get(), self.start.get(), self.word.replace(0));
         if first < next {
@@ -177,7 +183,7 @@ impl<'a> BitWriter<'a> {
     }
 
     /// # Safety
-    /// As of `push`.
+    /// As of `push_complement`.
     unsafe fn write_shared(&self) {
         for shared in &self.shared[..self.shares.replace(0)] {
             let (word, own, bits) = shared.get();
@@ -225,9 +231,9 @@ mod tests {
                     let end = (run_start + run).min(elements);
                     for at in (run_start..end).step_by(16) {
                         let count = (end - at).min(16);
-                        let bits = (0..32).map(|i| u32::from(bit(at + i)) << i).sum();
+                        let bits: u32 = (0..32).map(|i| u32::from(bit(at + i)) << i).sum();
                         // SAFETY: elements of the tensor, by this thread alone.
-                        unsafe { writer.push(at, bits, count, 16) };
+                        unsafe { writer.push_complement(at, !bits, count, 16) };
                     }
                 }
                 // SAFETY: as above.

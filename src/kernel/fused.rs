@@ -131,7 +131,7 @@ impl<T: Scalar, O, const K: usize> Fused<T, O, 1, K> for Epilogue<'_, T> {
                 u = s.add(u, place.load(s, z));
             }
             if let Some(mask) = self.mask {
-                mask.push(place.at, self.activation.open(s, u), place.count, S::N);
+                mask.push_complement(place.at, self.activation.closed(s, u), place.count, S::N);
             }
         }
         self.activation.forward(s, u)

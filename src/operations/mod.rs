@@ -53,6 +53,7 @@ mod tests {
     use crate::ground::slices::{Input, Output};
     use crate::ground::welford::Welford;
     use crate::kernel::activations::Activation;
+    use crate::kernel::bits::words;
     use crate::kernel::map::{Access, Store};
     use crate::schedule::machine::Machine;
     use crate::schedule::plan::Plan;
@@ -60,16 +61,20 @@ mod tests {
     use crate::schedule::tuning::Tuning;
 
     /// A group that is mapped while the next is summed gets the bits that it gets by itself, and no one else's do change:
-    /// on the machines, and with the tensors, for which plans choose that, and elsewhere.
+    /// on the machines, and with the tensors, for which plans choose that, and elsewhere. With what comes after, too.
     #[test]
     fn overlap_changes_no_bit() {
         for level in Level::available() {
-            overlap_changes_no_bit_of::<f32>(*level);
-            overlap_changes_no_bit_of::<f64>(*level);
+            for (activation, residual) in
+                [(Activation::Identity, false), (Activation::Silu, false), (Activation::Relu, true)]
+            {
+                overlap_changes_no_bit_of::<f32>(*level, (activation, residual));
+                overlap_changes_no_bit_of::<f64>(*level, (activation, residual));
+            }
         }
     }
 
-    fn overlap_changes_no_bit_of<T: Vectorized>(level: Level) {
+    fn overlap_changes_no_bit_of<T: Vectorized>(level: Level, (activation, residual): (Activation, bool)) {
         const CANARY: f64 = 12345.0;
         for (n, c, s) in
             [(3, 5, 100), (2, 7, 196), (1, 9, 18), (1, 4, 17), (4, 6, 784), (33, 4, 81), (2, 3, 9000)]
@@ -108,7 +113,12 @@ mod tests {
                     let [y, dx] =
                         outputs.each_mut().map(|output| Output::new(&mut output[offset + 4..][..len]));
                     let x = Input::new(&x);
-                    let after = After::NOTHING;
+                    let mut mask = vec![0; words(len)];
+                    let after = After {
+                        activation,
+                        residual: residual.then(|| Input::new(&dy)),
+                        mask: residual.then(|| (Output::new(&mut mask), len)),
+                    };
                     let forward = Forward { x, y: Some(y), affine, after, states: Output::new(&mut states) };
                     engine::run_by(plan, level, &geometry, &forward).unwrap();
                     let mut sums = [vec![T::from_f64(0.0); c], vec![T::from_f64(0.0); c]];
@@ -131,11 +141,11 @@ mod tests {
                     let numbers = |values: &Vec<T>| {
                         values.iter().map(|value| value.to_f64().to_bits()).collect::<Vec<_>>()
                     };
-                    [&outputs[0], &outputs[1], &sums[0], &sums[1]].map(numbers)
+                    ([&outputs[0], &outputs[1], &sums[0], &sums[1]].map(numbers), mask)
                 });
                 let canary = CANARY.to_bits();
                 assert!(
-                    overlapped[..2]
+                    overlapped.0[..2]
                         .iter()
                         .all(|output| output[..offset + 4].iter().all(|bits| *bits == canary))
                 );

@@ -141,8 +141,22 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
             let mut column = columns.start;
             if NON_TEMPORAL {
                 column = (column + self.head(at + column)).min(columns.end);
-                let (rows, columns) = (batch.len(), columns.start..column);
-                s.apart(RaggedRows { map: self, at, stride, rows, columns });
+                if column > columns.start {
+                    let (rows, columns) = (batch.len(), columns.start..column);
+                    s.apart(RaggedRows { map: self, at, stride, rows, columns });
+                }
+            }
+            // In order there is one row, whose loop over rows would keep its counters in memory.
+            while self.fused.in_order() && column + S::N <= columns.end {
+                let (k, at) = (self.coefficients(s, column), at + column);
+                self.prefetch_at::<S, NON_TEMPORAL, PREFETCH>(
+                    s,
+                    at.wrapping_add(ahead),
+                    at.wrapping_add(ahead),
+                );
+                // SAFETY: the row has N more elements.
+                unsafe { self.vector::<S, NON_TEMPORAL>(s, at, k) };
+                column += S::N;
             }
             while column + S::N <= columns.end {
                 let k = self.coefficients(s, column);
