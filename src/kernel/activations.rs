@@ -82,13 +82,20 @@ impl Activation {
     pub(crate) fn check(self) -> Result<(), Error> {
         match self {
             Activation::LeakyRelu { slope } => check_finite("slope", slope),
-            Activation::Clip { lo, hi } if lo <= hi && lo != f64::INFINITY && hi != f64::NEG_INFINITY => {
-                Ok(())
-            }
+            Activation::Clip { lo, hi } if are_bounds(lo, hi) => Ok(()),
             Activation::Clip { lo, hi } => Err(Error::Clip { lo, hi }),
             _ => Ok(()),
         }
     }
+}
+
+/// Whether there are numbers from `lo` to `hi`. By the order of bits, as which a NaN is beyond infinity: a comparison takes subnormal
+/// numbers for 0 where the host's environment does, and raises its flags.
+fn are_bounds(lo: f64, hi: f64) -> bool {
+    let below = |a: f64, b: f64| a.total_cmp(&b).is_lt();
+    let zeros = [lo, hi].map(f64::to_bits) == [0, 1 << 63];
+    let (least, most) = (f64::NEG_INFINITY, f64::INFINITY);
+    !below(lo, least) && below(lo, most) && below(least, hi) && !below(most, hi) && (zeros || !below(hi, lo))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -3,7 +3,7 @@
 #![cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 
 use batchnorm::{
-    Params, RunningUpdate, RunningVariance, Shape, StreamingStatistics, UpdateRule, Welford,
+    Activation, Params, RunningUpdate, RunningVariance, Shape, StreamingStatistics, UpdateRule, Welford,
     forward_training, step, update_running,
 };
 
@@ -217,5 +217,14 @@ fn a_negative_subnormal_eps_is_an_error() {
                 in_environment(host, || forward_training(&shape, &[1.0, 2.0], &params, &mut y, &mut states));
             assert_eq!(result.is_ok(), ok, "{eps:e} in {host:#x}");
         }
+    }
+}
+
+#[test]
+fn a_clip_from_a_subnormal_number_to_0_is_an_error() {
+    let bounds = |lo, hi| Activation::Clip { lo, hi }.apply(&mut [1.0f64]).is_ok();
+    for host in control::HOSTS {
+        let [empty, zeros] = in_environment(host, || [bounds(5e-324, 0.0), bounds(0.0, -0.0)]);
+        assert!(!empty && zeros, "{host:x}");
     }
 }
