@@ -6,11 +6,11 @@ use super::activations::ActivationOf;
 use super::bits::{BitWriter, Bits};
 use super::map::formulas::{Formula, Normalize, Through};
 use super::scales::FORWARD;
-use super::scratch::{COEFFICIENTS, Row};
+use super::scratch::{COEFFICIENTS, Row, load_rows, splat_rows};
 use crate::ground::scalar::Scalar;
 use crate::ground::sizes::LINE;
 use crate::ground::slices::{Input, Output};
-use crate::simd::{Lanes, load, prefetch};
+use crate::simd::{Lanes, prefetch};
 
 /// A vector's place: its first element's offset in the tensor, and how many of its lanes are elements.
 #[derive(Clone, Copy)]
@@ -302,20 +302,12 @@ impl<T: Scalar> Read<T, 2> for ReadRecomputed<'_, T> {
 
     #[inline(always)]
     fn coefficients<S: Lanes<T>>(&self, s: S, column: usize) -> [S::Vector; FORWARD.len()] {
-        let mut k = [s.zero(); FORWARD.len()];
-        for (k, row) in k.iter_mut().zip(FORWARD) {
-            *k = load(s, &self.coefficients[row][column..]);
-        }
-        k
+        load_rows(s, self.coefficients, FORWARD, column)
     }
 
     #[inline(always)]
     fn splats<S: Lanes<T>>(&self, s: S, column: usize) -> [S::Vector; FORWARD.len()] {
-        let mut k = [s.zero(); FORWARD.len()];
-        for (k, row) in k.iter_mut().zip(FORWARD) {
-            *k = s.splat(self.coefficients[row][column]);
-        }
-        k
+        splat_rows(s, self.coefficients, FORWARD, column)
     }
 
     #[inline(always)]

@@ -7,6 +7,7 @@ use super::scales::Scales;
 use crate::ground::memory;
 use crate::ground::scalar::for_elements;
 use crate::ground::sizes::{BAND, GROUP, LANES, SMALL_PLANE, SPAN};
+use crate::simd::{Lanes, load};
 
 /// Columns of coefficients: the channels of a span, or those of a group once for each of its lanes. The last vector of
 /// them can be loaded whole.
@@ -55,6 +56,36 @@ pub struct Sums {
 
 /// One coefficient per column, and a vector of padding.
 pub type Row<T> = [T; COLUMNS + LANES];
+
+/// The vector of columns from `column` on, of each of `rows`.
+#[inline(always)]
+pub fn load_rows<T, S: Lanes<T>, const K: usize>(
+    s: S,
+    coefficients: &[Row<T>; COEFFICIENTS],
+    rows: [usize; K],
+    column: usize,
+) -> [S::Vector; K] {
+    let mut k = [s.zero(); K];
+    for (k, row) in k.iter_mut().zip(rows) {
+        *k = load(s, &coefficients[row][column..]);
+    }
+    k
+}
+
+/// One column in all lanes, of each of `rows`.
+#[inline(always)]
+pub fn splat_rows<T: Copy, S: Lanes<T>, const K: usize>(
+    s: S,
+    coefficients: &[Row<T>; COEFFICIENTS],
+    rows: [usize; K],
+    column: usize,
+) -> [S::Vector; K] {
+    let mut k = [s.zero(); K];
+    for (k, row) in k.iter_mut().zip(rows) {
+        *k = s.splat(coefficients[row][column]);
+    }
+    k
+}
 
 /// An element type that has scratch memory.
 pub trait WithScratch: Sized {

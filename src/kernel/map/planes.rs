@@ -8,6 +8,7 @@ use super::{AHEAD_BYTES, Map, Prefetch};
 use crate::ground::geometry::{Block, Geometry};
 use crate::ground::sizes::LANES;
 use crate::kernel::fused::Fused;
+use crate::kernel::scratch::splat_rows;
 use crate::simd::Lanes;
 
 /// What is left of a plane: from `done` to `end`, both from where its sample's run begins.
@@ -188,10 +189,6 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
     /// The coefficients of a column.
     #[inline(always)]
     pub fn splats<S: Lanes<T>>(&self, s: S, column: usize) -> [S::Vector; K] {
-        let mut k = [s.zero(); K];
-        for (k, row) in k.iter_mut().zip(O::ROWS) {
-            *k = s.splat(self.coefficients[row][column]);
-        }
-        k
+        splat_rows(s, self.coefficients, O::ROWS, column)
     }
 }

@@ -9,6 +9,7 @@ use crate::ground::geometry::{Block, Geometry};
 use crate::ground::sizes::{LANES, TILE_COLUMNS, TILE_ROWS};
 use crate::kernel::columns::Columns;
 use crate::kernel::fused::Fused;
+use crate::kernel::scratch::load_rows;
 use crate::simd::Lanes;
 
 impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K: usize>
@@ -182,12 +183,6 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
     /// The coefficients of the vector of columns from `column` on.
     #[inline(always)]
     pub fn coefficients<S: Lanes<T>>(&self, s: S, column: usize) -> [S::Vector; K] {
-        let mut k = [s.zero(); K];
-        for (k, row) in k.iter_mut().zip(O::ROWS) {
-            let row = &self.coefficients[row][column..column + S::N];
-            // SAFETY: `row` has N values.
-            *k = unsafe { s.load(row.as_ptr()) };
-        }
-        k
+        load_rows(s, self.coefficients, O::ROWS, column)
     }
 }
