@@ -1,18 +1,15 @@
-//! The layer: parameters, running statistics, and what a training step needs to remember.
+//! The layer: parameters, running statistics, and what a training step needs to remember. Its passes are in `passes.rs`.
 
 #![forbid(unsafe_code)]
 
 pub mod parts;
+mod passes;
 mod record;
 
 use crate::api::batch_norm::parts::Parts;
-use crate::api::batch_norm::record::{Record, Statistics};
-use crate::api::builders::{Backward, Inference, Training};
-use crate::api::params::{Gradients, Params};
-use crate::api::running::{RunningUpdate, RunningVariance, UpdateRule, step, update_running};
-use crate::api::shape::Shape;
+use crate::api::batch_norm::record::Record;
+use crate::api::running::{RunningUpdate, RunningVariance, UpdateRule, step};
 use crate::ground::error::{Error, check_eps, check_finite};
-use crate::ground::memory::filled;
 use crate::ground::welford::Welford;
 use crate::kernel::activations::Activation;
 use crate::operations::Element;
@@ -192,231 +189,6 @@ impl<T: Element> BatchNorm<T> {
         self
     }
 
-    /// A forward pass in some mode: y of x.
-    ///
-    /// # Errors
-    /// [`Error::Length`], [`Error::Channels`], [`Error::Epsilon`], [`Error::NotFinite`] or [`Error::Clip`] for the activation's
-    /// numbers; in [`Mode::Training`] also [`Error::Weight`] for the update rule's factor, [`Error::SingleElement`] for the
-    /// unbiased variance of one element per channel. Nothing has been written then, and the last forward pass is still the one
-    /// before.
-    pub fn forward(&mut self, mode: Mode, shape: &Shape, x: &[T], y: &mut [T]) -> Result<(), Error> {
-        self.forward_by(mode, shape, x, None, y)
-    }
-
-    /// The same with a residual, which is added to the normalized x before the activation: y = act(batch norm of x + z). Keeps a
-    /// bit an element for [`backward_with_residual`](Self::backward_with_residual), unless the mode is inference.
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward); [`Error::Activation`] for hard swish and SiLU, [`Error::OutOfMemory`].
-    pub fn forward_with_residual(
-        &mut self,
-        mode: Mode,
-        shape: &Shape,
-        x: &[T],
-        z: &[T],
-        y: &mut [T],
-    ) -> Result<(), Error> {
-        self.forward_by(mode, shape, x, Some(z), y)
-    }
-
-    fn forward_by(
-        &mut self,
-        mode: Mode,
-        shape: &Shape,
-        x: &[T],
-        z: Option<&[T]>,
-        y: &mut [T],
-    ) -> Result<(), Error> {
-        let keeps = mode != Mode::Inference && z.is_some();
-        let reuses = self.has_mask_of(shape);
-        let mut mask = if keeps { Some(self.mask_for(shape)?) } else { None };
-        let written = mask.as_deref_mut();
-        let statistics = match mode {
-            Mode::Training | Mode::TrainingKeepRunning => {
-                let update = (mode == Mode::Training).then_some(self.parts.update);
-                self.normalize_by_batch(update, shape, (x, z), y, written).map(|()| Statistics::Batch)
-            }
-            Mode::Frozen => {
-                self.normalize_by_running(shape, (x, z), y, written).map(|()| Statistics::Running)
-            }
-            Mode::Inference => return self.normalize_by_running(shape, (x, z), y, None),
-        };
-        match statistics {
-            Ok(statistics) => Record::write(&mut self.forward, statistics, shape, (x, mask), &self.parts),
-            // Nothing has been written: what was kept is still so.
-            Err(error) => {
-                if let (Some(record), Some(mask), true) = (&mut self.forward, mask, reuses) {
-                    record.mask = mask;
-                }
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether the last forward pass's mask is of this shape's length.
-    fn has_mask_of(&self, shape: &Shape) -> bool {
-        self.forward.as_ref().is_some_and(|record| record.mask.len() == shape.mask_len())
-    }
-
-    /// The last forward pass's mask, if it is of this shape's length, or a new one.
-    fn mask_for(&mut self, shape: &Shape) -> Result<Vec<u64>, Error> {
-        match &mut self.forward {
-            Some(record) if record.mask.len() == shape.mask_len() => Ok(std::mem::take(&mut record.mask)),
-            _ => filled(shape.mask_len(), 0),
-        }
-    }
-
-    /// Normalizes a batch by its own statistics, which the running statistics take in: [`Mode::Training`].
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward).
-    pub fn forward_training(&mut self, shape: &Shape, x: &[T], y: &mut [T]) -> Result<(), Error> {
-        self.forward(Mode::Training, shape, x, y)
-    }
-
-    /// Normalizes by the running statistics and keeps nothing: [`Mode::Inference`], for a layer that is shared.
-    ///
-    /// # Errors
-    /// [`Error::Length`], [`Error::Channels`], [`Error::Epsilon`], [`Error::NotFinite`] or [`Error::Clip`] for the activation's
-    /// numbers. Nothing has been written then.
-    pub fn forward_inference(&self, shape: &Shape, x: &[T], y: &mut [T]) -> Result<(), Error> {
-        self.normalize_by_running(shape, (x, None), y, None)
-    }
-
-    /// The same with a residual: y = act(batch norm of x + z).
-    ///
-    /// # Errors
-    /// As [`forward_inference`](Self::forward_inference); [`Error::Activation`] for hard swish and SiLU.
-    pub fn forward_inference_with_residual(
-        &self,
-        shape: &Shape,
-        x: &[T],
-        z: &[T],
-        y: &mut [T],
-    ) -> Result<(), Error> {
-        self.normalize_by_running(shape, (x, Some(z)), y, None)
-    }
-
-    /// By the running statistics.
-    fn normalize_by_running(
-        &self,
-        shape: &Shape,
-        (x, z): (&[T], Option<&[T]>),
-        y: &mut [T],
-        mask: Option<&mut [u64]>,
-    ) -> Result<(), Error> {
-        self.check_channels(shape)?;
-        let Parts { running_mean, running_var, .. } = &self.parts;
-        let mut inference =
-            Inference::new(shape, params(&self.parts)).x(x).y(y).frozen(running_mean, running_var);
-        if let Some(z) = z {
-            inference = inference.residual(z);
-        }
-        match mask {
-            Some(mask) => inference.mask(mask).run(),
-            None => inference.run(),
-        }
-    }
-
-    /// Training, with the running statistics by a rule or left alone.
-    fn normalize_by_batch(
-        &mut self,
-        update: Option<RunningUpdate>,
-        shape: &Shape,
-        (x, z): (&[T], Option<&[T]>),
-        y: &mut [T],
-        mask: Option<&mut [u64]>,
-    ) -> Result<(), Error> {
-        self.check_channels(shape)?;
-        update.map_or(Ok(()), |update| update.check(shape.per_channel() as u64))?;
-        let mut training = Training::new(shape, params(&self.parts)).x(x).y(y).states(&mut self.states);
-        if let Some(z) = z {
-            training = training.residual(z);
-        }
-        if let Some(mask) = mask {
-            training = training.mask(mask);
-        }
-        training.run()?;
-        if let Some(update) = update.filter(|_| shape.per_channel() != 0) {
-            let Parts { running_mean, running_var, batches, .. } = &mut self.parts;
-            update_running(update, *batches, &self.states, running_mean, running_var)?;
-            *batches = batches.saturating_add(1);
-        }
-        Ok(())
-    }
-
-    /// The gradients of the last forward pass, whose `x` this is: dx to the slice, dgamma and dbeta kept for
-    /// [`parameters_mut`](Self::parameters_mut) and [`step`](Self::step).
-    ///
-    /// The last forward pass is that of [`forward`](Self::forward) or [`forward_training`](Self::forward_training) in any
-    /// mode but inference, which comes and goes unnoticed. Gradients are of what it computed: gamma, eps and running
-    /// statistics that have been changed since are taken as they were. Backward may be called more than once.
-    ///
-    /// Another batch's x is told by 64 of its elements, spread over the tensor, whose values the forward pass kept: a
-    /// mistake in a program's order of calls is found out in this way, while tensors that differ elsewhere only are not.
-    /// A copy of x is as good as x.
-    ///
-    /// ```
-    /// use batchnorm::{BatchNorm, Error, Shape};
-    /// let shape = Shape::nchw(&[2, 1])?;
-    /// let (mut layer, mut y, mut dx) = (BatchNorm::new(1), [0.0f32; 2], [0.0; 2]);
-    /// layer.forward_training(&shape, &[1.0, 2.0], &mut y)?;
-    /// layer.forward_inference(&shape, &[5.0, 6.0], &mut y)?;
-    /// let error = layer.backward(&shape, &[5.0, 6.0], &[1.0, 0.0], &mut dx).unwrap_err();
-    /// assert_eq!(error, Error::ForwardInput { index: 0, got: 5.0, expected: 1.0 });
-    /// layer.backward(&shape, &[1.0, 2.0], &[1.0, 0.0], &mut dx)?;
-    /// # Ok::<(), batchnorm::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::NoForward`] without such a forward pass, [`Error::ForwardShape`] if it was of another shape (spatial axes
-    /// may be folded: [`Shape::lies_like`]), [`Error::ForwardInput`] if it was of another x, [`Error::Length`]. Nothing has
-    /// been written then.
-    pub fn backward(&mut self, shape: &Shape, x: &[T], dy: &[T], dx: &mut [T]) -> Result<(), Error> {
-        self.backward_by(shape, x, dy, Gradients::new().dx(dx))
-    }
-
-    /// The same after a forward pass with a residual, whose gradient goes to `dz`.
-    ///
-    /// # Errors
-    /// As [`backward`](Self::backward); [`Error::NoResidual`] if the forward pass had none.
-    pub fn backward_with_residual(
-        &mut self,
-        shape: &Shape,
-        x: &[T],
-        dy: &[T],
-        dx: &mut [T],
-        dz: &mut [T],
-    ) -> Result<(), Error> {
-        if self.forward.as_ref().is_some_and(|forward| !forward.residual) {
-            return Err(Error::NoResidual);
-        }
-        self.backward_by(shape, x, dy, Gradients::new().dx(dx).dz(dz))
-    }
-
-    fn backward_by<'a>(
-        &'a mut self,
-        shape: &Shape,
-        x: &'a [T],
-        dy: &'a [T],
-        gradients: Gradients<'a, T>,
-    ) -> Result<(), Error> {
-        let forward = self.forward.as_ref().ok_or(Error::NoForward)?;
-        forward.check(shape, x)?;
-        let mut params = Params::new(forward.eps).activation(forward.activation);
-        (params.gamma, params.beta) = (forward.gamma.as_deref(), forward.beta.as_deref());
-        let gradients = gradients.dgamma(&mut self.dgamma).dbeta(&mut self.dbeta);
-        let mut backward = Backward::new(shape, params).x(x).dy(dy).gradients(gradients);
-        if forward.residual {
-            backward = backward.mask(&forward.mask);
-        }
-        match forward.statistics {
-            Statistics::Batch => backward.states(&self.states).run(),
-            Statistics::Running => backward.frozen(&forward.mean, &forward.var).run(),
-        }
-    }
-
     /// Each parameter with its gradient, as of the last backward pass: gamma with dgamma, then beta with dbeta; those that
     /// the layer is without are left out. For any optimizer; this is Adam's first step:
     ///
@@ -455,12 +227,6 @@ impl<T: Element> BatchNorm<T> {
     pub fn step(&mut self, lr: f64) -> Result<(), Error> {
         check_finite("lr", lr)?;
         self.parameters_mut().try_for_each(|(parameter, gradient)| step(lr, gradient, parameter))
-    }
-
-    fn check_channels(&self, shape: &Shape) -> Result<(), Error> {
-        shape.check_channels("layer", self.channels())?;
-        check_eps(self.parts.eps)?;
-        self.parts.activation.check()
     }
 
     /// C.
@@ -578,12 +344,6 @@ impl<T: Element> BatchNorm<T> {
     pub fn states(&self) -> &[Welford] {
         &self.states
     }
-}
-
-fn params<T: Element>(parts: &Parts<T>) -> Params<'_, T> {
-    let mut params = Params::new(parts.eps).activation(parts.activation);
-    (params.gamma, params.beta) = (parts.gamma.as_deref(), parts.beta.as_deref());
-    params
 }
 
 #[cfg(feature = "serde")]

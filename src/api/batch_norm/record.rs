@@ -74,6 +74,11 @@ impl<T: Element> Record<T> {
         record.samples.extend(sampled(x.len()).map(|index| x[index]));
     }
 
+    /// Whether its mask is of this shape's length.
+    pub fn has_mask_of(&self, shape: &Shape) -> bool {
+        self.mask.len() == shape.mask_len()
+    }
+
     /// That a backward pass is of this forward pass.
     pub fn check(&self, shape: &Shape, x: &[T]) -> Result<(), Error> {
         if !self.shape.lies_like(shape) {
