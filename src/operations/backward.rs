@@ -39,20 +39,16 @@ pub struct Backward<'a, T> {
 }
 
 impl<T: Vectorized> Backward<'_, T> {
-    /// What the sums and the map take in place of dy.
-    fn upstream(&self) -> Upstream<'_, T> {
+    /// What the sums and the map take in place of dy, if anything.
+    fn upstream(&self) -> Option<Upstream<'_, T>> {
         let Self { activation, mask, dz, .. } = *self;
-        let kind = ActivationOf::new(activation);
+        let of = ActivationOf::new(activation);
         match (activation, mask) {
-            (Activation::Identity, _) if dz.is_none() => Upstream::AsIs,
-            (Activation::Identity, _) => Upstream::Masked(Masked { activation: kind, mask: None, dz }),
-            (_, None) => Upstream::Recomputed(Recomputed(kind)),
-            (_, Some(_)) => Upstream::Masked(Masked { activation: kind, mask, dz }),
+            (Activation::Identity, _) if dz.is_none() => None,
+            (Activation::Identity, _) => Some(Upstream::Masked(Masked { activation: of, mask: None, dz })),
+            (_, None) => Some(Upstream::Recomputed(Recomputed(of))),
+            (_, Some(_)) => Some(Upstream::Masked(Masked { activation: of, mask, dz })),
         }
-    }
-
-    fn is_fused(&self) -> bool {
-        !matches!(self.upstream(), Upstream::AsIs)
     }
 
     /// Whether that takes u, and so u's coefficients.
@@ -135,7 +131,7 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
             }
         }
         // The same bits as without; a form less of the sums for what is fused.
-        task.scratch.sums.scaled |= T::PAIRS && self.is_fused();
+        task.scratch.sums.scaled |= T::PAIRS && self.upstream().is_some();
         task.lay_out_centers(channels);
         if self.takes_u() {
             for group in pieces(channels.clone(), GROUP) {
@@ -158,9 +154,11 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
         let part = (channels, block);
         let scaled = T::PAIRS && task.scratch.sums.scaled;
         match self.upstream() {
-            Upstream::AsIs if scaled => self.reduce_by(T::ScaledGradient::default(), task, part),
-            Upstream::AsIs => self.reduce_by(T::Gradient::default(), task, part),
-            upstream => task.sums_through(T::ScaledGradient::default(), [self.x, self.dy], upstream, part),
+            None if scaled => self.reduce_by(T::ScaledGradient::default(), task, part),
+            None => self.reduce_by(T::Gradient::default(), task, part),
+            Some(upstream) => {
+                task.sums_through(T::ScaledGradient::default(), [self.x, self.dy], upstream, part);
+            }
         }
         for (i, state) in states.iter_mut().enumerate() {
             *state = T::Gradients::of_block(&task.scratch.sums, i);
@@ -206,48 +204,46 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
         let (inputs, part) = ([self.x, self.dy], (channels, column, part));
         let Some(dx) = self.dx else {
-            if let (Some(dz), Upstream::Masked(masked)) = (self.dz, self.upstream()) {
+            if let (Some(dz), Some(Upstream::Masked(masked))) = (self.dz, self.upstream()) {
                 let masked = Masked { dz: None, ..masked };
                 task.apply((GradientAlone, masked), [self.dy], dz, part);
             }
             return;
         };
         match (&self.given, self.upstream(), task.scratch.ordinary) {
-            (Given::Batch(_), Upstream::AsIs, true) => {
+            (Given::Batch(_), None, true) => {
                 task.apply::<_, _, 2, ORDINARY_GRADIENT>((InputGradient, Bare), inputs, dx, part);
             }
-            (Given::Batch(_), Upstream::AsIs, false) => {
+            (Given::Batch(_), None, false) => {
                 task.apply::<_, _, 2, 10>((InputGradient, Bare), inputs, dx, part);
             }
-            (Given::Batch(_), Upstream::Recomputed(recomputed), true) => {
+            (Given::Batch(_), Some(Upstream::Recomputed(recomputed)), true) => {
                 let formula = (InputGradientThrough, recomputed);
                 task.apply::<_, _, 2, ORDINARY_THROUGH>(formula, inputs, dx, part);
             }
-            (Given::Batch(_), Upstream::Recomputed(recomputed), false) => {
+            (Given::Batch(_), Some(Upstream::Recomputed(recomputed)), false) => {
                 let formula = (InputGradientThrough, recomputed);
                 task.apply::<_, _, 2, ANY_THROUGH>(formula, inputs, dx, part);
             }
-            (Given::Batch(_), Upstream::Masked(masked), true) => {
+            (Given::Batch(_), Some(Upstream::Masked(masked)), true) => {
                 task.apply::<_, _, 2, ORDINARY_GRADIENT>((InputGradient, masked), inputs, dx, part);
             }
-            (Given::Batch(_), Upstream::Masked(masked), false) => {
+            (Given::Batch(_), Some(Upstream::Masked(masked)), false) => {
                 task.apply::<_, _, 2, 10>((InputGradient, masked), inputs, dx, part);
             }
-            (Given::Frozen { .. }, Upstream::AsIs, _) => {
+            (Given::Frozen { .. }, None, _) => {
                 task.apply((FrozenGradient, Bare), [self.dy], dx, part);
             }
-            (Given::Frozen { .. }, Upstream::Recomputed(recomputed), _) => {
+            (Given::Frozen { .. }, Some(Upstream::Recomputed(recomputed)), _) => {
                 task.apply((FrozenGradientThrough, recomputed), inputs, dx, part);
             }
-            (Given::Frozen { .. }, Upstream::Masked(masked), _) => {
+            (Given::Frozen { .. }, Some(Upstream::Masked(masked)), _) => {
                 task.apply((FrozenGradient, masked), [self.dy], dx, part);
             }
         }
     }
 
     fn can_pipeline(&self, task: &Task<'_, T>) -> bool {
-        task.scratch.ordinary
-            && matches!(self.given, Given::Batch(_))
-            && matches!(self.upstream(), Upstream::AsIs)
+        task.scratch.ordinary && matches!(self.given, Given::Batch(_)) && self.upstream().is_none()
     }
 }

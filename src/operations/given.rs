@@ -82,7 +82,6 @@ pub enum Kind<T> {
 /// What the sums and the map of a backward pass take in place of dy.
 #[derive(Clone, Copy)]
 pub enum Upstream<'a, T> {
-    AsIs,
     Recomputed(Recomputed<T>),
     Masked(Masked<'a, T>),
 }

@@ -105,7 +105,6 @@ impl<T: Vectorized> Task<'_, T> {
         let (level, geometry) = (self.level, self.geometry);
         let Scratch { sums, coefficients, .. } = &mut *self.scratch;
         match upstream {
-            Upstream::AsIs => self.sums(terms, inputs, part),
             Upstream::Recomputed(recomputed) => {
                 let read = ReadRecomputed { recomputed, coefficients };
                 sum_up(level, geometry, terms, inputs, part, sums, (read, NoInterleave));
