@@ -98,6 +98,49 @@ impl<'a, T: Element> Tensors<'a, T> {
     }
 }
 
+/// The methods of a forward pass's builder that take its tensors, of which x is this one.
+macro_rules! forward_tensors {
+    ($what:literal) => {
+        #[doc = concat!("The ", $what, ", of the shape's length.")]
+        pub fn x(mut self, x: &'a [T]) -> Self {
+            self.tensors.x = Some(Operand::Read(x));
+            self
+        }
+
+        #[doc = concat!("The ", $what, ", of the shape's length, which y is written over.")]
+        pub fn x_in_place(mut self, x: &'a mut [T]) -> Self {
+            self.tensors.x = Some(Operand::Overwritten(x));
+            self
+        }
+
+        #[doc = concat!("z, of the shape's length: what is added to the normalized ", $what, " before the activation.")]
+        pub fn residual(mut self, z: &'a [T]) -> Self {
+            self.tensors.z = Some(Operand::Read(z));
+            self
+        }
+
+        /// The same, which y is written over.
+        pub fn residual_in_place(mut self, z: &'a mut [T]) -> Self {
+            self.tensors.z = Some(Operand::Overwritten(z));
+            self
+        }
+
+        /// Where to write which elements the activation lets through, of [`Shape::mask_len`] words: what [`Backward`] takes where
+        /// there was a residual, and may take without. Bit i % 64 of word i / 64 is that of the element at offset i, and 1 where the
+        /// derivative is 1 (or u is NaN); bits behind the last are 0.
+        pub fn mask(mut self, mask: &'a mut [u64]) -> Self {
+            self.tensors.mask = Some(mask);
+            self
+        }
+
+        /// Where the result goes, of the shape's length.
+        pub fn y(mut self, y: &'a mut [T]) -> Self {
+            self.tensors.y = Some(y);
+            self
+        }
+    };
+}
+
 /// That an activation goes with what there is.
 fn check_fits(activation: Activation, with: &'static str, is_there: bool) -> Result<(), Error> {
     if is_there && !activation.is_piecewise_linear() {
@@ -205,43 +248,7 @@ impl<'a, T: Element> Training<'a, T> {
         Self { shape: *shape, params, tensors: Tensors::NONE, states: None }
     }
 
-    /// The batch, of the shape's length.
-    pub fn x(mut self, x: &'a [T]) -> Self {
-        self.tensors.x = Some(Operand::Read(x));
-        self
-    }
-
-    /// The batch, of the shape's length, which y is written over.
-    pub fn x_in_place(mut self, x: &'a mut [T]) -> Self {
-        self.tensors.x = Some(Operand::Overwritten(x));
-        self
-    }
-
-    /// z, of the shape's length: what is added to the normalized batch before the activation.
-    pub fn residual(mut self, z: &'a [T]) -> Self {
-        self.tensors.z = Some(Operand::Read(z));
-        self
-    }
-
-    /// The same, which y is written over.
-    pub fn residual_in_place(mut self, z: &'a mut [T]) -> Self {
-        self.tensors.z = Some(Operand::Overwritten(z));
-        self
-    }
-
-    /// Where to write which elements the activation lets through, of [`Shape::mask_len`] words: what [`Backward`] takes where
-    /// there was a residual, and may take without. Bit i % 64 of word i / 64 is that of the element at offset i, and 1 where the
-    /// derivative is 1 (or u is NaN); bits behind the last are 0.
-    pub fn mask(mut self, mask: &'a mut [u64]) -> Self {
-        self.tensors.mask = Some(mask);
-        self
-    }
-
-    /// Where the result goes, of the shape's length.
-    pub fn y(mut self, y: &'a mut [T]) -> Self {
-        self.tensors.y = Some(y);
-        self
-    }
+    forward_tensors!("batch");
 
     /// Where the batch's statistics go, one state per channel: [`Backward`] takes them, and
     /// [`update_running`](crate::update_running) too.
@@ -293,43 +300,7 @@ impl<'a, T: Element> Inference<'a, T> {
         Self { shape: *shape, params, tensors: Tensors::NONE, frozen: None }
     }
 
-    /// The tensor, of the shape's length.
-    pub fn x(mut self, x: &'a [T]) -> Self {
-        self.tensors.x = Some(Operand::Read(x));
-        self
-    }
-
-    /// The tensor, of the shape's length, which y is written over.
-    pub fn x_in_place(mut self, x: &'a mut [T]) -> Self {
-        self.tensors.x = Some(Operand::Overwritten(x));
-        self
-    }
-
-    /// z, of the shape's length: what is added to the normalized tensor before the activation.
-    pub fn residual(mut self, z: &'a [T]) -> Self {
-        self.tensors.z = Some(Operand::Read(z));
-        self
-    }
-
-    /// The same, which y is written over.
-    pub fn residual_in_place(mut self, z: &'a mut [T]) -> Self {
-        self.tensors.z = Some(Operand::Overwritten(z));
-        self
-    }
-
-    /// Where to write which elements the activation lets through, of [`Shape::mask_len`] words: what [`Backward`] takes where
-    /// there was a residual, and may take without. Bit i % 64 of word i / 64 is that of the element at offset i, and 1 where the
-    /// derivative is 1 (or u is NaN); bits behind the last are 0.
-    pub fn mask(mut self, mask: &'a mut [u64]) -> Self {
-        self.tensors.mask = Some(mask);
-        self
-    }
-
-    /// Where the result goes, of the shape's length.
-    pub fn y(mut self, y: &'a mut [T]) -> Self {
-        self.tensors.y = Some(y);
-        self
-    }
+    forward_tensors!("tensor");
 
     /// The mean and the variance to normalize by, one of each per channel.
     pub fn frozen(self, mean: &'a [T], var: &'a [T]) -> Self {
@@ -373,10 +344,11 @@ fn batch_of<'a, T>(shape: &Shape, states: &'a [Welford]) -> Result<Given<'a, T>,
 /// [`Inference`], whose statistics do not depend on x: dx = gamma * invstd * dy.
 ///
 /// [`backward`](crate::backward) and [`backward_frozen`](crate::backward_frozen) are the short forms of dx apart.
-/// `params` are the forward pass's; beta is looked at where there is an activation. Through one, dy stands for
-/// g = dy * act'(u), which is also dz, the gradient of the residual. u is found from x anew, so that nothing but x need be
-/// kept; where there was a residual it cannot be, and what [`Training::mask`] wrote says enough. dmean and dvar are dL/dmean and dL/dvar of the 2015 paper,
-/// which dx of training already contains; with frozen statistics, those with respect to the mean and the variance given.
+/// `params` are the forward pass's; beta is looked at where there is an activation. Through one, dy stands for g = dy *
+/// act'(u), which is also dz, the gradient of the residual. u is found from x anew, so that nothing but x need be kept;
+/// where there was a residual it cannot be, and what [`Training::mask`] wrote says enough. dmean and dvar are dL/dmean
+/// and dL/dvar of the 2015 paper, which dx of training already contains; with frozen statistics, those with respect to
+/// the mean and the variance given.
 ///
 /// ```
 /// use batchnorm::{Backward, Gradients, Params, Shape, Welford};
