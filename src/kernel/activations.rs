@@ -151,7 +151,7 @@ impl<T: Scalar> ActivationOf<T> {
     #[inline(always)]
     pub fn forward<S: Lanes<T>>(&self, s: S, u: S::Vector) -> S::Vector {
         match self.kind {
-            // The vector ports are what bounds these loops in the caches: a comparison less shows.
+            // Without the other comparison, since the vector ports are what bounds these loops in the caches.
             Kind::Floor => s.at_least(s.splat(self.lo), u),
             Kind::Clip => s.at_most(s.splat(self.hi), s.at_least(s.splat(self.lo), u)),
             _ => self.apart(s, Wanted::Forward, [u, u]),
@@ -339,7 +339,7 @@ fn silu<T: Scalar, S: Lanes<T>>(s: S, u: S::Vector) -> S::Vector {
     // Where exp is below the least, so is the product; -infinity times it would not be.
     let bounded = s.at_least(number(s, T::LEAST), u);
     let negative = s.less_equal(u, s.zero());
-    // One division for both, which takes as long as all the rest.
+    // One division for both.
     let y = s.div(s.select(negative, s.mul(bounded, biased), u), denominator);
     s.select(negative, s.mul(y, unbias), y)
 }

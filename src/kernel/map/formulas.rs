@@ -14,8 +14,8 @@ pub trait Formula<const IN: usize, const K: usize>: Copy {
     const ROWS: [usize; K];
     /// Whether an element of the output can be NaN: then it must be the canonical one.
     const CAN_BE_NAN: bool = true;
-    /// Whether it is for channels out of the ordinary: then it writes through the caches, and whether to prefetch is found out
-    /// vector by vector, which saves three quarters of the code.
+    /// Whether it is for channels out of the ordinary: then it has one loop, which writes through the caches and finds out vector by
+    /// vector whether to prefetch.
     const RARE: bool = false;
 
     fn apply<T, S: Lanes<T>>(s: S, x: [S::Vector; IN], k: [S::Vector; K]) -> S::Vector;
