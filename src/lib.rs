@@ -55,8 +55,9 @@
 //! For f64, on any finite channel of up to 2^30 elements too: the variance is within 4 ulp; the mean within half an ulp plus
 //! 2^-49 standard deviations; y within 2^-49 of |gamma * xhat| + |beta|; dx, dbeta and dgamma within 2^-48 of the same
 //! magnitudes as above. What is left where these vanish is 2^-56 in place of 2^-40, and they do not hold where |dy|, |gamma| or
-//! |gamma| * invstd is beyond 2^900 or below 2^-900 (not 0). Squares may leave f64's range: then the variance that a state tells is
-//! infinite or 0, and what is normalized by it is right.
+//! |gamma| * invstd is beyond 2^900 or below 2^-900 (not 0), nor where xhat is out of
+//! range. Squares may leave f64's range: then the variance that a state tells is infinite or 0, and what is normalized by it is
+//! right.
 //!
 //! SiLU's exponential is the crate's own: y within 2^-20 of |u * sigmoid(u)|, half the least subnormal number aside; for f64 2^-48.
 //!

@@ -344,14 +344,14 @@ impl<T: Precision> Kernel<T> for GivenScales<'_, T> {
         let normalize = self.normalize;
         for (i, (mean, var)) in self.mean.iter().zip(self.var).enumerate().take(GROUP) {
             // NaN of a negative variance that eps does not make up for.
-            let invstd = 1.0 / (var.to_f64() + self.eps).sqrt();
-            let unit = if T::PAIRS && !normalize { given_unit(invstd) } else { 1.0 };
+            let (mean, invstd) = (mean.to_f64(), 1.0 / (var.to_f64() + self.eps).sqrt());
+            let unit = if T::PAIRS && !normalize { given_unit(mean, invstd) } else { 1.0 };
             let invstd = invstd / unit;
             let gain = scales.gain[i] * invstd;
             scales.unit[i] = unit;
             // Nothing is known of x: half way to y, so that only a y that is out of range can be so before its time. But next
             // to an ordinary mean no deviation is out of range.
-            let mean = mean.to_f64() * unit;
+            let mean = mean * unit;
             let usual = !normalize | !gain.is_finite() | (ordinary(gain) & ordinary(mean));
             let wanted = if usual { 1.0 } else { half_power(gain) };
             scales.set(i, (mean, 0.0), (invstd, gain), wanted);

@@ -88,7 +88,7 @@ impl Precision for f64 {
     }
 
     fn given_center(sums: &mut Sums, i: usize, mean: f64, shifted: f64) {
-        let unit = given_unit(1.0 / shifted.sqrt());
+        let unit = given_unit(mean, 1.0 / shifted.sqrt());
         center(sums, i, (mean * unit, 0.0), unit, shifted * unit * unit);
     }
 

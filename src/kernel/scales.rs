@@ -185,8 +185,10 @@ pub fn in_unit((mean, mean_low): (f64, f64), exponent: i64) -> (f64, f64) {
     (times_power(mean, exponent), times_power(mean_low, exponent))
 }
 
-/// The unit of sums of gradients with given statistics: without it, products with deviations could leave f64's range.
+/// The unit of sums of gradients with a given mean and 1 / sqrt(var + eps): without it, deviations, or products with them,
+/// could leave f64's range where xhat does not.
 #[inline(always)]
-pub fn given_unit(invstd: f64) -> f64 {
-    if ordinary(invstd) | !invstd.is_finite() { 1.0 } else { power_of_two(invstd) }
+pub fn given_unit(mean: f64, invstd: f64) -> f64 {
+    let none = (ordinary(mean) & ordinary(invstd)) | (invstd == 0.0) | !invstd.is_finite();
+    if none { 1.0 } else { power_of_two(invstd) }
 }

@@ -262,6 +262,34 @@ fn mean_and_variance_gradients_have_room_on_the_way() {
     }
 }
 
+/// Frozen statistics whose mean is so far from x that x - mean leaves f64's range, where xhat does not.
+#[test]
+fn frozen_gradients_have_room_for_deviations() {
+    let (x, dy) = ([f64::MAX, 0.75 * f64::MAX, -1e307, 2.0], [3e-42, -1e-42, 7e-42, 5e-42]);
+    for (mean, var) in [(-0.5 * f64::MAX, 16.0), (-1e293, 1.0), (-f64::MAX, 1e30), (1e307, 1e-3)] {
+        let normalization = Normalization::inference(mean, var, 0.0, 1.0, 0.0);
+        let exact = exact::Gradients::of(normalization, &x, &dy, false);
+        for layout in LAYOUTS {
+            let (mut dgamma, mut dx) = ([0.0], [0.0; 4]);
+            let gradients = Gradients::new().dgamma(&mut dgamma).dx(&mut dx);
+            let shape = shape(layout, 2, 1, &[2]);
+            backward_frozen(&shape, &x, &dy, &[mean], &[var], &Params::new(0.0), gradients).unwrap();
+            let expected = [exact.dgamma.value];
+            if normalization.xhat(f64::MAX).is_finite() {
+                assert_close(
+                    &format!("dgamma about {mean:e}"),
+                    &dgamma,
+                    &expected,
+                    2f64.powi(-48),
+                    exact.dgamma.scale,
+                );
+            }
+            let expected = dy.map(|dy| dy * normalization.invstd);
+            assert_close(&format!("dx about {mean:e}"), &dx, &expected, 2f64.powi(-48), 0.0);
+        }
+    }
+}
+
 /// No gradient along 1 and xhat, along which y does not change (with eps = 0).
 #[test]
 fn dx_is_orthogonal_to_ones_and_to_xhat() {

@@ -88,7 +88,8 @@ fn check<T: Contract>(
         // Where dy is large next to the mean, whose rounding it multiplies: see "Known limits".
         let of_mean = T::LEFT * dbeta.scale;
         // Each with the size of what it is made of: where that leaves f64's range, so may it, whatever its factors are.
-        let of_product = exact.product_scale().max(dgamma.scale);
+        let of_xhat = x.iter().map(|x| normalization.xhat(x.to_f64()).abs()).fold(0.0, f64::max);
+        let of_product = exact.product_scale().max(dgamma.scale).max(of_xhat);
         let all = [
             ("dgamma", dgamma, of_mean, of_product),
             ("dbeta", dbeta, 0.0, dbeta.scale),
