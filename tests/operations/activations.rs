@@ -9,6 +9,7 @@ use crate::common::data;
 use crate::common::exact::Dd;
 use crate::common::fused::ACTIVATIONS;
 use crate::common::matrix::{Bits, Configuration, assert_same, levels};
+use crate::exhaustive;
 
 /// Elements that are looked at together.
 const CHUNK: usize = 1 << 14;
@@ -56,7 +57,7 @@ fn assert_near(what: &str, relative: f64, u: &[f32], y: &[f32], exact: impl Fn(f
 /// the least subnormal aside.
 #[test]
 fn silu_of_every_f32() {
-    let every = if std::env::var_os("BATCHNORM_EXHAUSTIVE").is_some() {
+    let every = if exhaustive() {
         1
     } else {
         println!("one chunk in eight of all f32: set BATCHNORM_EXHAUSTIVE for all");

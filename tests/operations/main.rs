@@ -9,3 +9,8 @@ mod gradients;
 mod known_bugs;
 mod matrix;
 mod properties;
+
+/// Whether `BATCHNORM_EXHAUSTIVE` is set, as in a step of `.ci/run`: tests on so much data that they take minutes then have all of it.
+fn exhaustive() -> bool {
+    std::env::var_os("BATCHNORM_EXHAUSTIVE").is_some()
+}
