@@ -129,4 +129,5 @@ pub use ground::scalar::Scalar;
 pub use ground::welford::{Welford, WelfordParts};
 pub use kernel::activations::Activation;
 pub use operations::Element;
+pub use operations::storage::Storage;
 pub use simd::Level;

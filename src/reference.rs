@@ -8,8 +8,8 @@
 
 use crate::api::params::{Gradients, Params};
 use crate::api::shape::Shape;
-use crate::ground::scalar::Scalar;
 use crate::kernel::activations::Activation;
+use crate::operations::Element;
 
 /// Mean and biased variance of a channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,7 +32,7 @@ fn mean(shape: &Shape, channel: usize, f: impl Fn(usize) -> f64) -> f64 {
 }
 
 /// The value of an optional parameter.
-fn parameter<T: Scalar>(values: Option<&[T]>, channel: usize, default: f64) -> f64 {
+fn parameter<T: Element>(values: Option<&[T]>, channel: usize, default: f64) -> f64 {
     values.map_or(default, |values| values[channel].to_f64())
 }
 
@@ -44,7 +44,7 @@ fn parameter<T: Scalar>(values: Option<&[T]>, channel: usize, default: f64) -> f
 /// assert_eq!((statistics[0].mean, statistics[0].var), (2.0, 1.0));
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
-pub fn statistics<T: Scalar>(shape: &Shape, x: &[T]) -> Vec<MeanVar> {
+pub fn statistics<T: Element>(shape: &Shape, x: &[T]) -> Vec<MeanVar> {
     (0..shape.channels())
         .map(|c| {
             let mu = mean(shape, c, |i| x[i].to_f64());
@@ -119,7 +119,7 @@ pub fn activation_gradient(activation: Activation, u: f64, dy: f64) -> f64 {
 }
 
 /// A channel's u = gamma * (x - mean) * invstd + beta + z, which the activation takes; z is a residual, if there is one.
-fn before_activation<'a, T: Scalar>(
+fn before_activation<'a, T: Element>(
     channel: usize,
     (x, z): (&'a [T], Option<&'a [T]>),
     statistics: &MeanVar,
@@ -134,7 +134,7 @@ fn before_activation<'a, T: Scalar>(
     }
 }
 /// y = act(u) with given statistics.
-fn normalize<T: Scalar>(
+fn normalize<T: Element>(
     shape: &Shape,
     tensors: (&[T], Option<&[T]>),
     statistics: &[MeanVar],
@@ -150,7 +150,7 @@ fn normalize<T: Scalar>(
 }
 
 /// [`crate::forward_training`]; returns the statistics.
-pub fn forward_training<T: Scalar>(
+pub fn forward_training<T: Element>(
     shape: &Shape,
     x: &[T],
     params: &Params<'_, T>,
@@ -162,7 +162,7 @@ pub fn forward_training<T: Scalar>(
 }
 
 /// [`crate::Training`] with a residual z: y = act(u + z). Returns the statistics.
-pub fn forward_training_with_residual<T: Scalar>(
+pub fn forward_training_with_residual<T: Element>(
     shape: &Shape,
     x: &[T],
     z: &[T],
@@ -175,7 +175,7 @@ pub fn forward_training_with_residual<T: Scalar>(
 }
 
 /// [`crate::forward_inference`].
-pub fn forward_inference<T: Scalar>(
+pub fn forward_inference<T: Element>(
     shape: &Shape,
     x: &[T],
     mean: &[T],
@@ -187,7 +187,7 @@ pub fn forward_inference<T: Scalar>(
 }
 
 /// [`crate::Inference`] with a residual z: y = act(u + z).
-pub fn forward_inference_with_residual<T: Scalar>(
+pub fn forward_inference_with_residual<T: Element>(
     shape: &Shape,
     x: &[T],
     z: &[T],
@@ -199,12 +199,12 @@ pub fn forward_inference_with_residual<T: Scalar>(
     normalize(shape, (x, Some(z)), &given(mean, var), params, y);
 }
 
-fn given<T: Scalar>(mean: &[T], var: &[T]) -> Vec<MeanVar> {
+fn given<T: Element>(mean: &[T], var: &[T]) -> Vec<MeanVar> {
     mean.iter().zip(var).map(|(mean, var)| MeanVar { mean: mean.to_f64(), var: var.to_f64() }).collect()
 }
 
 /// [`crate::backward`], from statistics as [`statistics`] returns them.
-pub fn backward<T: Scalar>(
+pub fn backward<T: Element>(
     shape: &Shape,
     x: &[T],
     dy: &[T],
@@ -217,7 +217,7 @@ pub fn backward<T: Scalar>(
 
 /// [`crate::Backward`] through [`forward_training_with_residual`]: what the activation lets through is found from x and z anew, in
 /// place of a mask.
-pub fn backward_with_residual<T: Scalar>(
+pub fn backward_with_residual<T: Element>(
     shape: &Shape,
     (x, z): (&[T], &[T]),
     dy: &[T],
@@ -229,7 +229,7 @@ pub fn backward_with_residual<T: Scalar>(
 }
 
 /// [`crate::backward_frozen`].
-pub fn backward_frozen<T: Scalar>(
+pub fn backward_frozen<T: Element>(
     shape: &Shape,
     x: &[T],
     dy: &[T],
@@ -242,7 +242,7 @@ pub fn backward_frozen<T: Scalar>(
 }
 
 /// [`crate::Backward`] through [`forward_inference_with_residual`], likewise.
-pub fn backward_frozen_with_residual<T: Scalar>(
+pub fn backward_frozen_with_residual<T: Element>(
     shape: &Shape,
     (x, z): (&[T], &[T]),
     dy: &[T],
@@ -254,7 +254,7 @@ pub fn backward_frozen_with_residual<T: Scalar>(
     gradients_of(shape, (x, Some(z)), dy, &given(mean, var), params, gradients, false);
 }
 
-fn gradients_of<T: Scalar>(
+fn gradients_of<T: Element>(
     shape: &Shape,
     (x, z): (&[T], Option<&[T]>),
     dy: &[T],

@@ -5,15 +5,19 @@
 
 #![forbid(unsafe_code)]
 
+use std::marker::PhantomData;
+
 use crate::api::params::{Gradients, Params};
 use crate::api::shape::Shape;
 use crate::ground::error::{Error, check_eps, check_len, check_optional};
-use crate::ground::slices::{Input, Output};
+use crate::ground::slices::{Input, Output, Sink, Source};
 use crate::ground::welford::Welford;
 use crate::kernel::activations::Activation;
 use crate::kernel::bits::Bits;
 use crate::operations::forward::Forward;
 use crate::operations::given::{Affine, After, Given};
+use crate::operations::memory::Mixed;
+use crate::operations::storage::Storage;
 use crate::operations::{Element, Job, backward, inference};
 use crate::simd::Level;
 
@@ -38,12 +42,12 @@ fn given<V>(argument: &'static str, value: Option<V>) -> Result<V, Error> {
 
 /// A tensor that is read, and that the result may be written over.
 #[derive(Debug)]
-enum Operand<'a, T> {
-    Read(&'a [T]),
-    Overwritten(&'a mut [T]),
+enum Operand<'a, T: Element> {
+    Read(Source<'a, T>),
+    Overwritten(Sink<'a, T>),
 }
 
-impl<'a, T> Operand<'a, T> {
+impl<'a, T: Element> Operand<'a, T> {
     fn len(&self) -> usize {
         match self {
             Operand::Read(values) => values.len(),
@@ -52,28 +56,25 @@ impl<'a, T> Operand<'a, T> {
     }
 
     /// The tensor to read, and to write if it is overwritten.
-    fn split(self) -> (Input<'a, T>, Option<Output<'a, T>>) {
+    fn split(self) -> (Source<'a, T>, Option<Sink<'a, T>>) {
         match self {
-            Operand::Read(values) => (Input::new(values), None),
-            Operand::Overwritten(values) => {
-                let output = Output::new(values);
-                (output.as_input(), Some(output))
-            }
+            Operand::Read(source) => (source, None),
+            Operand::Overwritten(sink) => (sink.as_source(), Some(sink)),
         }
     }
 }
 
 /// The tensors of a forward pass.
 #[derive(Debug)]
-struct Tensors<'a, T> {
+struct Tensors<'a, T: Element> {
     x: Option<Operand<'a, T>>,
     z: Option<Operand<'a, T>>,
-    y: Option<&'a mut [T]>,
+    y: Option<Sink<'a, T>>,
     mask: Option<&'a mut [u64]>,
 }
 
 /// x, y and what comes after the normalization.
-type Checked<'a, T> = (Input<'a, T>, Output<'a, T>, After<'a, T>);
+type Checked<'a, T> = (Source<'a, T>, Sink<'a, T>, After<'a, T, Mixed>);
 
 impl<'a, T: Element> Tensors<'a, T> {
     const NONE: Self = Self { x: None, z: None, y: None, mask: None };
@@ -83,12 +84,12 @@ impl<'a, T: Element> Tensors<'a, T> {
         let x = given("x", self.x)?;
         shape.check_tensor("x", x.len())?;
         self.z.as_ref().map_or(Ok(()), |z| shape.check_tensor("residual", z.len()))?;
-        self.y.as_deref().map_or(Ok(()), |y| shape.check_tensor("y", y.len()))?;
+        self.y.map_or(Ok(()), |y| shape.check_tensor("y", y.len()))?;
         check_fits(activation, "residual", self.z.is_some())?;
         check_mask(shape, self.mask.as_deref(), activation)?;
         let ((x, over_x), z) = (x.split(), self.z.map(Operand::split));
         let (residual, over_z) = z.map_or((None, None), |(z, over_z)| (Some(z), over_z));
-        let mut places = [self.y.map(Output::new), over_x, over_z].into_iter().flatten();
+        let mut places = [self.y, over_x, over_z].into_iter().flatten();
         let y = given("y", places.next())?;
         if places.next().is_some() {
             return Err(Error::Twice { argument: "y" });
@@ -102,27 +103,25 @@ impl<'a, T: Element> Tensors<'a, T> {
 macro_rules! forward_tensors {
     ($what:literal) => {
         #[doc = concat!("The ", $what, ", of the shape's length.")]
-        pub fn x(mut self, x: &'a [T]) -> Self {
-            self.tensors.x = Some(Operand::Read(x));
+        pub fn x(mut self, x: &'a [S]) -> Self {
+            self.tensors.x = Some(Operand::Read(S::source(x)));
             self
         }
 
         #[doc = concat!("The ", $what, ", of the shape's length, which y is written over.")]
-        pub fn x_in_place(mut self, x: &'a mut [T]) -> Self {
-            self.tensors.x = Some(Operand::Overwritten(x));
+        pub fn x_in_place(mut self, x: &'a mut [S]) -> Self {
+            self.tensors.x = Some(Operand::Overwritten(S::sink(x)));
             self
         }
 
         #[doc = concat!("z, of the shape's length: what is added to the normalized ", $what, " before the activation.")]
-        pub fn residual(mut self, z: &'a [T]) -> Self {
-            self.tensors.z = Some(Operand::Read(z));
-            self
+        pub fn residual(self, z: &'a [S]) -> Self {
+            self.residual_of(z)
         }
 
         /// The same, which y is written over.
-        pub fn residual_in_place(mut self, z: &'a mut [T]) -> Self {
-            self.tensors.z = Some(Operand::Overwritten(z));
-            self
+        pub fn residual_in_place(self, z: &'a mut [S]) -> Self {
+            self.residual_of_in_place(z)
         }
 
         /// Where to write which elements the activation lets through, of [`Shape::mask_len`] words: what [`Backward`] takes where
@@ -134,8 +133,25 @@ macro_rules! forward_tensors {
         }
 
         /// Where the result goes, of the shape's length.
-        pub fn y(mut self, y: &'a mut [T]) -> Self {
-            self.tensors.y = Some(y);
+        pub fn y(self, y: &'a mut [S]) -> Self {
+            self.y_of(y)
+        }
+
+        /// As [`y`](Self::y), of other numbers than x.
+        pub fn y_of<Y: Storage<Arithmetic = S::Arithmetic>>(mut self, y: &'a mut [Y]) -> Self {
+            self.tensors.y = Some(Y::sink(y));
+            self
+        }
+
+        /// As [`residual`](Self::residual), of other numbers than x.
+        pub fn residual_of<Z: Storage<Arithmetic = S::Arithmetic>>(mut self, z: &'a [Z]) -> Self {
+            self.tensors.z = Some(Operand::Read(Z::source(z)));
+            self
+        }
+
+        /// As [`residual_in_place`](Self::residual_in_place), of other numbers than x.
+        pub fn residual_of_in_place<Z: Storage<Arithmetic = S::Arithmetic>>(mut self, z: &'a mut [Z]) -> Self {
+            self.tensors.z = Some(Operand::Overwritten(Z::sink(z)));
             self
         }
     };
@@ -179,20 +195,20 @@ fn states_of<'a>(shape: &Shape, states: Option<&'a mut [Welford]>) -> Result<Out
 /// ```
 #[derive(Debug)]
 #[must_use = "nothing is computed before `run`"]
-pub struct Statistics<'a, T> {
+pub struct Statistics<'a, S: Storage> {
     shape: Shape,
-    x: Option<&'a [T]>,
+    x: Option<&'a [S]>,
     states: Option<&'a mut [Welford]>,
 }
 
-impl<'a, T: Element> Statistics<'a, T> {
+impl<'a, S: Storage> Statistics<'a, S> {
     /// Of a tensor of this shape.
     pub fn new(shape: &Shape) -> Self {
         Self { shape: *shape, x: None, states: None }
     }
 
     /// The tensor, of the shape's length.
-    pub fn x(self, x: &'a [T]) -> Self {
+    pub fn x(self, x: &'a [S]) -> Self {
         Self { x: Some(x), ..self }
     }
 
@@ -209,12 +225,9 @@ impl<'a, T: Element> Statistics<'a, T> {
         let Self { shape, x, states } = self;
         let x = given("x", x)?;
         shape.check_tensor("x", x.len())?;
-        let affine = Params::default().checked(shape.channels())?;
+        let affine = Params::<S::Arithmetic>::default().checked(shape.channels())?;
         let states = states_of(&shape, states)?;
-        run(
-            &shape,
-            Job::Forward(Forward { x: Input::new(x), y: None, affine, after: After::NOTHING, states }),
-        )
+        run(&shape, Job::Forward(Forward { x: S::source(x), y: None, affine, after: After::NOTHING, states }))
     }
 }
 
@@ -235,17 +248,18 @@ impl<'a, T: Element> Statistics<'a, T> {
 /// ```
 #[derive(Debug)]
 #[must_use = "nothing is computed before `run`"]
-pub struct Training<'a, T> {
+pub struct Training<'a, S: Storage> {
     shape: Shape,
-    params: Params<'a, T>,
-    tensors: Tensors<'a, T>,
+    params: Params<'a, S::Arithmetic>,
+    tensors: Tensors<'a, S::Arithmetic>,
+    storage: PhantomData<S>,
     states: Option<&'a mut [Welford]>,
 }
 
-impl<'a, T: Element> Training<'a, T> {
+impl<'a, S: Storage> Training<'a, S> {
     /// Of tensors of this shape, with this scale, shift and eps.
-    pub fn new(shape: &Shape, params: Params<'a, T>) -> Self {
-        Self { shape: *shape, params, tensors: Tensors::NONE, states: None }
+    pub fn new(shape: &Shape, params: Params<'a, S::Arithmetic>) -> Self {
+        Self { shape: *shape, params, tensors: Tensors::NONE, storage: PhantomData, states: None }
     }
 
     forward_tensors!("batch");
@@ -263,7 +277,7 @@ impl<'a, T: Element> Training<'a, T> {
     /// [`Error::Epsilon`], [`Error::NotFinite`] and [`Error::Clip`] for the activation's numbers, [`Error::Activation`] for a
     /// residual or a mask that it does not go with, [`Error::OutOfMemory`]. Nothing has been written then.
     pub fn run(self) -> Result<(), Error> {
-        let Self { shape, params, tensors, states } = self;
+        let Self { shape, params, tensors, states, .. } = self;
         let (x, y, after) = tensors.checked(&shape, params.activation)?;
         let affine = params.checked(shape.channels())?;
         let states = states_of(&shape, states)?;
@@ -287,23 +301,24 @@ impl<'a, T: Element> Training<'a, T> {
 /// ```
 #[derive(Debug)]
 #[must_use = "nothing is computed before `run`"]
-pub struct Inference<'a, T> {
+pub struct Inference<'a, S: Storage> {
     shape: Shape,
-    params: Params<'a, T>,
-    tensors: Tensors<'a, T>,
-    frozen: Option<(&'a [T], &'a [T])>,
+    params: Params<'a, S::Arithmetic>,
+    tensors: Tensors<'a, S::Arithmetic>,
+    storage: PhantomData<S>,
+    frozen: Option<(&'a [S::Arithmetic], &'a [S::Arithmetic])>,
 }
 
-impl<'a, T: Element> Inference<'a, T> {
+impl<'a, S: Storage> Inference<'a, S> {
     /// Of tensors of this shape, with this scale, shift and eps.
-    pub fn new(shape: &Shape, params: Params<'a, T>) -> Self {
-        Self { shape: *shape, params, tensors: Tensors::NONE, frozen: None }
+    pub fn new(shape: &Shape, params: Params<'a, S::Arithmetic>) -> Self {
+        Self { shape: *shape, params, tensors: Tensors::NONE, storage: PhantomData, frozen: None }
     }
 
     forward_tensors!("tensor");
 
     /// The mean and the variance to normalize by, one of each per channel.
-    pub fn frozen(self, mean: &'a [T], var: &'a [T]) -> Self {
+    pub fn frozen(self, mean: &'a [S::Arithmetic], var: &'a [S::Arithmetic]) -> Self {
         Self { frozen: Some((mean, var)), ..self }
     }
 
@@ -314,7 +329,7 @@ impl<'a, T: Element> Inference<'a, T> {
     /// [`Error::Epsilon`], [`Error::NotFinite`] and [`Error::Clip`] for the activation's numbers, [`Error::Activation`] for a
     /// residual or a mask that it does not go with, [`Error::OutOfMemory`]. Nothing has been written then.
     pub fn run(self) -> Result<(), Error> {
-        let Self { shape, params, tensors, frozen } = self;
+        let Self { shape, params, tensors, frozen, .. } = self;
         let (x, y, after) = tensors.checked(&shape, params.activation)?;
         let given = frozen_of(&shape, given("mean", frozen)?)?;
         let affine = params.checked(shape.channels())?;
@@ -366,16 +381,18 @@ fn batch_of<'a, T>(shape: &Shape, states: &'a [Welford]) -> Result<Given<'a, T>,
 /// ```
 #[derive(Debug)]
 #[must_use = "nothing is computed before `run`"]
-pub struct Backward<'a, T> {
+pub struct Backward<'a, S: Storage> {
     shape: Shape,
-    params: Params<'a, T>,
-    x: Option<Operand<'a, T>>,
-    dy: Option<Operand<'a, T>>,
+    params: Params<'a, S::Arithmetic>,
+    x: Option<Operand<'a, S::Arithmetic>>,
+    dy: Option<Operand<'a, S::Arithmetic>>,
     /// Whether what dy is overwritten by is dz.
     dz_over_dy: bool,
+    /// Of other numbers than x.
+    dz: Option<Sink<'a, S::Arithmetic>>,
     mask: Option<&'a [u64]>,
-    statistics: Option<Normalizer<'a, T>>,
-    gradients: Gradients<'a, T>,
+    statistics: Option<Normalizer<'a, S::Arithmetic>>,
+    gradients: Gradients<'a, S>,
 }
 
 /// What the forward pass normalized by.
@@ -385,37 +402,52 @@ enum Normalizer<'a, T> {
     Frozen(&'a [T], &'a [T]),
 }
 
-impl<'a, T: Element> Backward<'a, T> {
+impl<'a, S: Storage> Backward<'a, S> {
     /// Of tensors of this shape, through a forward pass with this scale and eps.
-    pub fn new(shape: &Shape, params: Params<'a, T>) -> Self {
+    pub fn new(shape: &Shape, params: Params<'a, S::Arithmetic>) -> Self {
         let gradients = Gradients::new();
-        let (x, dy, dz_over_dy, mask, statistics) = (None, None, false, None, None);
-        Self { shape: *shape, params, x, dy, dz_over_dy, mask, statistics, gradients }
+        let (x, dy, dz, mask, statistics) = (None, None, None, None, None);
+        Self { shape: *shape, params, x, dy, dz_over_dy: false, dz, mask, statistics, gradients }
     }
 
     /// The forward pass's input, of the shape's length.
-    pub fn x(self, x: &'a [T]) -> Self {
-        Self { x: Some(Operand::Read(x)), ..self }
+    pub fn x(self, x: &'a [S]) -> Self {
+        Self { x: Some(Operand::Read(S::source(x))), ..self }
     }
 
     /// The forward pass's input, of the shape's length, which dx is written over.
-    pub fn x_to_dx(self, x: &'a mut [T]) -> Self {
-        Self { x: Some(Operand::Overwritten(x)), ..self }
+    pub fn x_to_dx(self, x: &'a mut [S]) -> Self {
+        Self { x: Some(Operand::Overwritten(S::sink(x))), ..self }
     }
 
     /// The gradient of the forward pass's output, of the shape's length.
-    pub fn dy(self, dy: &'a [T]) -> Self {
-        Self { dy: Some(Operand::Read(dy)), ..self }
+    pub fn dy(self, dy: &'a [S]) -> Self {
+        self.dy_of(dy)
+    }
+
+    /// As [`dy`](Self::dy), of other numbers than x: those of y.
+    pub fn dy_of<Y: Storage<Arithmetic = S::Arithmetic>>(self, dy: &'a [Y]) -> Self {
+        Self { dy: Some(Operand::Read(Y::source(dy))), ..self }
     }
 
     /// The gradient of the forward pass's output, of the shape's length, which dx is written over.
-    pub fn dy_to_dx(self, dy: &'a mut [T]) -> Self {
-        Self { dy: Some(Operand::Overwritten(dy)), dz_over_dy: false, ..self }
+    pub fn dy_to_dx(self, dy: &'a mut [S]) -> Self {
+        Self { dy: Some(Operand::Overwritten(S::sink(dy))), dz_over_dy: false, ..self }
     }
 
     /// The gradient of the forward pass's output, of the shape's length, which dz is written over.
-    pub fn dy_to_dz(self, dy: &'a mut [T]) -> Self {
-        Self { dy: Some(Operand::Overwritten(dy)), dz_over_dy: true, ..self }
+    pub fn dy_to_dz(self, dy: &'a mut [S]) -> Self {
+        self.dy_of_to_dz(dy)
+    }
+
+    /// As [`dy_to_dz`](Self::dy_to_dz), of other numbers than x: those of y and the residual.
+    pub fn dy_of_to_dz<Y: Storage<Arithmetic = S::Arithmetic>>(self, dy: &'a mut [Y]) -> Self {
+        Self { dy: Some(Operand::Overwritten(Y::sink(dy))), dz_over_dy: true, ..self }
+    }
+
+    /// As [`Gradients::dz`], of other numbers than x: those of the residual.
+    pub fn dz_of<Z: Storage<Arithmetic = S::Arithmetic>>(self, dz: &'a mut [Z]) -> Self {
+        Self { dz: Some(Z::sink(dz)), ..self }
     }
 
     /// What the forward pass wrote by its `mask`: needed if there was a residual and an activation, else what
@@ -431,12 +463,12 @@ impl<'a, T: Element> Backward<'a, T> {
 
     /// Through inference: the mean and the variance that it took, one of each per channel. Takes the place of
     /// [`states`](Self::states).
-    pub fn frozen(self, mean: &'a [T], var: &'a [T]) -> Self {
+    pub fn frozen(self, mean: &'a [S::Arithmetic], var: &'a [S::Arithmetic]) -> Self {
         Self { statistics: Some(Normalizer::Frozen(mean, var)), ..self }
     }
 
     /// The gradients wanted; dx among them if it goes neither over x nor over dy.
-    pub fn gradients(self, gradients: Gradients<'a, T>) -> Self {
+    pub fn gradients(self, gradients: Gradients<'a, S>) -> Self {
         Self { gradients, ..self }
     }
 
@@ -448,7 +480,7 @@ impl<'a, T: Element> Backward<'a, T> {
     /// forward pass, [`Error::Length`], [`Error::Epsilon`], [`Error::Count`] if a state is not of m elements, [`Error::OutOfMemory`].
     /// Nothing has been written then.
     pub fn run(self) -> Result<(), Error> {
-        let Self { shape, params, x, dy, dz_over_dy, mask, statistics, gradients } = self;
+        let Self { shape, params, x, dy, dz_over_dy, dz: dz_of, mask, statistics, gradients } = self;
         let channels = shape.channels();
         let (x, dy) = (given("x", x)?, given("dy", dy)?);
         let given = match given("states", statistics)? {
@@ -458,19 +490,21 @@ impl<'a, T: Element> Backward<'a, T> {
         shape.check_tensor("x", x.len())?;
         shape.check_tensor("dy", dy.len())?;
         let Gradients { dx, dz, dgamma, dbeta, dmean, dvar } = gradients;
-        dx.as_deref().map_or(Ok(()), |dx| shape.check_tensor("dx", dx.len()))?;
-        dz.as_deref().map_or(Ok(()), |dz| shape.check_tensor("dz", dz.len()))?;
+        let (dx, dz) = (dx.map(S::sink), dz.map(S::sink));
+        for (name, output) in [("dx", dx), ("dz", dz), ("dz", dz_of)] {
+            output.map_or(Ok(()), |output| shape.check_tensor(name, output.len()))?;
+        }
         let activation = params.activation;
         check_mask(&shape, mask, activation)?;
         let ((x, over_x), (dy, over_dy)) = (x.split(), dy.split());
         let (dz_over_dy, dx_over_dy) = if dz_over_dy { (over_dy, None) } else { (None, over_dy) };
-        let one_of = |argument, places: [Option<Output<'a, T>>; 3]| {
+        let one_of = |argument, places: [Option<Sink<'a, S::Arithmetic>>; 3]| {
             let mut places = places.into_iter().flatten();
             let place = places.next();
             places.next().map_or(Ok(place), |_| Err(Error::Twice { argument }))
         };
-        let dx = one_of("dx", [dx.map(Output::new), over_x, dx_over_dy])?;
-        let dz = one_of("dz", [dz.map(Output::new), dz_over_dy, None])?;
+        let dx = one_of("dx", [dx, over_x, dx_over_dy])?;
+        let dz = one_of("dz", [dz, dz_over_dy, dz_of])?;
         check_fits(activation, "residual", dz.is_some())?;
         if dz.is_some() && activation != Activation::Identity && mask.is_none() {
             return Err(Error::Missing { argument: "mask" });
@@ -483,7 +517,7 @@ impl<'a, T: Element> Backward<'a, T> {
         }
         if shape.per_channel() == 0 {
             let outputs = per_channel.iter_mut().filter_map(|(_, output)| output.as_mut());
-            outputs.for_each(|output| output.fill(T::default()));
+            outputs.for_each(|output| output.fill(S::Arithmetic::default()));
         }
         let [dgamma, dbeta, dmean, dvar] = per_channel.map(|(_, output)| output.map(Output::new));
         run(

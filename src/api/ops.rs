@@ -7,7 +7,7 @@ use crate::api::params::{Gradients, Params};
 use crate::api::shape::Shape;
 use crate::ground::error::Error;
 use crate::ground::welford::Welford;
-use crate::operations::Element;
+use crate::operations::storage::Storage;
 
 /// The statistics of each channel of `x` over batch and spatial axes, to `states` (one per channel).
 ///
@@ -24,7 +24,7 @@ use crate::operations::Element;
 /// assert_eq!((states[1].mean(), states[1].variance()), (10.0, 0.0));
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
-pub fn statistics<T: Element>(shape: &Shape, x: &[T], states: &mut [Welford]) -> Result<(), Error> {
+pub fn statistics<S: Storage>(shape: &Shape, x: &[S], states: &mut [Welford]) -> Result<(), Error> {
     Statistics::new(shape).x(x).states(states).run()
 }
 
@@ -50,11 +50,11 @@ pub fn statistics<T: Element>(shape: &Shape, x: &[T], states: &mut [Welford]) ->
 /// assert_eq!(y, [-1.0, 1.0, -1.0, 1.0]);
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
-pub fn forward_training<T: Element>(
+pub fn forward_training<S: Storage>(
     shape: &Shape,
-    x: &[T],
-    params: &Params<'_, T>,
-    y: &mut [T],
+    x: &[S],
+    params: &Params<'_, S::Arithmetic>,
+    y: &mut [S],
     states: &mut [Welford],
 ) -> Result<(), Error> {
     Training::new(shape, *params).x(x).y(y).states(states).run()
@@ -77,13 +77,13 @@ pub fn forward_training<T: Element>(
 /// assert_eq!(y, [2.0, 4.0]);
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
-pub fn forward_inference<T: Element>(
+pub fn forward_inference<S: Storage>(
     shape: &Shape,
-    x: &[T],
-    mean: &[T],
-    var: &[T],
-    params: &Params<'_, T>,
-    y: &mut [T],
+    x: &[S],
+    mean: &[S::Arithmetic],
+    var: &[S::Arithmetic],
+    params: &Params<'_, S::Arithmetic>,
+    y: &mut [S],
 ) -> Result<(), Error> {
     Inference::new(shape, *params).x(x).frozen(mean, var).y(y).run()
 }
@@ -109,13 +109,13 @@ pub fn forward_inference<T: Element>(
 /// assert_eq!((dx, dgamma, dbeta), ([0.5, 0.0, -0.5, 0.0], [-1.0], [1.0]));
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
-pub fn backward<T: Element>(
+pub fn backward<S: Storage>(
     shape: &Shape,
-    x: &[T],
-    dy: &[T],
+    x: &[S],
+    dy: &[S],
     states: &[Welford],
-    params: &Params<'_, T>,
-    gradients: Gradients<'_, T>,
+    params: &Params<'_, S::Arithmetic>,
+    gradients: Gradients<'_, S>,
 ) -> Result<(), Error> {
     Backward::new(shape, *params).x(x).dy(dy).states(states).gradients(gradients).run()
 }
@@ -135,14 +135,14 @@ pub fn backward<T: Element>(
 /// assert_eq!((dx, dmean), ([0.5, 1.0], [-1.5]));
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
-pub fn backward_frozen<T: Element>(
+pub fn backward_frozen<S: Storage>(
     shape: &Shape,
-    x: &[T],
-    dy: &[T],
-    mean: &[T],
-    var: &[T],
-    params: &Params<'_, T>,
-    gradients: Gradients<'_, T>,
+    x: &[S],
+    dy: &[S],
+    mean: &[S::Arithmetic],
+    var: &[S::Arithmetic],
+    params: &Params<'_, S::Arithmetic>,
+    gradients: Gradients<'_, S>,
 ) -> Result<(), Error> {
     Backward::new(shape, *params).x(x).dy(dy).frozen(mean, var).gradients(gradients).run()
 }

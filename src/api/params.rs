@@ -4,6 +4,7 @@
 
 use crate::kernel::activations::Activation;
 use crate::operations::Element;
+use crate::operations::storage::Storage;
 
 /// gamma (scale), beta (shift), eps and activation of y = act(gamma * (x - mean) / sqrt(var + eps) + beta).
 ///
@@ -67,59 +68,59 @@ impl<T: Element> Default for Params<'_, T> {
 /// ```
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Gradients<'a, T> {
+pub struct Gradients<'a, S: Storage> {
     /// Gradient with respect to x, of the tensor's length.
-    pub dx: Option<&'a mut [T]>,
+    pub dx: Option<&'a mut [S]>,
     /// Gradient with respect to the residual, of the tensor's length.
-    pub dz: Option<&'a mut [T]>,
+    pub dz: Option<&'a mut [S]>,
     /// Gradient with respect to gamma, one value per channel.
-    pub dgamma: Option<&'a mut [T]>,
+    pub dgamma: Option<&'a mut [S::Arithmetic]>,
     /// Gradient with respect to beta, one value per channel.
-    pub dbeta: Option<&'a mut [T]>,
+    pub dbeta: Option<&'a mut [S::Arithmetic]>,
     /// Gradient with respect to the mean, one value per channel.
-    pub dmean: Option<&'a mut [T]>,
+    pub dmean: Option<&'a mut [S::Arithmetic]>,
     /// Gradient with respect to the variance, one value per channel.
-    pub dvar: Option<&'a mut [T]>,
+    pub dvar: Option<&'a mut [S::Arithmetic]>,
 }
 
-impl<'a, T> Gradients<'a, T> {
+impl<'a, S: Storage> Gradients<'a, S> {
     /// None yet.
     pub fn new() -> Self {
         Self { dx: None, dz: None, dgamma: None, dbeta: None, dmean: None, dvar: None }
     }
 
     /// Asks for the gradient with respect to x.
-    pub fn dx(self, dx: &'a mut [T]) -> Self {
+    pub fn dx(self, dx: &'a mut [S]) -> Self {
         Self { dx: Some(dx), ..self }
     }
 
     /// Asks for the gradient with respect to the residual.
-    pub fn dz(self, dz: &'a mut [T]) -> Self {
+    pub fn dz(self, dz: &'a mut [S]) -> Self {
         Self { dz: Some(dz), ..self }
     }
 
     /// Asks for the gradient with respect to gamma.
-    pub fn dgamma(self, dgamma: &'a mut [T]) -> Self {
+    pub fn dgamma(self, dgamma: &'a mut [S::Arithmetic]) -> Self {
         Self { dgamma: Some(dgamma), ..self }
     }
 
     /// Asks for the gradient with respect to beta.
-    pub fn dbeta(self, dbeta: &'a mut [T]) -> Self {
+    pub fn dbeta(self, dbeta: &'a mut [S::Arithmetic]) -> Self {
         Self { dbeta: Some(dbeta), ..self }
     }
 
     /// Asks for the gradient with respect to the mean.
-    pub fn dmean(self, dmean: &'a mut [T]) -> Self {
+    pub fn dmean(self, dmean: &'a mut [S::Arithmetic]) -> Self {
         Self { dmean: Some(dmean), ..self }
     }
 
     /// Asks for the gradient with respect to the variance.
-    pub fn dvar(self, dvar: &'a mut [T]) -> Self {
+    pub fn dvar(self, dvar: &'a mut [S::Arithmetic]) -> Self {
         Self { dvar: Some(dvar), ..self }
     }
 }
 
-impl<T> Default for Gradients<'_, T> {
+impl<S: Storage> Default for Gradients<'_, S> {
     fn default() -> Self {
         Self::new()
     }

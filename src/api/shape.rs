@@ -225,11 +225,11 @@ impl Shape {
             return None;
         }
         Some(match self.layout() {
-            _ if c == 1 => Geometry { n: 1, c, s: n * s, pattern: Pattern::Along },
-            _ if s == 1 && c < GROUP => Geometry { n: 1, c, s: n, pattern: Pattern::Across },
-            _ if s == 1 => Geometry { n, c, s, pattern: Pattern::Across },
-            Layout::Nchw => Geometry { n, c, s, pattern: Pattern::Along },
-            Layout::Nhwc => Geometry { n, c, s, pattern: Pattern::Across },
+            _ if c == 1 => Geometry::new(1, c, n * s, Pattern::Along),
+            _ if s == 1 && c < GROUP => Geometry::new(1, c, n, Pattern::Across),
+            _ if s == 1 => Geometry::new(n, c, s, Pattern::Across),
+            Layout::Nchw => Geometry::new(n, c, s, Pattern::Along),
+            Layout::Nhwc => Geometry::new(n, c, s, Pattern::Across),
         })
     }
 }
@@ -353,9 +353,9 @@ mod tests {
     fn single_channels_and_single_positions_have_one_geometry() {
         let few = GROUP - 1;
         for (dims, geometry) in [
-            ([3, 1, 5, 7], Geometry { n: 1, c: 1, s: 105, pattern: Pattern::Along }),
-            ([9, few, 1, 1], Geometry { n: 1, c: few, s: 9, pattern: Pattern::Across }),
-            ([9, GROUP, 1, 1], Geometry { n: 9, c: GROUP, s: 1, pattern: Pattern::Across }),
+            ([3, 1, 5, 7], Geometry::new(1, 1, 105, Pattern::Along)),
+            ([9, few, 1, 1], Geometry::new(1, few, 9, Pattern::Across)),
+            ([9, GROUP, 1, 1], Geometry::new(9, GROUP, 1, Pattern::Across)),
         ] {
             let [n, c, h, w] = dims;
             for shape in [Shape::nchw(&dims), Shape::nhwc(&[n, h, w, c])] {

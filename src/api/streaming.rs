@@ -6,7 +6,7 @@ use crate::api::ops::statistics;
 use crate::api::shape::Shape;
 use crate::ground::error::{Error, check_len};
 use crate::ground::welford::Welford;
-use crate::operations::Element;
+use crate::operations::storage::Storage;
 use crate::simd::environment;
 
 /// Per-channel mean and variance of a data set, taken in one batch at a time.
@@ -64,7 +64,7 @@ impl StreamingStatistics {
     /// # Errors
     /// [`Error::Length`] if `x` has not the shape's length, [`Error::Channels`] if the shape has another number of
     /// channels, [`Error::OutOfMemory`]; then nothing has been taken in.
-    pub fn update<T: Element>(&mut self, shape: &Shape, x: &[T]) -> Result<(), Error> {
+    pub fn update<S: Storage>(&mut self, shape: &Shape, x: &[S]) -> Result<(), Error> {
         shape.check_channels("statistics", self.states.len())?;
         statistics(shape, x, &mut self.batch)?;
         merge_all(&mut self.states, &self.batch);

@@ -22,14 +22,25 @@ pub struct Geometry {
     pub c: usize,
     pub s: usize,
     pub pattern: Pattern,
+    small_planes: bool,
 }
 
 impl Geometry {
+    pub fn new(n: usize, c: usize, s: usize, pattern: Pattern) -> Self {
+        let small_planes = s <= LANES || (n > 1 && s <= SMALL_PLANE && c * s >= GROUP);
+        Self { n, c, s, pattern, small_planes }
+    }
+
+    /// A part of it in memory of its own, of so many samples, channels, positions: sums over it are taken in the same order.
+    pub fn tile(&self, n: usize, c: usize, s: usize) -> Self {
+        Self { n, c, s, ..*self }
+    }
+
     /// Whether planes are so small that each of their positions is a lane of its own, summed down the samples: then the
     /// positions of neighbouring channels, which are contiguous, fill vectors that single planes would leave half empty.
     /// Planes of more than [`LANES`] positions only if all of them together fill a few.
     pub fn small_planes(&self) -> bool {
-        self.s <= LANES || (self.n > 1 && self.s <= SMALL_PLANE && self.c * self.s >= GROUP)
+        self.small_planes
     }
 
     /// The number of lanes that a channel's elements are dealt out to: position s goes to lane s of small planes, else to

@@ -4,6 +4,7 @@ pub mod double;
 pub mod error;
 pub mod exponential;
 pub mod geometry;
+pub mod half;
 pub mod memory;
 pub mod moments;
 pub mod scalar;

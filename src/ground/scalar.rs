@@ -2,7 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+use std::convert::Infallible;
+
 use crate::ground::exponential::Exponential;
+use crate::ground::half::{Half, Halves};
 
 /// Calls a macro with every element type that there are kernels for: the one list of them.
 macro_rules! for_elements {
@@ -12,7 +15,7 @@ macro_rules! for_elements {
 }
 pub(crate) use for_elements;
 
-/// A floating-point number as tensors hold them: `f32` or `f64`. Sealed; bf16 and f16 are to come.
+/// A floating-point number that arithmetic is done in: `f32` or `f64`. Sealed.
 pub trait Scalar: Sealed + Copy + Default + PartialEq + Send + Sync + std::fmt::Debug + 'static {
     /// The value as f64, exactly.
     fn to_f64(self) -> f64;
@@ -31,10 +34,12 @@ pub trait Sealed: Exponential {
     const MAX_PRESCALE: f64;
     /// The largest finite value.
     const LARGEST: f64;
+    /// The 16-bit numbers that tensors may be stored in instead.
+    type Half: Halves;
 }
 
 macro_rules! scalars {
-    ($($scalar:ty: $condition_limit:expr, $max_prescale:expr;)*) => {$(
+    ($($scalar:ty: $condition_limit:expr, $max_prescale:expr, $half:ty;)*) => {$(
         impl Scalar for $scalar {
             #[inline(always)]
             fn to_f64(self) -> f64 {
@@ -49,11 +54,12 @@ macro_rules! scalars {
             const CONDITION_LIMIT: f64 = $condition_limit;
             const MAX_PRESCALE: f64 = $max_prescale;
             const LARGEST: f64 = <$scalar>::MAX as f64;
+            type Half = $half;
         }
     )*};
 }
 
 scalars! {
-    f32: 32768.0, (1u128 << 126) as f64;
-    f64: 16_777_216.0, f64::from_bits(2045 << 52);
+    f32: 32768.0, (1u128 << 126) as f64, Half;
+    f64: 16_777_216.0, f64::from_bits(2045 << 52), Infallible;
 }

@@ -3,6 +3,9 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use crate::ground::half::Halves;
+use crate::ground::scalar::Scalar;
+
 /// A slice to read from while other parts of the same memory may be written.
 #[derive(Clone, Copy)]
 pub struct Input<'a, T> {
@@ -72,5 +75,86 @@ impl<'a, T> Output<'a, T> {
         debug_assert!(range.start <= range.end && range.end <= self.len);
         // SAFETY: in bounds and unaliased by the caller's word, alive as long as `'a`.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}
+
+/// A tensor that is read: of elements, or of 16-bit numbers that stand for them.
+#[derive(Clone, Copy)]
+pub enum Source<'a, T: Scalar> {
+    Whole(Input<'a, T>),
+    Half(Input<'a, u16>, T::Half),
+}
+
+/// A tensor that is written, of either.
+#[derive(Clone, Copy)]
+pub enum Sink<'a, T: Scalar> {
+    Whole(Output<'a, T>),
+    Half(Output<'a, u16>, T::Half),
+}
+
+impl<'a, T: Scalar> Source<'a, T> {
+    /// Numbers in it.
+    pub fn len(&self) -> usize {
+        match self {
+            Source::Whole(input) => input.len(),
+            Source::Half(input, _) => input.len(),
+        }
+    }
+
+    /// Bytes of one.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Source::Whole(_) => size_of::<T>(),
+            Source::Half(..) => size_of::<u16>(),
+        }
+    }
+
+    /// As it is, if it is of elements.
+    pub fn whole(self) -> Result<Input<'a, T>, T::Half> {
+        match self {
+            Source::Whole(input) => Ok(input),
+            Source::Half(_, half) => Err(half),
+        }
+    }
+}
+
+impl<'a, T: Scalar> Sink<'a, T> {
+    /// Numbers in it.
+    pub fn len(&self) -> usize {
+        match self {
+            Sink::Whole(output) => output.len(),
+            Sink::Half(output, _) => output.len(),
+        }
+    }
+
+    /// The same memory to read from, for an operation in place.
+    pub fn as_source(&self) -> Source<'a, T> {
+        match self {
+            Sink::Whole(output) => Source::Whole(output.as_input()),
+            Sink::Half(output, half) => Source::Half(output.as_input(), *half),
+        }
+    }
+
+    /// As it is, if it is of elements.
+    pub fn whole(self) -> Result<Output<'a, T>, T::Half> {
+        match self {
+            Sink::Whole(output) => Ok(output),
+            Sink::Half(_, half) => Err(half),
+        }
+    }
+}
+
+impl<T: Scalar> std::fmt::Debug for Source<'_, T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Source::Whole(input) => write!(f, "{} elements", input.len()),
+            Source::Half(input, half) => write!(f, "{} of {:?}", input.len(), half.half()),
+        }
+    }
+}
+
+impl<T: Scalar> std::fmt::Debug for Sink<'_, T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.as_source().fmt(f)
     }
 }

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use crate::ground::double::product;
-use crate::ground::geometry::Block;
+use crate::ground::geometry::{Block, Geometry};
 use crate::ground::sizes::GROUP;
-use crate::ground::slices::{Input, Output};
+use crate::ground::slices::{Input, Output, Sink};
 use crate::kernel::Vectorized;
 use crate::kernel::activations::{Activation, ActivationOf};
 use crate::kernel::bits::Bits;
@@ -15,40 +15,50 @@ use crate::kernel::fused::{Bare, Masked, Recomputed};
 use crate::kernel::map::formulas::*;
 use crate::kernel::precision::GradientSums;
 use crate::kernel::scales::{FORWARD, GRADIENT, ORDINARY_GRADIENT, SCALE, Scales};
+use crate::kernel::scratch::Tiles;
 use crate::kernel::terms::Terms;
 use crate::operations::given::{Affine, Given, Upstream};
+use crate::operations::memory::{Loops, Memory, Mixed, Own, Part};
+use crate::operations::tiles::{self, Mapped};
 use crate::schedule::engine::{Follow, Operation, Task};
 use crate::schedule::ranges::pieces;
 use crate::simd::Level;
 
 /// Gradients, each optional.
-pub struct Backward<'a, T> {
-    pub x: Input<'a, T>,
-    pub dy: Input<'a, T>,
+pub struct Backward<'a, T: Vectorized, M: Memory<T> = Own> {
+    pub x: M::In<'a>,
+    pub dy: M::In<'a>,
     pub given: Given<'a, T>,
     pub affine: Affine<'a, T>,
     /// What came after the normalization, and which elements it let through, if that was kept.
     pub activation: Activation,
     pub mask: Option<Bits<'a>>,
-    pub dz: Option<Output<'a, T>>,
-    pub dx: Option<Output<'a, T>>,
+    pub dz: Option<M::Out<'a>>,
+    pub dx: Option<M::Out<'a>>,
     pub dgamma: Option<Output<'a, T>>,
     pub dbeta: Option<Output<'a, T>>,
     pub dmean: Option<Output<'a, T>>,
     pub dvar: Option<Output<'a, T>>,
 }
 
-impl<T: Vectorized> Backward<'_, T> {
-    /// What the sums and the map take in place of dy, if anything.
+impl<T: Vectorized, M: Memory<T>> Backward<'_, T, M> {
+    /// What the sums and the map take in place of dy, if anything; where dz goes is for the map to say.
     fn upstream(&self) -> Option<Upstream<'_, T>> {
         let Self { activation, mask, dz, .. } = *self;
         let of = ActivationOf::new(activation);
         match (activation, mask) {
             (Activation::Identity, _) if dz.is_none() => None,
-            (Activation::Identity, _) => Some(Upstream::Masked(Masked { activation: of, mask: None, dz })),
+            (Activation::Identity, _) => {
+                Some(Upstream::Masked(Masked { activation: of, mask: None, dz: None }))
+            }
             (_, None) => Some(Upstream::Recomputed(Recomputed(of))),
-            (_, Some(_)) => Some(Upstream::Masked(Masked { activation: of, mask, dz })),
+            (_, Some(_)) => Some(Upstream::Masked(Masked { activation: of, mask, dz: None })),
         }
+    }
+
+    /// Whether sums are of x times a unit, and about a center, in f64.
+    fn is_scaled(&self, task: &Task<'_, T>) -> bool {
+        T::PAIRS && task.scratch.sums.scaled
     }
 
     /// Whether that takes u, and so u's coefficients.
@@ -61,20 +71,6 @@ impl<T: Vectorized> Backward<'_, T> {
         let Affine { gamma, eps, .. } = self.affine;
         self.given.scales(task, group, (gamma, eps), (true, &[]));
         self.affine.coefficients(task, group, (FORWARD, at));
-    }
-
-    /// The sums of a block, while the pending group is mapped, if there is one.
-    fn reduce_by(&self, terms: impl Terms<2>, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) {
-        let inputs = [self.x, self.dy];
-        match (task.pending.clone(), self.dx) {
-            (Some(pending), Some(dx)) => {
-                let formula = (InputGradient, Bare);
-                task.sums_and_map::<_, _, _, 2, ORDINARY_GRADIENT>(
-                    terms, formula, inputs, dx, part, &pending,
-                );
-            }
-            _ => task.sums(terms, inputs, part),
-        }
     }
 
     /// dL/dmean and dL/dvar as S. Ioffe and C. Szegedy (2015) write them. In the former, the term with dL/dvar has the
@@ -99,9 +95,161 @@ impl<T: Vectorized> Backward<'_, T> {
     }
 }
 
-impl<T: Vectorized> Operation<T> for Backward<'_, T> {
+impl<T: Vectorized> Loops<T> for Backward<'_, T> {
+    fn first_look(&self, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) {
+        let inputs = [self.x, self.dy];
+        match self.upstream() {
+            None if self.is_scaled(task) => self.reduce_by(T::ScaledGradient::default(), task, part),
+            None => self.reduce_by(T::Gradient::default(), task, part),
+            Some(Upstream::Recomputed(recomputed)) => {
+                task.sums_recomputed(T::ScaledGradient::default(), inputs, recomputed, part);
+            }
+            Some(Upstream::Masked(masked)) => {
+                task.sums_masked(T::ScaledGradient::default(), inputs, masked, part);
+            }
+        }
+    }
+
+    fn map_part(&self, task: &mut Task<'_, T>, part: Part<'_>) {
+        let inputs = [self.x, self.dy];
+        let Some(dx) = self.dx else {
+            if let (Some(dz), Some(Upstream::Masked(masked))) = (self.dz, self.upstream()) {
+                task.apply((GradientAlone, masked), [self.dy], dz, part);
+            }
+            return;
+        };
+        let upstream = self.upstream().map(|upstream| upstream.with_dz(self.dz));
+        match (&self.given, upstream, task.scratch.ordinary) {
+            (Given::Batch(_), None, true) => {
+                task.apply::<_, _, 2, ORDINARY_GRADIENT>((InputGradient, Bare), inputs, dx, part);
+            }
+            (Given::Batch(_), None, false) => {
+                task.apply::<_, _, 2, 10>((InputGradient, Bare), inputs, dx, part);
+            }
+            (Given::Batch(_), Some(Upstream::Recomputed(recomputed)), true) => {
+                let formula = (InputGradientThrough, recomputed);
+                task.apply::<_, _, 2, ORDINARY_THROUGH>(formula, inputs, dx, part);
+            }
+            (Given::Batch(_), Some(Upstream::Recomputed(recomputed)), false) => {
+                let formula = (InputGradientThrough, recomputed);
+                task.apply::<_, _, 2, ANY_THROUGH>(formula, inputs, dx, part);
+            }
+            (Given::Batch(_), Some(Upstream::Masked(masked)), true) => {
+                task.apply::<_, _, 2, ORDINARY_GRADIENT>((InputGradient, masked), inputs, dx, part);
+            }
+            (Given::Batch(_), Some(Upstream::Masked(masked)), false) => {
+                task.apply::<_, _, 2, 10>((InputGradient, masked), inputs, dx, part);
+            }
+            (Given::Frozen { .. }, None, _) => {
+                task.apply((FrozenGradient, Bare), [self.dy], dx, part);
+            }
+            (Given::Frozen { .. }, Some(Upstream::Recomputed(recomputed)), _) => {
+                task.apply((FrozenGradientThrough, recomputed), inputs, dx, part);
+            }
+            (Given::Frozen { .. }, Some(Upstream::Masked(masked)), _) => {
+                task.apply((FrozenGradient, masked), [self.dy], dx, part);
+            }
+        }
+    }
+}
+
+impl<T: Vectorized> Backward<'_, T> {
+    /// The sums of a block, while the pending group is mapped, if there is one.
+    fn reduce_by(&self, terms: impl Terms<2>, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) {
+        let inputs = [self.x, self.dy];
+        match (task.pending.clone(), self.dx) {
+            (Some(pending), Some(dx)) => {
+                let formula = (InputGradient, Bare);
+                task.sums_and_map::<_, _, _, 2, ORDINARY_GRADIENT>(
+                    terms, formula, inputs, dx, part, &pending,
+                );
+            }
+            _ => task.sums(terms, inputs, part),
+        }
+    }
+}
+
+impl<'a, T: Vectorized> Backward<'a, T, Mixed> {
+    /// Of tensors as the kernels take them, if all are.
+    pub fn own(&self) -> Result<Backward<'a, T>, T::Half> {
+        let (x, dy) = (self.x.whole()?, self.dy.whole()?);
+        let (dx, dz) = (self.dx.map(Sink::whole).transpose()?, self.dz.map(Sink::whole).transpose()?);
+        Ok(self.with((x, dy), (dx, dz), self.mask))
+    }
+
+    /// The same of other tensors.
+    fn with<'b>(
+        &self,
+        (x, dy): (Input<'b, T>, Input<'b, T>),
+        (dx, dz): (Option<Output<'b, T>>, Option<Output<'b, T>>),
+        mask: Option<Bits<'b>>,
+    ) -> Backward<'b, T>
+    where
+        'a: 'b,
+    {
+        let Self { given, affine, activation, dgamma, dbeta, dmean, dvar, .. } = *self;
+        Backward { x, dy, given, affine, activation, mask, dz, dx, dgamma, dbeta, dmean, dvar }
+    }
+}
+
+impl<T: Vectorized> Loops<T> for Backward<'_, T, Mixed> {
+    fn first_look(&self, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) {
+        let inputs = [self.x, self.dy];
+        match self.upstream() {
+            None if self.is_scaled(task) => Mixed::sums(task, T::ScaledGradient::default(), inputs, part),
+            None => Mixed::sums(task, T::Gradient::default(), inputs, part),
+            Some(Upstream::Recomputed(recomputed)) => {
+                tiles::sums_recomputed(task, T::ScaledGradient::default(), inputs, recomputed, part);
+            }
+            Some(Upstream::Masked(masked)) => {
+                tiles::sums_masked(task, T::ScaledGradient::default(), inputs, masked, part);
+            }
+        }
+    }
+
+    fn map_part(&self, task: &mut Task<'_, T>, part: Part<'_>) {
+        let takes_x = self.dx.is_some() && (matches!(self.given, Given::Batch(_)) || self.takes_u());
+        tiles::map(task, part, |mapped| {
+            let Mapped { mut task, tiles: Tiles { tensors: [first, second], bits }, place, column, store } =
+                mapped;
+            let (level, Geometry { n, c, s, .. }) = (task.level, *task.geometry);
+            // SAFETY: the tensors have the part, which is the task's.
+            let (x, dy, mask) = unsafe {
+                let x = match takes_x {
+                    true => place.read(level, self.x, first),
+                    false => Output::new(&mut first[..place.len()]),
+                };
+                let mask = self.mask.map(|mask| place.bits(mask, bits));
+                (x, place.read(level, self.dy, second), mask)
+            };
+            let outputs = (self.dx.map(|_| x), self.dz.map(|_| dy));
+            let own = self.with((x.as_input(), dy.as_input()), outputs, mask);
+            let whole = Block { samples: 0..n, positions: 0..s };
+            own.map_part(&mut task, (&(0..c), column, &whole));
+            // SAFETY: as above.
+            unsafe {
+                if let Some(dx) = self.dx {
+                    place.write(level, x, dx, store);
+                }
+                if let Some(dz) = self.dz {
+                    place.write(level, dy, dz, store);
+                }
+            }
+        });
+    }
+}
+
+impl<T: Vectorized, M: Memory<T>> Operation<T> for Backward<'_, T, M>
+where
+    Self: Loops<T>,
+{
     type State = T::Gradients;
     const READS: usize = 2;
+    const TILED: bool = M::TILED;
+
+    fn element(&self) -> usize {
+        M::bytes(self.x)
+    }
 
     fn beside(&self) -> usize {
         usize::from(self.dz.is_some())
@@ -137,7 +285,7 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
             for group in pieces(channels.clone(), GROUP) {
                 self.forward_coefficients(task, &group, group.start - channels.start);
             }
-            let columns = Columns::of_sums(task.geometry, channels);
+            let columns = task.columns_of_sums(channels);
             if columns != Columns::CHANNELS {
                 task.lay_out_rows(channels, &FORWARD, columns);
             }
@@ -151,15 +299,7 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
         block: &Block,
         states: &mut [T::Gradients],
     ) {
-        let part = (channels, block);
-        let scaled = T::PAIRS && task.scratch.sums.scaled;
-        match self.upstream() {
-            None if scaled => self.reduce_by(T::ScaledGradient::default(), task, part),
-            None => self.reduce_by(T::Gradient::default(), task, part),
-            Some(upstream) => {
-                task.sums_through(T::ScaledGradient::default(), [self.x, self.dy], upstream, part);
-            }
-        }
+        self.first_look(task, (channels, block));
         for (i, state) in states.iter_mut().enumerate() {
             *state = T::Gradients::of_block(&task.scratch.sums, i);
         }
@@ -202,48 +342,13 @@ impl<T: Vectorized> Operation<T> for Backward<'_, T> {
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
-        let (inputs, part) = ([self.x, self.dy], (channels, column, part));
-        let Some(dx) = self.dx else {
-            if let (Some(dz), Some(Upstream::Masked(masked))) = (self.dz, self.upstream()) {
-                let masked = Masked { dz: None, ..masked };
-                task.apply((GradientAlone, masked), [self.dy], dz, part);
-            }
-            return;
-        };
-        match (&self.given, self.upstream(), task.scratch.ordinary) {
-            (Given::Batch(_), None, true) => {
-                task.apply::<_, _, 2, ORDINARY_GRADIENT>((InputGradient, Bare), inputs, dx, part);
-            }
-            (Given::Batch(_), None, false) => {
-                task.apply::<_, _, 2, 10>((InputGradient, Bare), inputs, dx, part);
-            }
-            (Given::Batch(_), Some(Upstream::Recomputed(recomputed)), true) => {
-                let formula = (InputGradientThrough, recomputed);
-                task.apply::<_, _, 2, ORDINARY_THROUGH>(formula, inputs, dx, part);
-            }
-            (Given::Batch(_), Some(Upstream::Recomputed(recomputed)), false) => {
-                let formula = (InputGradientThrough, recomputed);
-                task.apply::<_, _, 2, ANY_THROUGH>(formula, inputs, dx, part);
-            }
-            (Given::Batch(_), Some(Upstream::Masked(masked)), true) => {
-                task.apply::<_, _, 2, ORDINARY_GRADIENT>((InputGradient, masked), inputs, dx, part);
-            }
-            (Given::Batch(_), Some(Upstream::Masked(masked)), false) => {
-                task.apply::<_, _, 2, 10>((InputGradient, masked), inputs, dx, part);
-            }
-            (Given::Frozen { .. }, None, _) => {
-                task.apply((FrozenGradient, Bare), [self.dy], dx, part);
-            }
-            (Given::Frozen { .. }, Some(Upstream::Recomputed(recomputed)), _) => {
-                task.apply((FrozenGradientThrough, recomputed), inputs, dx, part);
-            }
-            (Given::Frozen { .. }, Some(Upstream::Masked(masked)), _) => {
-                task.apply((FrozenGradient, masked), [self.dy], dx, part);
-            }
-        }
+        self.map_part(task, (channels, column, part));
     }
 
     fn can_pipeline(&self, task: &Task<'_, T>) -> bool {
-        task.scratch.ordinary && matches!(self.given, Given::Batch(_)) && self.upstream().is_none()
+        task.scratch.ordinary
+            && matches!(self.given, Given::Batch(_))
+            && self.upstream().is_none()
+            && !M::TILED
     }
 }

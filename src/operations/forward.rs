@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::ground::geometry::Block;
 use crate::ground::moments::MergeWeights;
-use crate::ground::slices::{Input, Output};
+use crate::ground::slices::{Output, Sink};
 use crate::ground::welford::Welford;
 use crate::kernel::Vectorized;
 use crate::kernel::channels::*;
@@ -12,21 +12,79 @@ use crate::kernel::fused::Bare;
 use crate::kernel::map::formulas::{Normalize, NormalizeBatch};
 use crate::kernel::scales::{ORDINARY_SCALE, SCALE};
 use crate::operations::given::{Affine, After, Kind};
+use crate::operations::memory::{Loops, Memory, Mixed, Own, Part};
+use crate::operations::tiles;
 use crate::schedule::engine::{Follow, Operation, Task};
 use crate::simd::Level;
 
 /// Statistics, and with `y` the normalization by them.
-pub struct Forward<'a, T> {
-    pub x: Input<'a, T>,
-    pub y: Option<Output<'a, T>>,
+pub struct Forward<'a, T: Vectorized, M: Memory<T> = Own> {
+    pub x: M::In<'a>,
+    pub y: Option<M::Out<'a>>,
     pub affine: Affine<'a, T>,
-    pub after: After<'a, T>,
+    pub after: After<'a, T, M>,
     pub states: Output<'a, Welford>,
 }
 
-impl<T: Vectorized> Operation<T> for Forward<'_, T> {
+impl<'a, T: Vectorized> Forward<'a, T, Mixed> {
+    /// Of tensors as the kernels take them, if all are.
+    pub fn own(&self) -> Result<Forward<'a, T>, T::Half> {
+        let Self { x, y, affine, ref after, states } = *self;
+        let y = y.map(Sink::whole).transpose()?;
+        Ok(Forward { x: x.whole()?, y, affine, after: after.own()?, states })
+    }
+}
+
+impl<T: Vectorized> Loops<T> for Forward<'_, T> {
+    fn first_look(&self, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) {
+        let (terms, inputs) = (T::Plain::default(), [self.x]);
+        let (Some(pending), Some(y)) = (task.pending.clone(), self.y) else {
+            return task.sums(terms, inputs, part);
+        };
+        match self.after.kind() {
+            Kind::Nothing => {
+                task.sums_and_map(terms, (NormalizeBatch, Bare), inputs, y, part, &pending);
+            }
+            Kind::Activation(activated) => {
+                task.sums_and_map(terms, (NormalizeBatch, activated), inputs, y, part, &pending);
+            }
+            Kind::More => self.after.fuse(|epilogue| {
+                let formula = (Normalize, epilogue);
+                task.sums_and_map::<_, _, _, 1, ORDINARY_SCALE>(terms, formula, inputs, y, part, &pending);
+            }),
+        }
+    }
+
+    fn map_part(&self, task: &mut Task<'_, T>, part: Part<'_>) {
+        if let Some(y) = self.y {
+            task.normalize(NormalizeBatch, self.x, y, &self.after, part);
+        }
+    }
+}
+
+impl<T: Vectorized> Loops<T> for Forward<'_, T, Mixed> {
+    fn first_look(&self, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) {
+        Mixed::sums(task, T::Plain::default(), [self.x], part);
+    }
+
+    fn map_part(&self, task: &mut Task<'_, T>, part: Part<'_>) {
+        if let Some(y) = self.y {
+            tiles::normalize(NormalizeBatch, (self.x, y), &self.after, task, part);
+        }
+    }
+}
+
+impl<T: Vectorized, M: Memory<T>> Operation<T> for Forward<'_, T, M>
+where
+    Self: Loops<T>,
+{
     type State = T::Moments;
     const READS: usize = 1;
+    const TILED: bool = M::TILED;
+
+    fn element(&self) -> usize {
+        M::bytes(self.x)
+    }
 
     fn beside(&self) -> usize {
         self.after.reads()
@@ -47,26 +105,7 @@ impl<T: Vectorized> Operation<T> for Forward<'_, T> {
     fn sum(&self, task: &mut Task<'_, T>, channels: &Range<usize>, block: &Block, states: &mut [T::Moments]) {
         let count = block.count() as f64;
         let part = (channels, block);
-        match (task.pending.clone(), self.y) {
-            (Some(pending), Some(y)) => {
-                let (terms, inputs) = (T::Plain::default(), [self.x]);
-                match self.after.kind() {
-                    Kind::Nothing => {
-                        task.sums_and_map(terms, (NormalizeBatch, Bare), inputs, y, part, &pending);
-                    }
-                    Kind::Activation(activated) => {
-                        task.sums_and_map(terms, (NormalizeBatch, activated), inputs, y, part, &pending);
-                    }
-                    Kind::More => self.after.fuse(|epilogue| {
-                        let formula = (Normalize, epilogue);
-                        task.sums_and_map::<_, _, _, 1, ORDINARY_SCALE>(
-                            terms, formula, inputs, y, part, &pending,
-                        );
-                    }),
-                }
-            }
-            _ => task.sums(T::Plain::default(), [self.x], part),
-        }
+        self.first_look(task, part);
         for look in 0..T::LOOKS {
             let again = T::look_again(task.level, &mut task.scratch.sums, (channels.len(), count), look == 0);
             if !again {
@@ -74,7 +113,7 @@ impl<T: Vectorized> Operation<T> for Forward<'_, T> {
             }
             task.scratch.sums.scaled = T::PAIRS;
             task.lay_out_centers(channels);
-            task.sums(T::Pivoted::default(), [self.x], part);
+            M::sums(task, T::Pivoted::default(), [self.x], part);
         }
         T::moments(task.level, &task.scratch.sums, count, states);
     }
@@ -103,12 +142,10 @@ impl<T: Vectorized> Operation<T> for Forward<'_, T> {
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
-        if let Some(y) = self.y {
-            task.normalize(NormalizeBatch, self.x, y, &self.after, (channels, column, part));
-        }
+        self.map_part(task, (channels, column, part));
     }
 
     fn can_pipeline(&self, task: &Task<'_, T>) -> bool {
-        task.scratch.ordinary
+        task.scratch.ordinary && !M::TILED
     }
 }

@@ -3,13 +3,14 @@
 use std::ops::Range;
 
 use crate::ground::sizes::GROUP;
-use crate::ground::slices::{Input, Output};
+use crate::ground::slices::{Output, Source};
 use crate::ground::welford::Welford;
 use crate::kernel::Vectorized;
 use crate::kernel::activations::{Activation, ActivationOf};
 use crate::kernel::bits::BitWriter;
 use crate::kernel::channels::*;
 use crate::kernel::fused::{Activated, Epilogue, Masked, Recomputed};
+use crate::operations::memory::{Memory, Mixed, Own};
 use crate::schedule::engine::Task;
 
 /// Scale and shift, checked.
@@ -36,15 +37,15 @@ impl<T: Vectorized> Affine<'_, T> {
 
 /// What comes after a normalization, checked.
 #[derive(Clone, Copy)]
-pub struct After<'a, T> {
+pub struct After<'a, T: Vectorized, M: Memory<T> = Own> {
     pub activation: Activation,
     /// What is added before.
-    pub residual: Option<Input<'a, T>>,
+    pub residual: Option<M::In<'a>>,
     /// Where to write which of how many elements backward lets through.
     pub mask: Option<(Output<'a, u64>, usize)>,
 }
 
-impl<T: Vectorized> After<'_, T> {
+impl<T: Vectorized, M: Memory<T>> After<'_, T, M> {
     pub const NOTHING: Self = Self { activation: Activation::Identity, residual: None, mask: None };
 
     pub fn kind(&self) -> Kind<T> {
@@ -59,7 +60,17 @@ impl<T: Vectorized> After<'_, T> {
     pub fn reads(&self) -> usize {
         usize::from(self.residual.is_some())
     }
+}
 
+impl<'a, T: Vectorized> After<'a, T, Mixed> {
+    /// Of tensors as the kernels take them, if all are.
+    pub fn own(&self) -> Result<After<'a, T>, T::Half> {
+        let Self { activation, residual, mask } = *self;
+        Ok(After { activation, residual: residual.map(Source::whole).transpose()?, mask })
+    }
+}
+
+impl<T: Vectorized> After<'_, T> {
     /// Calls a task's map with it.
     pub fn fuse(&self, map: impl FnOnce(Epilogue<'_, T>)) {
         let writer = self.mask.map(|mask| BitWriter::new(mask.0, mask.1));
@@ -84,6 +95,16 @@ pub enum Kind<T> {
 pub enum Upstream<'a, T> {
     Recomputed(Recomputed<T>),
     Masked(Masked<'a, T>),
+}
+
+impl<'a, T: Copy> Upstream<'a, T> {
+    /// With a place for what it is.
+    pub fn with_dz(self, dz: Option<Output<'a, T>>) -> Self {
+        match self {
+            Upstream::Masked(masked) => Upstream::Masked(Masked { dz, ..masked }),
+            recomputed => recomputed,
+        }
+    }
 }
 
 /// The statistics that an operation is given.

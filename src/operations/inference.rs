@@ -3,26 +3,59 @@
 use std::ops::Range;
 
 use crate::ground::geometry::Block;
-use crate::ground::slices::{Input, Output};
 use crate::kernel::Vectorized;
 use crate::kernel::map::formulas::Normalize;
 use crate::kernel::scales::{ORDINARY_SCALE, SCALE};
 use crate::operations::given::{Affine, After, Given};
+use crate::operations::memory::{Loops, Memory, Mixed, Own, Part};
+use crate::operations::tiles;
 use crate::schedule::engine::{Follow, Operation, Task};
 use crate::simd::Level;
 
 /// Normalization by given statistics.
-pub struct Inference<'a, T> {
-    pub x: Input<'a, T>,
-    pub y: Output<'a, T>,
+pub struct Inference<'a, T: Vectorized, M: Memory<T> = Own> {
+    pub x: M::In<'a>,
+    pub y: M::Out<'a>,
     pub affine: Affine<'a, T>,
-    pub after: After<'a, T>,
+    pub after: After<'a, T, M>,
     pub given: Given<'a, T>,
 }
 
-impl<T: Vectorized> Operation<T> for Inference<'_, T> {
+impl<'a, T: Vectorized> Inference<'a, T, Mixed> {
+    /// Of tensors as the kernels take them, if all are.
+    pub fn own(&self) -> Result<Inference<'a, T>, T::Half> {
+        let Self { x, y, affine, ref after, given } = *self;
+        Ok(Inference { x: x.whole()?, y: y.whole()?, affine, after: after.own()?, given })
+    }
+}
+
+impl<T: Vectorized> Loops<T> for Inference<'_, T> {
+    fn first_look(&self, _: &mut Task<'_, T>, _: (&Range<usize>, &Block)) {}
+
+    fn map_part(&self, task: &mut Task<'_, T>, part: Part<'_>) {
+        task.normalize(Normalize, self.x, self.y, &self.after, part);
+    }
+}
+
+impl<T: Vectorized> Loops<T> for Inference<'_, T, Mixed> {
+    fn first_look(&self, _: &mut Task<'_, T>, _: (&Range<usize>, &Block)) {}
+
+    fn map_part(&self, task: &mut Task<'_, T>, part: Part<'_>) {
+        tiles::normalize(Normalize, (self.x, self.y), &self.after, task, part);
+    }
+}
+
+impl<T: Vectorized, M: Memory<T>> Operation<T> for Inference<'_, T, M>
+where
+    Self: Loops<T>,
+{
     type State = ();
     const READS: usize = 1;
+    const TILED: bool = M::TILED;
+
+    fn element(&self) -> usize {
+        M::bytes(self.x)
+    }
 
     fn beside(&self) -> usize {
         self.after.reads()
@@ -50,6 +83,6 @@ impl<T: Vectorized> Operation<T> for Inference<'_, T> {
     }
 
     fn map(&self, task: &mut Task<'_, T>, channels: &Range<usize>, column: usize, part: &Block) {
-        task.normalize(Normalize, self.x, self.y, &self.after, (channels, column, part));
+        self.map_part(task, (channels, column, part));
     }
 }

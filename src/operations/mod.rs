@@ -4,46 +4,71 @@ pub mod backward;
 pub mod forward;
 pub mod given;
 pub mod inference;
+pub mod memory;
+pub mod storage;
 mod task;
+mod tiles;
 
 use crate::ground::error::Error;
 use crate::ground::geometry::Geometry;
-use crate::ground::scalar::for_elements;
 use crate::kernel::Vectorized;
 use crate::schedule::engine;
 use crate::simd::Level;
 use backward::Backward;
 use forward::Forward;
 use inference::Inference;
+use memory::Mixed;
+use storage::Storage;
 
 /// A checked call.
-pub enum Job<'a, T> {
-    Forward(Forward<'a, T>),
-    Inference(Inference<'a, T>),
-    Backward(Backward<'a, T>),
+pub enum Job<'a, T: Vectorized> {
+    Forward(Forward<'a, T, Mixed>),
+    Inference(Inference<'a, T, Mixed>),
+    Backward(Backward<'a, T, Mixed>),
 }
 
-/// A type of tensor elements that there are kernels for: `f32` or `f64`. Sealed.
-pub trait Element: Vectorized {
+/// A number that there are kernels for: `f32` or `f64`. Sealed.
+pub trait Element: Vectorized + Storage<Arithmetic = Self> {
     /// Runs an operation. The one place where the kernels are instantiated, in this crate and not in its users'.
     #[doc(hidden)]
     fn run(level: Level, geometry: &Geometry, job: &Job<'_, Self>) -> Result<(), Error>;
 }
 
-macro_rules! elements {
-    ($($element:ty),*) => {$(
-        impl Element for $element {
-            fn run(level: Level, geometry: &Geometry, job: &Job<'_, Self>) -> Result<(), Error> {
-                match job {
-                    Job::Forward(operation) => engine::run(level, geometry, operation),
-                    Job::Inference(operation) => engine::run(level, geometry, operation),
-                    Job::Backward(operation) => engine::run(level, geometry, operation),
-                }
+/// Runs an operation on the tensors themselves if they are all elements, else, if there are others to an element, in tiles.
+macro_rules! run {
+    ($level:ident, $geometry:ident, $operation:ident, $half:pat => $otherwise:expr) => {
+        match $operation.own() {
+            Ok(own) => engine::run($level, $geometry, &own),
+            Err($half) => $otherwise,
+        }
+    };
+}
+
+impl Element for f32 {
+    fn run(level: Level, geometry: &Geometry, job: &Job<'_, Self>) -> Result<(), Error> {
+        match job {
+            Job::Forward(operation) => {
+                run!(level, geometry, operation, _ => engine::run(level, geometry, operation))
+            }
+            Job::Inference(operation) => {
+                run!(level, geometry, operation, _ => engine::run(level, geometry, operation))
+            }
+            Job::Backward(operation) => {
+                run!(level, geometry, operation, _ => engine::run(level, geometry, operation))
             }
         }
-    )*};
+    }
 }
-for_elements!(elements);
+
+impl Element for f64 {
+    fn run(level: Level, geometry: &Geometry, job: &Job<'_, Self>) -> Result<(), Error> {
+        match job {
+            Job::Forward(operation) => run!(level, geometry, operation, half => match half {}),
+            Job::Inference(operation) => run!(level, geometry, operation, half => match half {}),
+            Job::Backward(operation) => run!(level, geometry, operation, half => match half {}),
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -79,7 +104,7 @@ mod tests {
         for (n, c, s) in
             [(3, 5, 100), (2, 7, 196), (1, 9, 18), (1, 4, 17), (4, 6, 784), (33, 4, 81), (2, 3, 9000)]
         {
-            let geometry = Geometry { n, c, s, pattern: Pattern::Along };
+            let geometry = Geometry::new(n, c, s, Pattern::Along);
             let len = geometry.len();
             // Channel 1 is not ordinary, channel 2 takes a second look.
             let value = |i: usize, seed: usize| {
@@ -114,16 +139,17 @@ mod tests {
                         outputs.each_mut().map(|output| Output::new(&mut output[offset + 4..][..len]));
                     let x = Input::new(&x);
                     let mut mask = vec![0; words(len)];
-                    let after = After {
+                    let after = After::<T> {
                         activation,
                         residual: residual.then(|| Input::new(&dy)),
                         mask: residual.then(|| (Output::new(&mut mask), len)),
                     };
-                    let forward = Forward { x, y: Some(y), affine, after, states: Output::new(&mut states) };
+                    let forward =
+                        Forward::<T> { x, y: Some(y), affine, after, states: Output::new(&mut states) };
                     engine::run_by(plan, level, &geometry, &forward).unwrap();
                     let mut sums = [vec![T::from_f64(0.0); c], vec![T::from_f64(0.0); c]];
                     let [dgamma, dbeta] = sums.each_mut().map(|sums| Some(Output::new(sums)));
-                    let backward = Backward {
+                    let backward = Backward::<T> {
                         x,
                         dy: Input::new(&dy),
                         given: Given::Batch(&states),

@@ -9,16 +9,16 @@ use crate::ground::slices::{Input, Output};
 use crate::kernel::Vectorized;
 use crate::kernel::channels::*;
 use crate::kernel::columns::Columns;
-use crate::kernel::fused::{AsRead, Bare, Fused, Read, ReadMasked, ReadRecomputed};
+use crate::kernel::fused::{AsRead, Bare, Fused, Masked, Read, ReadMasked, ReadRecomputed, Recomputed};
 use crate::kernel::map::Map;
 use crate::kernel::map::formulas::{Formula, Normalize};
 use crate::kernel::map::pipelined::Pipelined;
-use crate::kernel::reduce::Reduce;
 use crate::kernel::reduce::interleave::{Interleave, NoInterleave};
+use crate::kernel::reduce::{Piece, Reduce};
 use crate::kernel::scales::ORDINARY_SCALE;
 use crate::kernel::scratch::{Scratch, Sums};
 use crate::kernel::terms::Terms;
-use crate::operations::given::{After, Kind, Upstream};
+use crate::operations::given::{After, Kind};
 use crate::schedule::engine::Task;
 use crate::schedule::ranges::pieces;
 use crate::simd::Level;
@@ -58,12 +58,24 @@ impl<T: Vectorized> Task<'_, T> {
         }
         if coefficients.is_some() {
             let rows = if self.scratch.ordinary { &rows[..ordinary] } else { rows };
-            let columns = Columns::of_map(self.geometry, channels, self.access.planes_as_rows);
-            let whole_rows = self.geometry.pattern == Pattern::Across && channels.len() == self.geometry.c;
+            let geometry = self.layout(channels);
+            let columns = Columns::of_map(&geometry, channels, self.access.planes_as_rows);
+            let whole_rows = geometry.pattern == Pattern::Across && channels.len() == geometry.c;
             if columns != Columns::CHANNELS || whole_rows {
                 self.lay_out_rows(channels, rows, columns);
             }
         }
+    }
+
+    /// The problem that coefficients of these channels are laid out for.
+    fn layout(&self, channels: &Range<usize>) -> Geometry {
+        let Geometry { n, s, .. } = *self.geometry;
+        if self.tiled { self.geometry.tile(n, channels.len(), s) } else { *self.geometry }
+    }
+
+    /// What the columns of sums over these channels are.
+    pub fn columns_of_sums(&self, channels: &Range<usize>) -> Columns {
+        Columns::of_sums(&self.layout(channels), channels)
     }
 
     /// Lays out some coefficients of these channels, which have been written from column 0 on, for the loops over them.
@@ -74,7 +86,7 @@ impl<T: Vectorized> Task<'_, T> {
 
     /// Lays out centers for the loops over these channels.
     pub fn lay_out_centers(&mut self, channels: &Range<usize>) {
-        let columns = Columns::of_sums(self.geometry, channels);
+        let columns = self.columns_of_sums(channels);
         if columns != Columns::CHANNELS {
             let sums = &mut self.scratch.sums;
             let scaled = sums.scaled;
@@ -94,26 +106,30 @@ impl<T: Vectorized> Task<'_, T> {
         sum_up(self.level, self.geometry, terms, inputs, part, sums, (AsRead, NoInterleave));
     }
 
-    /// The same of x and g; where u is found anew, its coefficients are in the scratch.
-    pub fn sums_through<O: Terms<2>>(
+    /// The same of x and g, for which u is found anew: its coefficients are in the scratch.
+    pub fn sums_recomputed<O: Terms<2>>(
         &mut self,
         terms: O,
         inputs: [Input<'_, T>; 2],
-        upstream: Upstream<'_, T>,
+        recomputed: Recomputed<T>,
         part: (&Range<usize>, &Block),
     ) {
-        let (level, geometry) = (self.level, self.geometry);
         let Scratch { sums, coefficients, .. } = &mut *self.scratch;
-        match upstream {
-            Upstream::Recomputed(recomputed) => {
-                let read = ReadRecomputed { recomputed, coefficients };
-                sum_up(level, geometry, terms, inputs, part, sums, (read, NoInterleave));
-            }
-            Upstream::Masked(masked) => {
-                let read = ReadMasked { masked, x: inputs[0] };
-                sum_up(level, geometry, terms, inputs, part, sums, (read, NoInterleave));
-            }
-        }
+        let read = ReadRecomputed { recomputed, coefficients };
+        sum_up(self.level, self.geometry, terms, inputs, part, sums, (read, NoInterleave));
+    }
+
+    /// The same of x and g by what the forward pass kept.
+    pub fn sums_masked<O: Terms<2>>(
+        &mut self,
+        terms: O,
+        inputs: [Input<'_, T>; 2],
+        masked: Masked<'_, T>,
+        part: (&Range<usize>, &Block),
+    ) {
+        let read = ReadMasked { masked, x: inputs[0] };
+        let sums = &mut self.scratch.sums;
+        sum_up(self.level, self.geometry, terms, inputs, part, sums, (read, NoInterleave));
     }
 
     /// Sums over a block, while the pending group is mapped.
@@ -208,8 +224,9 @@ fn sum_up<T: Vectorized, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const I
     (read, interleave): (R, M),
 ) {
     let (channels, block) = (channels.clone(), block.clone());
+    let piece = Piece::whole(geometry, &block);
     T::dispatch(
         level,
-        Reduce { geometry, inputs, channels, block, sums, read, interleave, terms: PhantomData::<O> },
+        Reduce { geometry, inputs, channels, block, piece, sums, read, interleave, terms: PhantomData::<O> },
     );
 }

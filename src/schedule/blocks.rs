@@ -99,7 +99,7 @@ pub mod grid {
             SIZES.into_iter().flat_map(move |n| {
                 SIZES
                     .into_iter()
-                    .flat_map(move |c| SIZES.into_iter().map(move |s| Geometry { n, c, s, pattern }))
+                    .flat_map(move |c| SIZES.into_iter().map(move |s| Geometry::new(n, c, s, pattern)))
             })
         })
     }

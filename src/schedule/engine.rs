@@ -13,7 +13,7 @@ use crate::ground::sizes::{BAND, GROUP};
 use crate::ground::slices::Output;
 use crate::kernel::Vectorized;
 use crate::kernel::map::Access;
-use crate::kernel::scratch::Scratch;
+use crate::kernel::scratch::{Room, Scratch, Tiles};
 use crate::schedule::plan::Plan;
 use crate::schedule::policies::{Schedule, Traffic};
 use crate::schedule::ranges::pieces_at;
@@ -26,6 +26,10 @@ pub struct Task<'a, T> {
     pub geometry: &'a Geometry,
     pub access: Access,
     pub scratch: &'a mut Scratch<T>,
+    /// For tensors that take tiles; lent to who works on them.
+    pub tiles: Option<&'a mut Tiles<T>>,
+    /// Whether it works on tiles, and not on tensors as they lie: coefficients are laid out for the former then.
+    pub tiled: bool,
     /// A group, of as many channels as the next, whose map is pending until that is reduced. The scratch has its
     /// coefficients.
     pub pending: Option<Range<usize>>,
@@ -47,7 +51,11 @@ pub trait Operation<T: Vectorized>: Sync {
     type State: Copy + Default + Send + Sync;
     /// How many tensors it reads.
     const READS: usize;
+    /// Whether it works on tiles of its tensors.
+    const TILED: bool;
 
+    /// Bytes of an element of what it reads.
+    fn element(&self) -> usize;
     /// Tensors that the map reads or writes beside those and its output.
     fn beside(&self) -> usize {
         0
@@ -81,7 +89,7 @@ pub fn run<T: Vectorized, O: Operation<T>>(
 ) -> Result<(), Error> {
     let (reduces, maps) = (operation.reduces(), operation.maps());
     let beside = operation.beside();
-    let traffic = Traffic { element: size_of::<T>(), reads: O::READS, beside, reduces, maps };
+    let traffic = Traffic { element: operation.element(), reads: O::READS, beside, reduces, maps };
     let plan = Plan::of(geometry, traffic);
     run_by(plan, level, geometry, operation)?;
     if plan.large {
@@ -98,7 +106,7 @@ pub fn run_by<T: Vectorized, O: Operation<T>>(
     operation: &O,
 ) -> Result<(), Error> {
     // The calling thread keeps its scratch memory from here on, and so always has it.
-    let scratch = T::take_scratch().ok_or(Error::OutOfMemory { bytes: size_of::<Scratch<T>>() })?;
+    let scratch = T::take_scratch().ok_or(Error::OutOfMemory { bytes: size_of::<Room<T>>() })?;
     let spare = Mutex::new(T::keep_scratch(scratch));
     let engine = Engine { level, geometry, plan, operation, spare };
     match plan.schedule {
@@ -119,7 +127,7 @@ struct Engine<'a, T, O> {
     plan: Plan,
     operation: &'a O,
     /// Scratch memory of a calling thread that is past keeping it.
-    spare: Mutex<Option<Box<Scratch<T>>>>,
+    spare: Mutex<Option<Box<Room<T>>>>,
 }
 
 impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
@@ -135,11 +143,13 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
         deal::deal(units, tasks, threads, backwards, &|ranges| {
             environment::in_default(|| {
                 let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-                let Some(mut scratch) = T::take_scratch().or_else(|| spare().take()) else { return };
-                let mut task = Task { level, geometry, access, scratch: &mut scratch, pending: None };
+                let Some(mut room) = T::take_scratch().or_else(|| spare().take()) else { return };
+                let Room { scratch, tiles } = &mut *room;
+                let (tiles, tiled) = (Some(tiles), O::TILED);
+                let mut task = Task { level, geometry, access, scratch, tiles, tiled, pending: None };
                 body(ranges, &mut task);
-                if let Some(scratch) = T::keep_scratch(scratch) {
-                    *spare() = Some(scratch);
+                if let Some(room) = T::keep_scratch(room) {
+                    *spare() = Some(room);
                 }
             });
         });

@@ -172,7 +172,7 @@ mod tests {
             channels.into_iter().flat_map(move |c| {
                 spatial.into_iter().flat_map(move |s| {
                     PATTERNS.into_iter().filter_map(move |pattern| {
-                        let geometry = Geometry { n, c, s, pattern };
+                        let geometry = Geometry::new(n, c, s, pattern);
                         (n * c * s <= 1 << 24).then_some(geometry)
                     })
                 })
@@ -202,7 +202,8 @@ mod tests {
     #[test]
     fn the_order_of_arithmetic_ignores_layout_machine_and_threads() {
         for geometry in geometries() {
-            let [along, across] = PATTERNS.map(|pattern| Blocks::of(&Geometry { pattern, ..geometry }));
+            let [along, across] = PATTERNS
+                .map(|pattern| Blocks::of(&Geometry::new(geometry.n, geometry.c, geometry.s, pattern)));
             assert_eq!(along, across);
             for machine in MACHINES {
                 assert_eq!(plan(&geometry, BACKWARD, machine).blocks, along);
@@ -307,7 +308,7 @@ mod tests {
             for (n, c, s) in
                 [(1, 1, 1), (1, 3, 5000), (2, 2049, 3), (7, 5, 100), (3, 64, 49), (5, 2050, 1), (1, 70, 65)]
             {
-                let geometry = Geometry { n, c, s, pattern };
+                let geometry = Geometry::new(n, c, s, pattern);
                 for machine in MACHINES {
                     let plan = plan(&geometry, Traffic { element: 1 << 16, ..TRAINING }, machine);
                     let mut seen = vec![0u8; geometry.len()];
@@ -333,7 +334,7 @@ mod tests {
 
     #[test]
     fn small_problems_do_not_ask_for_threads() {
-        let geometry = Geometry { n: 1, c: 64, s: 64, pattern: Pattern::Along };
+        let geometry = Geometry::new(1, 64, 64, Pattern::Along);
         let available = || unreachable!("a small problem");
         assert_eq!(threads_for(&geometry, TRAINING, &Tuning::DEFAULT, || true, available), 1);
     }
@@ -374,7 +375,7 @@ mod tests {
             for (machine, traffic) in MACHINES[3..].iter().flat_map(|m| OPERATIONS.map(|o| (*m, o))) {
                 let plan = plan(&geometry, traffic, machine);
                 let bound = if machine.1 == 128 { 1.25 } else { 1.15 };
-                let Geometry { n, c, s, pattern } = geometry;
+                let Geometry { n, c, s, pattern, .. } = geometry;
                 if traffic.maps && (plan.schedule == Schedule::TwoPass || !traffic.reduces) {
                     let tasks = map_tasks(&plan).into_iter().map(|parts| {
                         parts.iter().map(|(channels, part)| channels.len() * part.count()).sum()

@@ -27,7 +27,7 @@ use crate::ground::error::Error;
 pub enum Level {
     /// What the build's target has everywhere: SSE2 on x86-64, NEON on aarch64, more with `-C target-cpu`.
     Portable = 1,
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C.
     Avx2 = 2,
     /// AVX-512F.
     Avx512 = 3,
@@ -62,7 +62,11 @@ impl Level {
         match self {
             Level::Portable => true,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Level::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => is_x86_feature_detected!("avx512f"),
             #[cfg(not(target_arch = "x86_64"))]

@@ -10,6 +10,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod environment;
+pub mod half;
 mod level;
 mod portable;
 

@@ -291,7 +291,7 @@ pub fn params<'a, T: Element>(gamma: Option<&'a [T]>, beta: Option<&'a [T]>, eps
 }
 
 /// From NCHW to the shape's layout, or back.
-fn permute<T: Bits>(shape: &Shape, tensor: &[T], there: bool) -> Vec<T> {
+pub fn permute<T: Canary>(shape: &Shape, tensor: &[T], there: bool) -> Vec<T> {
     if shape.layout() == Layout::Nchw {
         return tensor.to_vec();
     }

@@ -4,4 +4,6 @@
 pub mod data;
 pub mod exact;
 pub mod fused;
+#[cfg(feature = "half")]
+pub mod half;
 pub mod matrix;

@@ -239,10 +239,10 @@ fn an_empty_batch_is_no_error() {
     let shape = Shape::nchw(&[0, 3, 5, 5]).unwrap();
     let mut layer = BatchNorm::<f32>::new(3);
     let before = layer.running_var().to_vec();
-    layer.forward_training(&shape, &[], &mut []).unwrap();
+    layer.forward_training(&shape, &[0.0f32; 0], &mut []).unwrap();
     assert_eq!(layer.running_var(), before);
     let mut dgamma = [7.0f32; 3];
-    let gradients = Gradients::new().dgamma(&mut dgamma);
+    let gradients = Gradients::<f32>::new().dgamma(&mut dgamma);
     backward_frozen(&shape, &[], &[], &[0.0; 3], &[1.0; 3], &Params::default(), gradients).unwrap();
     assert_eq!(dgamma, [0.0; 3]);
 }

@@ -6,6 +6,8 @@ mod activations;
 mod common;
 mod fused;
 mod gradients;
+#[cfg(feature = "half")]
+mod half;
 mod known_bugs;
 mod matrix;
 mod properties;

@@ -12,6 +12,7 @@ use crate::api::shape::Shape;
 use crate::ground::error::{Error, check_eps};
 use crate::ground::memory::filled;
 use crate::operations::Element;
+use crate::operations::storage::Storage;
 
 impl<T: Element> BatchNorm<T> {
     /// A forward pass in some mode: y of x.
@@ -21,7 +22,13 @@ impl<T: Element> BatchNorm<T> {
     /// numbers; in [`Mode::Training`] also [`Error::Weight`] for the update rule's factor, [`Error::SingleElement`] for the
     /// unbiased variance of one element per channel. Nothing has been written then, and the last forward pass is still the one
     /// before.
-    pub fn forward(&mut self, mode: Mode, shape: &Shape, x: &[T], y: &mut [T]) -> Result<(), Error> {
+    pub fn forward<S: Storage<Arithmetic = T>>(
+        &mut self,
+        mode: Mode,
+        shape: &Shape,
+        x: &[S],
+        y: &mut [S],
+    ) -> Result<(), Error> {
         self.forward_by(mode, shape, x, None, y)
     }
 
@@ -30,24 +37,24 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// # Errors
     /// As [`forward`](Self::forward); [`Error::Activation`] for hard swish and SiLU, [`Error::OutOfMemory`].
-    pub fn forward_with_residual(
+    pub fn forward_with_residual<S: Storage<Arithmetic = T>>(
         &mut self,
         mode: Mode,
         shape: &Shape,
-        x: &[T],
-        z: &[T],
-        y: &mut [T],
+        x: &[S],
+        z: &[S],
+        y: &mut [S],
     ) -> Result<(), Error> {
         self.forward_by(mode, shape, x, Some(z), y)
     }
 
-    fn forward_by(
+    fn forward_by<S: Storage<Arithmetic = T>>(
         &mut self,
         mode: Mode,
         shape: &Shape,
-        x: &[T],
-        z: Option<&[T]>,
-        y: &mut [T],
+        x: &[S],
+        z: Option<&[S]>,
+        y: &mut [S],
     ) -> Result<(), Error> {
         let keeps = mode != Mode::Inference && z.is_some();
         let reuses = self.forward.as_ref().is_some_and(|record| record.has_mask_of(shape));
@@ -88,7 +95,12 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
-    pub fn forward_training(&mut self, shape: &Shape, x: &[T], y: &mut [T]) -> Result<(), Error> {
+    pub fn forward_training<S: Storage<Arithmetic = T>>(
+        &mut self,
+        shape: &Shape,
+        x: &[S],
+        y: &mut [S],
+    ) -> Result<(), Error> {
         self.forward(Mode::Training, shape, x, y)
     }
 
@@ -97,7 +109,12 @@ impl<T: Element> BatchNorm<T> {
     /// # Errors
     /// [`Error::Length`], [`Error::Channels`], [`Error::Epsilon`], [`Error::NotFinite`] or [`Error::Clip`] for the activation's
     /// numbers. Nothing has been written then.
-    pub fn forward_inference(&self, shape: &Shape, x: &[T], y: &mut [T]) -> Result<(), Error> {
+    pub fn forward_inference<S: Storage<Arithmetic = T>>(
+        &self,
+        shape: &Shape,
+        x: &[S],
+        y: &mut [S],
+    ) -> Result<(), Error> {
         self.normalize_by_running(shape, (x, None), y, None)
     }
 
@@ -105,22 +122,22 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// # Errors
     /// As [`forward_inference`](Self::forward_inference); [`Error::Activation`] for hard swish and SiLU.
-    pub fn forward_inference_with_residual(
+    pub fn forward_inference_with_residual<S: Storage<Arithmetic = T>>(
         &self,
         shape: &Shape,
-        x: &[T],
-        z: &[T],
-        y: &mut [T],
+        x: &[S],
+        z: &[S],
+        y: &mut [S],
     ) -> Result<(), Error> {
         self.normalize_by_running(shape, (x, Some(z)), y, None)
     }
 
     /// By the running statistics.
-    fn normalize_by_running(
+    fn normalize_by_running<S: Storage<Arithmetic = T>>(
         &self,
         shape: &Shape,
-        (x, z): (&[T], Option<&[T]>),
-        y: &mut [T],
+        (x, z): (&[S], Option<&[S]>),
+        y: &mut [S],
         mask: Option<&mut [u64]>,
     ) -> Result<(), Error> {
         self.check_channels(shape)?;
@@ -137,12 +154,12 @@ impl<T: Element> BatchNorm<T> {
     }
 
     /// Training, with the running statistics by a rule or left alone.
-    fn normalize_by_batch(
+    fn normalize_by_batch<S: Storage<Arithmetic = T>>(
         &mut self,
         update: Option<RunningUpdate>,
         shape: &Shape,
-        (x, z): (&[T], Option<&[T]>),
-        y: &mut [T],
+        (x, z): (&[S], Option<&[S]>),
+        y: &mut [S],
         mask: Option<&mut [u64]>,
     ) -> Result<(), Error> {
         self.check_channels(shape)?;
@@ -177,7 +194,7 @@ impl<T: Element> BatchNorm<T> {
     /// ```
     /// use batchnorm::{BatchNorm, Error, Shape};
     /// let shape = Shape::nchw(&[2, 1])?;
-    /// let (mut layer, mut y, mut dx) = (BatchNorm::new(1), [0.0f32; 2], [0.0; 2]);
+    /// let (mut layer, mut y, mut dx) = (BatchNorm::new(1), [0.0f32; 2], [0.0f32; 2]);
     /// layer.forward_training(&shape, &[1.0, 2.0], &mut y)?;
     /// layer.forward_inference(&shape, &[5.0, 6.0], &mut y)?;
     /// let error = layer.backward(&shape, &[5.0, 6.0], &[1.0, 0.0], &mut dx).unwrap_err();
@@ -190,7 +207,13 @@ impl<T: Element> BatchNorm<T> {
     /// [`Error::NoForward`] without such a forward pass, [`Error::ForwardShape`] if it was of another shape (spatial axes
     /// may be folded: [`Shape::lies_like`]), [`Error::ForwardInput`] if it was of another x, [`Error::Length`]. Nothing has
     /// been written then.
-    pub fn backward(&mut self, shape: &Shape, x: &[T], dy: &[T], dx: &mut [T]) -> Result<(), Error> {
+    pub fn backward<S: Storage<Arithmetic = T>>(
+        &mut self,
+        shape: &Shape,
+        x: &[S],
+        dy: &[S],
+        dx: &mut [S],
+    ) -> Result<(), Error> {
         self.backward_by(shape, x, dy, Gradients::new().dx(dx))
     }
 
@@ -198,13 +221,13 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// # Errors
     /// As [`backward`](Self::backward); [`Error::NoResidual`] if the forward pass had none.
-    pub fn backward_with_residual(
+    pub fn backward_with_residual<S: Storage<Arithmetic = T>>(
         &mut self,
         shape: &Shape,
-        x: &[T],
-        dy: &[T],
-        dx: &mut [T],
-        dz: &mut [T],
+        x: &[S],
+        dy: &[S],
+        dx: &mut [S],
+        dz: &mut [S],
     ) -> Result<(), Error> {
         if self.forward.as_ref().is_some_and(|forward| !forward.residual) {
             return Err(Error::NoResidual);
@@ -212,12 +235,12 @@ impl<T: Element> BatchNorm<T> {
         self.backward_by(shape, x, dy, Gradients::new().dx(dx).dz(dz))
     }
 
-    fn backward_by<'a>(
+    fn backward_by<'a, S: Storage<Arithmetic = T>>(
         &'a mut self,
         shape: &Shape,
-        x: &'a [T],
-        dy: &'a [T],
-        gradients: Gradients<'a, T>,
+        x: &'a [S],
+        dy: &'a [S],
+        gradients: Gradients<'a, S>,
     ) -> Result<(), Error> {
         let forward = self.forward.as_ref().ok_or(Error::NoForward)?;
         forward.check(shape, x)?;

@@ -7,6 +7,7 @@ use crate::api::shape::Shape;
 use crate::ground::error::Error;
 use crate::kernel::activations::Activation;
 use crate::operations::Element;
+use crate::operations::storage::Storage;
 
 /// The elements of x that are kept to know it by.
 const SAMPLES: usize = 64;
@@ -39,11 +40,11 @@ pub struct Record<T> {
 
 impl<T: Element> Record<T> {
     /// The pass over `x` of a layer that has `parts`, with the mask that a residual took. What was in `place` is reused.
-    pub fn write(
+    pub fn write<S: Storage<Arithmetic = T>>(
         place: &mut Option<Box<Self>>,
         statistics: Statistics,
         shape: &Shape,
-        (x, mask): (&[T], Option<Vec<u64>>),
+        (x, mask): (&[S], Option<Vec<u64>>),
         parts: &Parts<T>,
     ) {
         let record = place.get_or_insert_with(|| {
@@ -71,7 +72,7 @@ impl<T: Element> Record<T> {
             record.var.clone_from(&parts.running_var);
         }
         record.samples.clear();
-        record.samples.extend(sampled(x.len()).map(|index| x[index]));
+        record.samples.extend(sampled(x.len()).map(|index| x[index].widened()));
     }
 
     /// Whether its mask is of this shape's length.
@@ -80,14 +81,14 @@ impl<T: Element> Record<T> {
     }
 
     /// That a backward pass is of this forward pass.
-    pub fn check(&self, shape: &Shape, x: &[T]) -> Result<(), Error> {
+    pub fn check<S: Storage<Arithmetic = T>>(&self, shape: &Shape, x: &[S]) -> Result<(), Error> {
         if !self.shape.lies_like(shape) {
             return Err(Error::ForwardShape { got: shape.to_string(), expected: self.shape.to_string() });
         }
         shape.check_tensor("x", x.len())?;
         let same = |a: f64, b: f64| a == b || (a.is_nan() && b.is_nan());
         for (index, expected) in sampled(x.len()).zip(&self.samples) {
-            let (got, expected) = (x[index].to_f64(), expected.to_f64());
+            let (got, expected) = (x[index].widened().to_f64(), expected.to_f64());
             if !same(got, expected) {
                 return Err(Error::ForwardInput { index, got, expected });
             }

@@ -98,7 +98,7 @@ mod tests {
         let coefficients: [Row<f32>; COEFFICIENTS] =
             std::array::from_fn(|row| std::array::from_fn(|column| (row * 7 + column) as f32));
         for (c, s) in [(3, 97), (5, 81), (4, 100), (3, 96), (3, 64), (4, 16), (3, 17)] {
-            let geometry = Geometry { n: 2, c, s, pattern: Pattern::Along };
+            let geometry = Geometry::new(2, c, s, Pattern::Along);
             let x: Vec<f32> = (0..geometry.len()).map(|i| i as f32).collect();
             for (offset, size) in [(0, 16), (1, 16), (5, 32), (11, 48), (15, 48), (16, 96)] {
                 for level in Level::available() {

@@ -128,13 +128,13 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
     /// The sums of pairs over lanes, to the totals.
     #[inline(always)]
     pub fn sum_lanes_of_pairs(&mut self, lanes: usize) {
-        let channels = self.channels.len();
+        let (first, channels) = (self.piece.column, self.channels.len());
         let Sums { lanes: [a, a_low, b, b_low], totals: [sum, sum_low, other, other_low], .. } = self.sums;
         for (columns, totals) in [([a, a_low], [sum, sum_low]), ([b, b_low], [other, other_low])] {
-            let totals = totals.map(|totals| &mut totals[..channels]);
+            let totals = totals.map(|totals| &mut totals[first..][..channels]);
             match self.geometry.pattern {
                 Pattern::Along => {
-                    sum_lanes_of_plane_pairs(columns.map(|columns| &columns[..]), lanes, totals)
+                    sum_lanes_of_plane_pairs(columns.map(|columns| &columns[first * lanes..]), lanes, totals)
                 }
                 Pattern::Across => {
                     sum_lanes_of_row_pairs(columns.map(|columns| &mut columns[..]), lanes, totals)

@@ -165,7 +165,8 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
         for sample in samples.clone().step_by(planes) {
             let planes = (samples.end - sample).min(planes);
             for row in positions.clone().step_by(step) {
-                let start = (sample == samples.start && row == positions.start, far);
+                let first = self.piece.first && sample == samples.start && row == positions.start;
+                let start = (first, far);
                 let rows = (positions.end - row).min(step);
                 let at = geometry.offset(sample, self.channels.start, row);
                 let parts = if columns == Columns::CHANNELS { rows.min(geometry.lanes()) } else { 2 };

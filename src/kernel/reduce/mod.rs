@@ -24,12 +24,34 @@ use crate::simd::{Kernel, Lanes, prefetch};
 use interleave::Interleave;
 use lanes::{sum_lanes_of_planes, sum_lanes_of_rows};
 
+/// Which piece of a block's sums is taken at once. Its elements may be given piece by piece, channel by channel or in the
+/// order of lanes: samples, and where planes are not small sixteens of positions.
+#[derive(Debug, Clone, Copy)]
+pub struct Piece {
+    /// The first channel's place among the sums; 0 where vectors take several channels.
+    pub column: usize,
+    /// Whether there are no sums yet.
+    pub first: bool,
+    /// Whether the sums are complete with it, and are summed over lanes.
+    pub last: bool,
+    /// How many lanes the block has.
+    pub lanes: usize,
+}
+
+impl Piece {
+    /// All of the block.
+    pub fn whole(geometry: &Geometry, block: &Block) -> Self {
+        Self { column: 0, first: true, last: true, lanes: geometry.lanes().min(block.positions.len()) }
+    }
+}
+
 /// The sums of one block, to `sums.totals`.
 pub struct Reduce<'a, T, O, R, M, const IN: usize> {
     pub geometry: &'a Geometry,
     pub inputs: [Input<'a, T>; IN],
     pub channels: Range<usize>,
     pub block: Block,
+    pub piece: Piece,
     pub sums: &'a mut Sums,
     /// What is summed of the inputs.
     pub read: R,
@@ -47,14 +69,17 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> K
         unsafe {
             if self.geometry.pattern == Pattern::Along && !self.geometry.small_planes() {
                 self.along(s);
-                if O::PAIRS {
+                if O::PAIRS && self.piece.last {
                     self.sum_lanes_of_pairs(LANES);
                 }
                 return;
             }
             self.matrices(s);
         }
-        let lanes = self.geometry.lanes().min(self.block.positions.len());
+        if !self.piece.last {
+            return;
+        }
+        let lanes = self.piece.lanes;
         if O::PAIRS {
             return self.sum_lanes_of_pairs(lanes);
         }

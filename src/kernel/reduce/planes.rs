@@ -94,22 +94,23 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
     ) {
         let Block { samples, positions } = &self.block;
         let plane = self.geometry.s;
-        let first = sample == samples.start;
-        let last = sample + 1 == samples.end;
+        let first = self.piece.first && sample == samples.start;
+        let last = self.piece.last && sample + 1 == samples.end;
+        let place = self.piece.column + channel;
         let at = self.geometry.offset(sample, self.channels.start + channel, positions.start);
         let len = positions.len();
         // Within the planes if they are long, to the later ones at their end.
         let ahead = Self::AHEAD_ALONG / U;
         let near = len.saturating_sub(ahead) / LANES;
         let beyond = later.plane(channel, self.channels.len(), plane).wrapping_sub(at + near * LANES);
-        let mut about = [(Self::about_nothing(s), self.read.splats(s, channel)); U];
+        let mut about = [(Self::about_nothing(s), self.read.splats(s, place)); U];
         for (u, (about, k)) in about.iter_mut().enumerate() {
-            *k = self.read.splats(s, channel + u);
+            *k = self.read.splats(s, place + u);
             if O::CENTERED {
-                about.center = s.splat_wide(-S::SCALE * self.sums.centers[channel + u]);
+                about.center = s.splat_wide(-S::SCALE * self.sums.centers[place + u]);
             }
             if O::SCALED {
-                about.unit = s.splat_wide(self.sums.units[channel + u]);
+                about.unit = s.splat_wide(self.sums.units[place + u]);
             }
         }
         let mut other = self.interleave.begin(s, sample, channel, positions);
@@ -117,7 +118,7 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
         let mut totals = [[O::sums(s.zero_wide()); U]; 2];
         for (part, totals) in totals.iter_mut().enumerate().take(LANES / S::N) {
             let lane = part * S::N;
-            let column = |u| (channel + u) * LANES + lane;
+            let column = |u| (place + u) * LANES + lane;
             let mut sums = [O::sums(s.zero_wide()); U];
             for (u, sums) in sums.iter_mut().enumerate() {
                 *sums = self.sums(s, column(u), first);
@@ -171,7 +172,7 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
             for (u, (low, high)) in low.into_iter().zip(high).enumerate() {
                 let (low, high) = (low.as_ref(), high.as_ref());
                 for (i, scale) in Self::unscale::<S>().into_iter().enumerate() {
-                    self.sums.totals[i][channel + u] = s.sum_lanes([low[i], high[i]]) * scale;
+                    self.sums.totals[i][place + u] = s.sum_lanes([low[i], high[i]]) * scale;
                 }
             }
         }
