@@ -39,6 +39,8 @@ pub struct Place {
     pub width: usize,
     /// Elements from one row to the next.
     pub stride: usize,
+    /// Elements to the next tile's first, which is prefetched.
+    pub ahead: usize,
 }
 
 impl Place {
@@ -54,8 +56,8 @@ impl Place {
             Pattern::Across => (samples * positions, channels.len(), c),
         };
         let place = match width == stride {
-            true => Self { at, rows: 1, width: rows * width, stride },
-            false => Self { at, rows, width, stride },
+            true => Self { at, rows: 1, width: rows * width, stride, ahead: 0 },
+            false => Self { at, rows, width, stride, ahead: 0 },
         };
         (place, geometry.tile(samples, channels.len(), positions))
     }
@@ -66,7 +68,7 @@ impl Place {
 
     /// The offset of the first element of each row, in the tensor and in the tile.
     fn starts(&self) -> impl Iterator<Item = (usize, usize)> {
-        let Self { at, rows, width, stride } = *self;
+        let Self { at, rows, width, stride, .. } = *self;
         (0..rows).map(move |row| (at + row * stride, row * width))
     }
 
@@ -81,7 +83,7 @@ impl Place {
         tile: &'t mut [T; TILE],
     ) -> Output<'t, T> {
         let tile = &mut tile[..self.len()];
-        let Self { at, rows, width, stride } = *self;
+        let Self { at, rows, width, stride, ahead } = *self;
         // SAFETY: says the caller; the tile has as many elements.
         unsafe {
             match from {
@@ -93,7 +95,7 @@ impl Place {
                 Source::Half(from, half) => {
                     let (from, to) = (from.as_ptr().add(at), tile.as_mut_ptr().cast::<f32>());
                     debug_assert!(size_of::<T>() == size_of::<f32>());
-                    Rows { from, to, rows, width, from_stride: stride, to_stride: width }
+                    Rows { from, to, rows, width, from_stride: stride, to_stride: width, ahead }
                         .widen(level, half.half());
                 }
             }
@@ -106,7 +108,7 @@ impl Place {
     /// # Safety
     /// The tensor has the place, and no one else uses it meanwhile; the tile is the place's.
     pub unsafe fn write<T: Scalar>(&self, level: Level, tile: Output<'_, T>, to: Sink<'_, T>, store: Store) {
-        let Self { at, rows, width, stride } = *self;
+        let Self { at, rows, width, stride, ahead } = *self;
         let tile = tile.as_ptr().cast_const();
         // SAFETY: says the caller.
         unsafe {
@@ -119,7 +121,7 @@ impl Place {
                 Sink::Half(to, half) => {
                     let (from, to) = (tile.cast::<f32>(), to.as_ptr().add(at));
                     debug_assert!(size_of::<T>() == size_of::<f32>());
-                    let rows = Rows { from, to, rows, width, from_stride: width, to_stride: stride };
+                    let rows = Rows { from, to, rows, width, from_stride: width, to_stride: stride, ahead };
                     rows.narrow(level, half.half(), store == Store::NonTemporal);
                 }
             }
@@ -203,6 +205,18 @@ fn sum_pieces(
     })
 }
 
+/// The places, each with how far it is from there to the next; from the last as far as to it.
+fn looking_ahead<V>(
+    places: impl Iterator<Item = ((Place, Geometry), V)>,
+) -> impl Iterator<Item = ((Place, Geometry), V)> {
+    let (mut places, mut ahead) = (places.peekable(), 0);
+    std::iter::from_fn(move || {
+        let ((place, geometry), value) = places.next()?;
+        ahead = places.peek().map_or(ahead, |((next, _), _)| next.at.wrapping_sub(place.at));
+        Some(((Place { ahead, ..place }, geometry), value))
+    })
+}
+
 /// A piece of a block, in tiles.
 struct Summed<'a, T, const IN: usize> {
     inputs: [Input<'a, T>; IN],
@@ -234,9 +248,11 @@ fn sums<T: Vectorized, const IN: usize>(
     const { assert!(IN >= 1 && IN <= 2) };
     let (level, geometry) = (task.level, task.geometry);
     let Some(tiles) = task.tiles.take() else { return };
-    for (some, part, piece) in sum_pieces(geometry, channels.len(), block) {
+    let places = sum_pieces(geometry, channels.len(), block).map(|(some, part, piece)| {
         let some = channels.start + some.start..channels.start + some.end;
-        let (place, geometry) = Place::of(geometry, &some, &part);
+        (Place::of(geometry, &some, &part), piece)
+    });
+    for ((place, geometry), piece) in looking_ahead(places) {
         let mut read = inputs.map(|_| None);
         for ((read, input), tile) in read.iter_mut().zip(inputs).zip(&mut tiles.tensors) {
             // SAFETY: the tensors have the channels and the block, and no one writes to what is summed.
@@ -365,10 +381,12 @@ pub fn map<T: Vectorized>(
 ) {
     let (geometry, access) = (task.geometry, task.access);
     let Some(tiles) = task.tiles.take() else { return };
-    for (some, part) in map_pieces(geometry, channels.len(), part, access.planes_as_rows) {
+    let places = map_pieces(geometry, channels.len(), part, access.planes_as_rows).map(|(some, part)| {
         let column = column + some.start;
         let some = channels.start + some.start..channels.start + some.end;
-        let (place, geometry) = Place::of(geometry, &some, &part);
+        (Place::of(geometry, &some, &part), column)
+    });
+    for ((place, geometry), column) in looking_ahead(places) {
         each(Mapped { task: tile_task(task, &geometry), tiles, place, column, store: access.store });
     }
     task.tiles = Some(tiles);

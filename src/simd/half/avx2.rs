@@ -46,20 +46,14 @@ impl Avx2 {
             let bits = _mm256_castps_si256(v);
             let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
             let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-            let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, half));
-            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
-            _mm256_blendv_epi8(rounded, _mm256_set1_epi32(Half::Bf16.nan().into()), nan)
+            _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, half))
         }
     }
 
     #[inline(always)]
     fn narrow_eight(self, v: __m256) -> __m128i {
         // SAFETY: `self` is proof that the CPU has AVX2 and F16C.
-        unsafe {
-            let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(v, v);
-            let v = _mm256_blendv_ps(v, _mm256_set1_ps(f32::NAN), nan);
-            _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)
-        }
+        unsafe { _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v) }
     }
 }
 
@@ -104,6 +98,18 @@ impl Conversions for Avx2 {
         unsafe {
             _mm256_storeu_ps(at, low);
             _mm256_storeu_ps(at.add(8), high);
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch<const WRITE: bool>(self, at: *const u16) {
+        // SAFETY: every x86-64 CPU has SSE, and those without PREFETCHW ignore it; a prefetch changes nothing to be noticed.
+        unsafe {
+            if WRITE {
+                _mm_prefetch::<_MM_HINT_ET0>(at.cast())
+            } else {
+                _mm_prefetch::<_MM_HINT_T0>(at.cast())
+            }
         }
     }
 

@@ -44,20 +44,14 @@ impl Conversions for Avx512 {
     unsafe fn narrow<const F16: bool, const STREAM: bool>(self, at: *mut u16, v: __m512) {
         // SAFETY: `self` is proof that the CPU has AVX-512F; 16 numbers can be written, says the caller.
         unsafe {
-            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
             let halves = match F16 {
-                true => {
-                    let v = _mm512_mask_mov_ps(v, nan, _mm512_set1_ps(f32::NAN));
-                    _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v)
-                }
+                true => _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v),
                 false => {
                     // Half of the last bit that stays, or a little less where that is 0: what is half goes to even.
                     let bits = _mm512_castps_si512(v);
                     let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
                     let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-                    let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half));
-                    let canonical = _mm512_set1_epi32(Half::Bf16.nan().into());
-                    _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, canonical))
+                    _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half)))
                 }
             };
             if STREAM {
@@ -78,6 +72,18 @@ impl Conversions for Avx512 {
     unsafe fn store(self, at: *mut f32, v: __m512) {
         // SAFETY: `self` is proof that the CPU has AVX-512F; 16 numbers can be written, says the caller.
         unsafe { _mm512_storeu_ps(at, v) }
+    }
+
+    #[inline(always)]
+    fn prefetch<const WRITE: bool>(self, at: *const u16) {
+        // SAFETY: every x86-64 CPU has SSE, and those without PREFETCHW ignore it; a prefetch changes nothing to be noticed.
+        unsafe {
+            if WRITE {
+                _mm_prefetch::<_MM_HINT_ET0>(at.cast())
+            } else {
+                _mm_prefetch::<_MM_HINT_T0>(at.cast())
+            }
+        }
     }
 
     #[inline(always)]

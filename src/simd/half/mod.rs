@@ -32,7 +32,12 @@ trait Conversions: Copy {
     unsafe fn store(self, at: *mut f32, v: Self::Vector);
     /// Orders what was written past the caches before all that comes later.
     fn fence(self);
+    /// Asks for the line at `at`, which may lie anywhere, to be brought near, to be written if `WRITE`.
+    fn prefetch<const WRITE: bool>(self, at: *const u16);
 }
+
+/// Numbers of a line.
+const LINE_NUMBERS: usize = LINE / size_of::<u16>();
 
 /// Rows of equal length, to be converted: from `from`, to `to`, with so many elements from one row to the next.
 #[derive(Clone, Copy)]
@@ -43,6 +48,8 @@ pub struct Rows<A, B> {
     pub width: usize,
     pub from_stride: usize,
     pub to_stride: usize,
+    /// Numbers from each of 16 bits to what is prefetched: the rows that will be converted next, or 0 for nothing.
+    pub ahead: usize,
 }
 
 impl Rows<*const u16, *mut f32> {
@@ -80,12 +87,23 @@ impl Rows<*const u16, *mut f32> {
     /// As of `widen`.
     #[inline(always)]
     unsafe fn widen_each<C: Conversions, const F16: bool>(self, c: C) {
-        let Self { from, to, rows, width, from_stride, to_stride } = self;
+        let Self { from, to, rows, width, from_stride, to_stride, ahead } = self;
         for row in 0..rows {
             let (from, to) = (from.wrapping_add(row * from_stride), to.wrapping_add(row * to_stride));
             let mut done = 0;
             // SAFETY: the row has these numbers; what is behind its last whole vector goes by way of two of the stack's.
             unsafe {
+                while done + LINE_NUMBERS <= width {
+                    if ahead != 0 {
+                        c.prefetch::<false>(from.wrapping_add(done.wrapping_add(ahead)));
+                    }
+                    c.store(to.add(done), c.widen::<F16>(from.add(done)));
+                    c.store(to.add(done + LANES), c.widen::<F16>(from.add(done + LANES)));
+                    done += LINE_NUMBERS;
+                }
+                if done < width && ahead != 0 {
+                    c.prefetch::<false>(from.wrapping_add(done.wrapping_add(ahead)));
+                }
                 while done + LANES <= width {
                     c.store(to.add(done), c.widen::<F16>(from.add(done)));
                     done += LANES;
@@ -102,7 +120,7 @@ impl Rows<*const u16, *mut f32> {
 }
 
 impl Rows<*const f32, *mut u16> {
-    /// Narrows them; whole lines past the caches if `stream`.
+    /// Narrows them, of which a NaN is the canonical one; whole lines past the caches if `stream`.
     ///
     /// # Safety
     /// All of them can be read and written.
@@ -141,9 +159,7 @@ impl Rows<*const f32, *mut u16> {
     /// As of `narrow`.
     #[inline(always)]
     unsafe fn narrow_each<C: Conversions, const F16: bool, const STREAM: bool>(self, c: C) {
-        /// Vectors of a line.
-        const LINE_LANES: usize = LINE / size_of::<u16>();
-        let Self { from, to, rows, width, from_stride, to_stride } = self;
+        let Self { from, to, rows, width, from_stride, to_stride, ahead } = self;
         for row in 0..rows {
             let (from, to) = (from.wrapping_add(row * from_stride), to.wrapping_add(row * to_stride));
             let mut done = 0;
@@ -152,11 +168,19 @@ impl Rows<*const f32, *mut u16> {
                 if STREAM {
                     done = to.align_offset(LINE).min(width);
                     narrow_some::<C, F16>(c, from, to, done);
-                    while done + LINE_LANES <= width {
+                    while done + LINE_NUMBERS <= width {
                         c.narrow::<F16, true>(to.add(done), c.load(from.add(done)));
                         c.narrow::<F16, true>(to.add(done + LANES), c.load(from.add(done + LANES)));
-                        done += LINE_LANES;
+                        done += LINE_NUMBERS;
                     }
+                }
+                while !STREAM && done + LINE_NUMBERS <= width {
+                    if ahead != 0 {
+                        c.prefetch::<true>(to.wrapping_add(done.wrapping_add(ahead)));
+                    }
+                    c.narrow::<F16, false>(to.add(done), c.load(from.add(done)));
+                    c.narrow::<F16, false>(to.add(done + LANES), c.load(from.add(done + LANES)));
+                    done += LINE_NUMBERS;
                 }
                 narrow_some::<C, F16>(c, from.add(done), to.add(done), width - done);
             }
@@ -203,6 +227,7 @@ mod tests {
                 width: halves.len(),
                 from_stride: 0,
                 to_stride: 0,
+                ahead: 0,
             };
             // SAFETY: both have as many elements.
             unsafe { rows.widen(level, half) };
@@ -225,6 +250,7 @@ mod tests {
     }
 
     fn narrow(wide: &[f32], to: &mut [u16], level: Level, half: Half, stream: bool) {
+        let wide: Vec<f32> = wide.iter().map(|&x| if x.is_nan() { f32::NAN } else { x }).collect();
         let rows = Rows {
             from: wide.as_ptr(),
             to: to.as_mut_ptr(),
@@ -232,6 +258,7 @@ mod tests {
             width: wide.len().min(to.len()),
             from_stride: 0,
             to_stride: 0,
+            ahead: 0,
         };
         // SAFETY: both have as many elements.
         unsafe { rows.narrow(level, half, stream) };

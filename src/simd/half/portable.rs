@@ -41,5 +41,8 @@ impl Conversions for Portable {
     }
 
     #[inline(always)]
+    fn prefetch<const WRITE: bool>(self, _: *const u16) {}
+
+    #[inline(always)]
     fn fence(self) {}
 }

@@ -1,0 +1,194 @@
+//! bf16 and f16 next to f32: `cargo bench --bench half --features half`, some three minutes.
+//!
+//! From the main thread, on the twelve shapes of shapes/table.txt in both layouts. An operation on f32, bf16 and f16 takes turns in one
+//! process; so does the conversion of as many numbers from bf16 to f32 and back in a plain loop on one thread. Prints the median on f32
+//! in microseconds, those of the others over it, at the end geometric means, and the shape that is worst for the number.
+//!
+//! `-- --only backward` takes the operations whose name holds this, `--shapes 7x7` the shapes, `--layout nhwc` one layout,
+//! `--seconds 2` is for how long a shape's numbers take turns, `--csv` prints lines for benches/record.
+
+#[expect(dead_code, reason = "shared with the other benches, which compare with the loops themselves")]
+mod plain_loops;
+mod shapes;
+
+use std::time::Duration;
+
+use batchnorm::{
+    Activation, Backward, Gradients, Inference, Layout, Params, Shape, Statistics, Storage, Training, Welford,
+};
+use half::{bf16, f16};
+use plain_loops::{Times, times};
+
+const TABLE: &str = include_str!("shapes/table.txt");
+
+/// For how long the numbers of a shape take turns in an operation, in seconds.
+const SECONDS: &str = "0.6";
+
+const OPERATIONS: [&str; 8] = [
+    "statistics",
+    "training",
+    "training + relu",
+    "training + add + relu",
+    "inference",
+    "inference + add + relu",
+    "backward",
+    "backward + add + relu",
+];
+
+/// The tensors of a number, of which all shapes are the first elements.
+struct Tensors<S> {
+    x: Vec<S>,
+    dy: Vec<S>,
+    z: Vec<S>,
+    out: Vec<S>,
+    dz: Vec<S>,
+}
+
+impl<S: Storage<Arithmetic = f32>> Tensors<S> {
+    fn new(len: usize, of: impl Fn(f32) -> S) -> Self {
+        // Spread evenly over (-1, 1), in no order that a channel or a branch would notice.
+        let noise = |seed: u32| {
+            let numbers = (0..len).map(|i| {
+                let bits = (i as u32).wrapping_add(seed).wrapping_mul(0x9e37_79b9);
+                of((bits ^ bits >> 15).wrapping_mul(0x85eb_ca6b) as i32 as f32 / (1u32 << 31) as f32)
+            });
+            numbers.collect::<Vec<S>>()
+        };
+        // Outputs are written once, so that no page of them is new in a measurement.
+        let [x, dy, z, out, dz] = [0, 1 << 31, 1 << 30, 7, 9].map(noise);
+        Self { x, dy, z, out, dz }
+    }
+
+    fn run(&mut self, operation: &str, shape: &Shape, of: &mut Channels) {
+        let len = shape.len();
+        let Self { x, dy, z, out, dz } = self;
+        let (x, dy, z, out, dz) = (&x[..len], &dy[..len], &z[..len], &mut out[..len], &mut dz[..len]);
+        let mut params = Params::default().gamma(&of.gamma).beta(&of.beta);
+        if operation.ends_with("relu") {
+            params = params.activation(Activation::Relu);
+        }
+        let add = operation.contains("add");
+        let result = match operation.split(' ').next() {
+            Some("statistics") => Statistics::new(shape).x(x).states(&mut of.states).run(),
+            Some("training") => {
+                let call = Training::new(shape, params).x(x).y(out).states(&mut of.states);
+                if add { call.residual(z).mask(&mut of.mask).run() } else { call.run() }
+            }
+            Some("inference") => {
+                let call = Inference::new(shape, params).x(x).y(out).frozen(&of.mean, &of.var);
+                if add { call.residual(z).run() } else { call.run() }
+            }
+            _ => {
+                let gradients = Gradients::new().dx(out).dgamma(&mut of.dgamma).dbeta(&mut of.dbeta);
+                let gradients = if add { gradients.dz(dz) } else { gradients };
+                let call = Backward::new(shape, params).x(x).dy(dy).states(&of.states).gradients(gradients);
+                if add { call.mask(&of.mask).run() } else { call.run() }
+            }
+        };
+        result.expect("arguments of the shape");
+    }
+}
+
+/// What is per channel, and the mask.
+struct Channels {
+    gamma: Vec<f32>,
+    beta: Vec<f32>,
+    mean: Vec<f32>,
+    var: Vec<f32>,
+    dgamma: Vec<f32>,
+    dbeta: Vec<f32>,
+    states: Vec<Welford>,
+    mask: Vec<u64>,
+}
+
+impl Channels {
+    fn new(shape: &Shape) -> Self {
+        let all = |value: f32| vec![value; shape.channels()];
+        Self {
+            gamma: all(1.5),
+            beta: all(0.25),
+            mean: all(0.01),
+            var: all(0.3),
+            dgamma: all(0.0),
+            dbeta: all(0.0),
+            states: vec![Welford::new(); shape.channels()],
+            mask: vec![0; shape.mask_len()],
+        }
+    }
+}
+
+/// A number's times over those of f32, by shape.
+struct Line {
+    name: String,
+    ratios: Vec<(String, f64)>,
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let has = |name: &str| arguments.iter().any(|argument| argument == name);
+    let value = |name: &str, default: &'static str| {
+        let at = arguments.iter().position(|argument| argument == name);
+        at.and_then(|at| arguments.get(at + 1)).map_or(default, String::as_str)
+    };
+    let (csv, test) = (has("--csv"), has("--test"));
+    let (only, wanted, wanted_layout) = (value("--only", ""), value("--shapes", ""), value("--layout", ""));
+    let seconds: f64 = value("--seconds", SECONDS).parse().expect("a number of seconds");
+    let budget = if test { Duration::ZERO } else { Duration::from_secs_f64(seconds) };
+    let mut problems = shapes::parse(TABLE).expect("the table of shapes");
+    problems.retain(|problem| problem.to_string().contains(wanted));
+    let problems = &problems[if test { problems.len().saturating_sub(2) } else { 0 }..];
+    let len = problems.iter().map(|problem| problem.dims.iter().product::<usize>()).max().unwrap_or(0);
+    let mut singles = Tensors::<f32>::new(len, |x| x);
+    let mut bfloats = Tensors::<bf16>::new(len, bf16::from_f32);
+    let mut floats = Tensors::<f16>::new(len, f16::from_f32);
+    if csv {
+        println!("operation,shape,layout,threads,f32_microseconds,bf16_microseconds,f16_microseconds");
+    }
+    let threads = rayon::current_num_threads();
+    let mut lines: Vec<Line> = Vec::new();
+    for operation in OPERATIONS.into_iter().filter(|operation| operation.contains(only)) {
+        for layout in [Layout::Nchw, Layout::Nhwc] {
+            let name = if layout == Layout::Nhwc { "nhwc" } else { "nchw" };
+            if !name.contains(wanted_layout) {
+                continue;
+            }
+            if !csv {
+                println!("\n{:<34}{:>9}  bf16   f16, over f32", format!("{operation}, {name}"), "f32");
+            }
+            let line = |number| Line { name: format!("{operation}, {name}, {number}"), ratios: Vec::new() };
+            let [mut of_bf16, mut of_f16] = ["bf16", "f16"].map(line);
+            for problem in problems {
+                let shape = problem.shape(layout).expect("a shape of the table");
+                let mut channels = Channels::new(&shape);
+                // What backward reads: of a forward pass.
+                singles.run("training + add + relu", &shape, &mut channels);
+                let all = times(budget, 3, |number| match number {
+                    0 => singles.run(operation, &shape, &mut channels),
+                    1 => bfloats.run(operation, &shape, &mut channels),
+                    _ => floats.run(operation, &shape, &mut channels),
+                });
+                let medians: Vec<f64> = all.iter().map(|Times { median, .. }| median * 1e6).collect();
+                let [f32_time, bf16_time, f16_time] = [medians[0], medians[1], medians[2]];
+                of_bf16.ratios.push((problem.to_string(), bf16_time / f32_time));
+                of_f16.ratios.push((problem.to_string(), f16_time / f32_time));
+                if csv {
+                    println!(
+                        "{operation},{problem},{name},{threads},{f32_time:.3},{bf16_time:.3},{f16_time:.3}"
+                    );
+                } else {
+                    let (bf16_ratio, f16_ratio) = (bf16_time / f32_time, f16_time / f32_time);
+                    println!("{:<34}{f32_time:9.1} {bf16_ratio:6.3} {f16_ratio:6.3}", problem.to_string());
+                }
+            }
+            lines.extend([of_bf16, of_f16]);
+        }
+    }
+    if !csv {
+        println!("\nGeometric means over f32, {threads} threads, and the worst");
+        for Line { name, ratios } in lines.iter().filter(|line| !line.ratios.is_empty()) {
+            let sum: f64 = ratios.iter().map(|(_, ratio)| ratio.ln()).sum();
+            let worst = ratios.iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("a shape at least");
+            println!("{name:<40}{:.3}, {:.2} {}", (sum / ratios.len() as f64).exp(), worst.1, worst.0);
+        }
+    }
+}
