@@ -42,7 +42,7 @@ fn given<V>(argument: &'static str, value: Option<V>) -> Result<V, Error> {
 
 /// A tensor that is read, and that the result may be written over.
 #[derive(Debug)]
-enum Operand<'a, T: Element> {
+pub(crate) enum Operand<'a, T: Element> {
     Read(Source<'a, T>),
     Overwritten(Sink<'a, T>),
 }
@@ -132,6 +132,18 @@ macro_rules! forward_tensors {
             self
         }
 
+        /// For callers who have tensors of a type that is not theirs to know.
+        #[cfg(feature = "capi")]
+        pub(crate) fn operands(
+            mut self,
+            x: Operand<'a, S::Arithmetic>,
+            z: Option<Operand<'a, S::Arithmetic>>,
+            y: Option<Sink<'a, S::Arithmetic>>,
+        ) -> Self {
+            (self.tensors.x, self.tensors.z, self.tensors.y) = (Some(x), z, y);
+            self
+        }
+
         /// Where the result goes, of the shape's length.
         pub fn y(self, y: &'a mut [S]) -> Self {
             self.y_of(y)
@@ -197,7 +209,7 @@ fn states_of<'a>(shape: &Shape, states: Option<&'a mut [Welford]>) -> Result<Out
 #[must_use = "nothing is computed before `run`"]
 pub struct Statistics<'a, S: Storage> {
     shape: Shape,
-    x: Option<&'a [S]>,
+    x: Option<Source<'a, S::Arithmetic>>,
     states: Option<&'a mut [Welford]>,
 }
 
@@ -209,6 +221,12 @@ impl<'a, S: Storage> Statistics<'a, S> {
 
     /// The tensor, of the shape's length.
     pub fn x(self, x: &'a [S]) -> Self {
+        Self { x: Some(S::source(x)), ..self }
+    }
+
+    /// For callers who have a tensor of a type that is not theirs to know.
+    #[cfg(feature = "capi")]
+    pub(crate) fn source(self, x: Source<'a, S::Arithmetic>) -> Self {
         Self { x: Some(x), ..self }
     }
 
@@ -227,7 +245,7 @@ impl<'a, S: Storage> Statistics<'a, S> {
         shape.check_tensor("x", x.len())?;
         let affine = Params::<S::Arithmetic>::default().checked(shape.channels())?;
         let states = states_of(&shape, states)?;
-        run(&shape, Job::Forward(Forward { x: S::source(x), y: None, affine, after: After::NOTHING, states }))
+        run(&shape, Job::Forward(Forward { x, y: None, affine, after: After::NOTHING, states }))
     }
 }
 
@@ -388,7 +406,8 @@ pub struct Backward<'a, S: Storage> {
     dy: Option<Operand<'a, S::Arithmetic>>,
     /// Whether what dy is overwritten by is dz.
     dz_over_dy: bool,
-    /// Of other numbers than x.
+    /// Beside those of the gradients: of a type of their own.
+    dx: Option<Sink<'a, S::Arithmetic>>,
     dz: Option<Sink<'a, S::Arithmetic>>,
     mask: Option<&'a [u64]>,
     statistics: Option<Normalizer<'a, S::Arithmetic>>,
@@ -406,8 +425,9 @@ impl<'a, S: Storage> Backward<'a, S> {
     /// Of tensors of this shape, through a forward pass with this scale and eps.
     pub fn new(shape: &Shape, params: Params<'a, S::Arithmetic>) -> Self {
         let gradients = Gradients::new();
-        let (x, dy, dz, mask, statistics) = (None, None, None, None, None);
-        Self { shape: *shape, params, x, dy, dz_over_dy: false, dz, mask, statistics, gradients }
+        let (dx, dz, mask, statistics) = (None, None, None, None);
+        let (shape, x, dy, dz_over_dy) = (*shape, None, None, false);
+        Self { shape, params, x, dy, dz_over_dy, dx, dz, mask, statistics, gradients }
     }
 
     /// The forward pass's input, of the shape's length.
@@ -450,6 +470,18 @@ impl<'a, S: Storage> Backward<'a, S> {
         Self { dz: Some(Z::sink(dz)), ..self }
     }
 
+    /// For callers who have tensors of a type that is not theirs to know: x and dy, dx and dz if they go over neither, and whether what
+    /// goes over dy is dz.
+    #[cfg(feature = "capi")]
+    pub(crate) fn operands(
+        self,
+        [x, dy]: [Operand<'a, S::Arithmetic>; 2],
+        [dx, dz]: [Option<Sink<'a, S::Arithmetic>>; 2],
+        dz_over_dy: bool,
+    ) -> Self {
+        Self { x: Some(x), dy: Some(dy), dx, dz, dz_over_dy, ..self }
+    }
+
     /// What the forward pass wrote by its `mask`: needed if there was a residual and an activation, else what
     /// the activation lets through is found from x anew.
     pub fn mask(self, mask: &'a [u64]) -> Self {
@@ -480,7 +512,8 @@ impl<'a, S: Storage> Backward<'a, S> {
     /// forward pass, [`Error::Length`], [`Error::Epsilon`], [`Error::Count`] if a state is not of m elements, [`Error::OutOfMemory`].
     /// Nothing has been written then.
     pub fn run(self) -> Result<(), Error> {
-        let Self { shape, params, x, dy, dz_over_dy, dz: dz_of, mask, statistics, gradients } = self;
+        let Self { shape, params, x, dy, dz_over_dy, mask, statistics, gradients, .. } = self;
+        let (dx_beside, dz_beside) = (self.dx, self.dz);
         let channels = shape.channels();
         let (x, dy) = (given("x", x)?, given("dy", dy)?);
         let given = match given("states", statistics)? {
@@ -491,20 +524,20 @@ impl<'a, S: Storage> Backward<'a, S> {
         shape.check_tensor("dy", dy.len())?;
         let Gradients { dx, dz, dgamma, dbeta, dmean, dvar } = gradients;
         let (dx, dz) = (dx.map(S::sink), dz.map(S::sink));
-        for (name, output) in [("dx", dx), ("dz", dz), ("dz", dz_of)] {
+        for (name, output) in [("dx", dx), ("dz", dz), ("dx", dx_beside), ("dz", dz_beside)] {
             output.map_or(Ok(()), |output| shape.check_tensor(name, output.len()))?;
         }
         let activation = params.activation;
         check_mask(&shape, mask, activation)?;
         let ((x, over_x), (dy, over_dy)) = (x.split(), dy.split());
         let (dz_over_dy, dx_over_dy) = if dz_over_dy { (over_dy, None) } else { (None, over_dy) };
-        let one_of = |argument, places: [Option<Sink<'a, S::Arithmetic>>; 3]| {
+        let one_of = |argument, places: [Option<Sink<'a, S::Arithmetic>>; 4]| {
             let mut places = places.into_iter().flatten();
             let place = places.next();
             places.next().map_or(Ok(place), |_| Err(Error::Twice { argument }))
         };
-        let dx = one_of("dx", [dx, over_x, dx_over_dy])?;
-        let dz = one_of("dz", [dz, dz_over_dy, dz_of])?;
+        let dx = one_of("dx", [dx, dx_beside, over_x, dx_over_dy])?;
+        let dz = one_of("dz", [dz, dz_beside, dz_over_dy, None])?;
         check_fits(activation, "residual", dz.is_some())?;
         if dz.is_some() && activation != Activation::Identity && mask.is_none() {
             return Err(Error::Missing { argument: "mask" });

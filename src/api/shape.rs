@@ -297,7 +297,8 @@ impl TryFrom<Dims> for Shape {
 /// The plan of an operation that reads so many tensors and has a reduction, a map, or both: for the benchmark of plans.
 #[cfg(feature = "tuning")]
 pub fn plan<T>(shape: &Shape, (reads, reduces, maps): (usize, bool, bool)) -> String {
-    let traffic = Traffic { element: size_of::<T>(), reads, beside: 0, reduces, maps };
+    let traffic =
+        Traffic { element: size_of::<T>(), arithmetic: size_of::<T>(), reads, beside: 0, reduces, maps };
     shape.geometry().map_or_else(String::new, |geometry| format!("{:?}", Plan::of(&geometry, traffic)))
 }
 

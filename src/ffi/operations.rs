@@ -9,7 +9,7 @@ use super::arguments::{Arguments, Failure, Versioned, call, check_states};
 use super::problem::{Checked, Problem, by_element};
 use super::state::State;
 use super::status::Status;
-use crate::api::builders::{Backward, Inference, Statistics, Training};
+use crate::api::builders::{Backward, Inference, Operand, Statistics, Training};
 use crate::api::params::{Gradients, Params};
 use crate::ground::welford::Welford;
 use crate::kernel::activations::Activation;
@@ -192,36 +192,36 @@ unsafe fn statistics<T: Element>(
     // SAFETY: says the caller.
     let (x, states) = unsafe {
         (
-            arguments.read("x", args.x.cast::<T>(), len)?,
+            arguments.source::<T>("x", args.x, (len, problem.element))?,
             arguments.write("states", args.states.cast::<Welford>(), c)?,
         )
     };
-    problem.run(|| Statistics::new(&problem.shape).x(x).states(states).run())
+    problem.run(|| Statistics::<T>::new(&problem.shape).source(x).states(states).run())
 }
 
 /// Gives a forward pass's builder its tensors.
 macro_rules! with_tensors {
-    ($call:expr, $args:ident, $arguments:ident, $shape:ident) => {{
-        let (mut call, len) = ($call, $shape.len());
-        if let Some(mask) = $arguments.optional_write("mask", $args.mask, $shape.mask_len())? {
+    ($call:expr, $args:ident, $arguments:ident, $problem:ident) => {{
+        let (mut call, shape) = ($call, &$problem.shape);
+        let (of_x, of_y) = ((shape.len(), $problem.element), (shape.len(), $problem.y_element));
+        if let Some(mask) = $arguments.optional_write("mask", $args.mask, shape.mask_len())? {
             call = call.mask(mask);
         }
-        let mut y = Some($arguments.write("y", $args.y.cast(), len)?);
-        // Over one of both: the other, if it is the same memory, overlaps what is written.
-        call = match y.take_if(|_| ptr::eq($args.x, $args.y)) {
-            Some(y) => call.x_in_place(y),
-            None => call.x($arguments.read("x", $args.x.cast(), len)?),
+        let mut y = Some($arguments.sink::<T>("y", $args.y, of_y)?);
+        // Over one of both: the other, if it is the same memory, overlaps what is written; so does x of another element.
+        let over_x = |_: &mut _| ptr::eq($args.x, $args.y) && $problem.element == $problem.y_element;
+        let x = match y.take_if(over_x) {
+            Some(y) => Operand::Overwritten(y),
+            None => Operand::Read($arguments.source("x", $args.x, of_x)?),
         };
-        if !$args.residual.is_null() {
-            call = match y.take_if(|_| ptr::eq($args.residual, $args.y)) {
-                Some(y) => call.residual_in_place(y),
-                None => call.residual($arguments.read("residual", $args.residual.cast(), len)?),
-            };
-        }
-        match y {
-            Some(y) => call.y(y),
-            None => call,
-        }
+        let residual = match $args.residual.is_null() {
+            true => None,
+            false => Some(match y.take_if(|_| ptr::eq($args.residual, $args.y)) {
+                Some(y) => Operand::Overwritten(y),
+                None => Operand::Read($arguments.source("residual", $args.residual, of_y)?),
+            }),
+        };
+        call.operands(x, residual, y)
     }};
 }
 
@@ -257,7 +257,7 @@ unsafe fn training<T: Element>(
         params.gamma = arguments.optional("gamma", args.gamma.cast(), c)?;
         params.beta = arguments.optional("beta", args.beta.cast(), c)?;
         let states = arguments.write("states", args.states.cast::<Welford>(), c)?;
-        with_tensors!(Training::new(shape, params).states(states), args, arguments, shape)
+        with_tensors!(Training::<T>::new(shape, params).states(states), args, arguments, problem)
     };
     problem.run(|| call.run())
 }
@@ -291,11 +291,11 @@ unsafe fn inference<T: Element>(
     params.activation = activation_of(args.activation, args.slope, args.lo, args.hi)?;
     // SAFETY: says the caller.
     let call = unsafe {
-        let mean = arguments.read("mean", args.mean.cast(), c)?;
-        let var = arguments.read("var", args.var.cast(), c)?;
+        let mean = arguments.read("mean", args.mean.cast::<T>(), c)?;
+        let var = arguments.read("var", args.var.cast::<T>(), c)?;
         params.gamma = arguments.optional("gamma", args.gamma.cast(), c)?;
         params.beta = arguments.optional("beta", args.beta.cast(), c)?;
-        with_tensors!(Inference::new(shape, params).frozen(mean, var), args, arguments, shape)
+        with_tensors!(Inference::<T>::new(shape, params).frozen(mean, var), args, arguments, problem)
     };
     problem.run(|| call.run())
 }
@@ -331,25 +331,33 @@ unsafe fn backward<T: Element>(
     mut arguments: Arguments,
 ) -> Result<(), Failure> {
     let (shape, len, c) = (&problem.shape, problem.shape.len(), problem.shape.channels());
+    let (of_x, of_y) = ((len, problem.element), (len, problem.y_element));
+    let same = problem.element == problem.y_element;
     let mut params = Params::<T>::new(args.eps);
     params.activation = activation_of(args.activation, args.slope, args.lo, args.hi)?;
     let needs_mask = !args.dz.is_null()
         && params.activation != Activation::Identity
         && params.activation.is_piecewise_linear();
     let mut gradients = Gradients::<T>::new();
-    let (over_x, dx_over_dy) = (ptr::eq(args.dx, args.x), ptr::eq(args.dx, args.dy));
+    let (over_x, dx_over_dy) = (ptr::eq(args.dx, args.x), ptr::eq(args.dx, args.dy) && same);
     let dz_over_dy = ptr::eq(args.dz, args.dy);
     // SAFETY: says the caller.
     let call = unsafe {
         params.gamma = arguments.optional("gamma", args.gamma.cast(), c)?;
         params.beta = arguments.optional("beta", args.beta.cast(), c)?;
-        gradients.dx = arguments.optional_write("dx", args.dx.cast(), len)?;
-        gradients.dz = arguments.optional_write("dz", args.dz.cast(), len)?;
+        let mut dx = match args.dx.is_null() {
+            true => None,
+            false => Some(arguments.sink::<T>("dx", args.dx, of_x)?),
+        };
+        let mut dz = match args.dz.is_null() {
+            true => None,
+            false => Some(arguments.sink::<T>("dz", args.dz, of_y)?),
+        };
         gradients.dgamma = arguments.optional_write("dgamma", args.dgamma.cast(), c)?;
         gradients.dbeta = arguments.optional_write("dbeta", args.dbeta.cast(), c)?;
         gradients.dmean = arguments.optional_write("dmean", args.dmean.cast(), c)?;
         gradients.dvar = arguments.optional_write("dvar", args.dvar.cast(), c)?;
-        let mut call = Backward::new(shape, params);
+        let mut call = Backward::<T>::new(shape, params);
         let words = shape.mask_len();
         if needs_mask && args.mask.is_null() && words > 0 {
             let activation = params.activation;
@@ -362,17 +370,20 @@ unsafe fn backward<T: Element>(
             call = call.mask(arguments.read("mask", args.mask, words)?);
         }
         // Over one of both: the other, if it is the same memory, overlaps what is written.
-        call = match gradients.dx.take_if(|_| over_x) {
-            Some(dx) => call.x_to_dx(dx),
-            None => call.x(arguments.read("x", args.x.cast(), len)?),
+        let x = match dx.take_if(|_| over_x) {
+            Some(dx) => Operand::Overwritten(dx),
+            None => Operand::Read(arguments.source("x", args.x, of_x)?),
         };
-        call = if let Some(dx) = gradients.dx.take_if(|_| dx_over_dy) {
-            call.dy_to_dx(dx)
-        } else if let Some(dz) = gradients.dz.take_if(|_| dz_over_dy) {
-            call.dy_to_dz(dz)
+        let mut dz_is_over_dy = false;
+        let dy = if let Some(dx) = dx.take_if(|_| dx_over_dy) {
+            Operand::Overwritten(dx)
+        } else if let Some(dz) = dz.take_if(|_| dz_over_dy) {
+            dz_is_over_dy = true;
+            Operand::Overwritten(dz)
         } else {
-            call.dy(arguments.read("dy", args.dy.cast(), len)?)
+            Operand::Read(arguments.source("dy", args.dy, of_y)?)
         };
+        call = call.operands([x, dy], [dx, dz], dz_is_over_dy);
         if !args.states.is_null() {
             for (name, other) in [("mean", args.mean), ("var", args.var)] {
                 if !other.is_null() {

@@ -6,6 +6,7 @@ use super::arguments::{Arguments, Failure, Versioned};
 use super::status::Status;
 use crate::api::shape::{Layout, Shape};
 use crate::ground::error::Error;
+use crate::ground::half::Half;
 use crate::threads;
 use crate::threads::host::{Host, HostPool};
 
@@ -13,6 +14,21 @@ use crate::threads::host::{Host, HostPool};
 pub const BATCHNORM_F32: u32 = 0;
 /// Elements are `double`.
 pub const BATCHNORM_F64: u32 = 1;
+
+/// Tensors' elements are bfloat16, in 16 bits; what is per channel is `float`, which arithmetic is done in, too. Results are rounded
+/// once, to the nearest.
+pub const BATCHNORM_BF16: u32 = 2;
+/// The same of IEEE 754's binary16.
+pub const BATCHNORM_F16: u32 = 3;
+
+/// y is of the problem's element.
+pub const BATCHNORM_Y_SAME: u64 = 0;
+/// y is of `float`.
+pub const BATCHNORM_Y_F32: u64 = 1;
+/// y is of bfloat16.
+pub const BATCHNORM_Y_BF16: u64 = 3;
+/// y is of binary16.
+pub const BATCHNORM_Y_F16: u64 = 4;
 
 /// The order NCHW: the elements of a channel of a sample are adjacent.
 pub const BATCHNORM_NCHW: u32 = 0;
@@ -26,7 +42,7 @@ pub const BATCHNORM_NHWC: u32 = 1;
 pub struct Problem {
     /// sizeof(batchnorm_problem).
     pub size: usize,
-    /// BATCHNORM_F32 or BATCHNORM_F64.
+    /// BATCHNORM_F32, BATCHNORM_F64, BATCHNORM_BF16 or BATCHNORM_F16.
     pub element: u32,
     /// BATCHNORM_NCHW or BATCHNORM_NHWC.
     pub layout: u32,
@@ -41,9 +57,16 @@ pub struct Problem {
     pub threads: usize,
     /// The program's own threads; null for the library's pool. Results have the same bits on all.
     pub threadpool: *const HostPool,
+    /// What y, its gradient dy, the residual and its gradient dz hold, where that is another element than x's: BATCHNORM_Y_F32,
+    /// BATCHNORM_Y_BF16, BATCHNORM_Y_F16; none of them goes with BATCHNORM_F64.
+    pub y_element: u64,
 }
 
-const _: () = assert!(size_of::<Problem>() == size_of::<[usize; 8]>() + size_of::<[u32; 2]>(), "no padding");
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(
+    size_of::<Problem>() == size_of::<[usize; 8]>() + size_of::<[u32; 2]>() + size_of::<u64>(),
+    "no padding"
+);
 const _: () = assert!(size_of::<HostPool>() == 6 * size_of::<usize>(), "no padding");
 
 // SAFETY: numbers and a pointer without padding, the size first.
@@ -58,19 +81,20 @@ unsafe impl Versioned for HostPool {
     const FIRST: usize = size_of::<HostPool>();
 }
 
-/// What a problem's elements are.
-#[derive(Clone, Copy)]
+/// What a tensor's elements are.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum ElementType {
     F32,
     F64,
+    Half(Half),
 }
 
-/// Calls a function of the problem's element.
+/// Calls a function of what arithmetic on the problem's elements is done in.
 macro_rules! by_element {
     ($problem:expr, $function:ident($($argument:expr),*)) => {
         match $problem.element {
-            $crate::ffi::problem::ElementType::F32 => $function::<f32>($($argument),*),
             $crate::ffi::problem::ElementType::F64 => $function::<f64>($($argument),*),
+            _ => $function::<f32>($($argument),*),
         }
     };
 }
@@ -79,7 +103,10 @@ pub(super) use by_element;
 /// A checked problem.
 pub(super) struct Checked {
     pub shape: Shape,
+    /// Of x and its gradient.
     pub element: ElementType,
+    /// Of y, the residual and their gradients.
+    pub y_element: ElementType,
     threads: usize,
     host: Option<Host>,
 }
@@ -91,11 +118,31 @@ impl Checked {
     pub unsafe fn new(arguments: &mut Arguments, problem: *const Problem) -> Result<Self, Failure> {
         // SAFETY: says the caller.
         let problem = unsafe { arguments.sized("problem", problem)? };
-        let Problem { element, layout, batch, channels, spatial, threads, threadpool, .. } = problem;
+        let Problem { element, y_element, layout, batch, channels, spatial, threads, threadpool, .. } =
+            problem;
         let element = match element {
             BATCHNORM_F32 => ElementType::F32,
             BATCHNORM_F64 => ElementType::F64,
-            _ => return Err(Failure::unknown("element", element, "0 (f32) or 1 (f64)")),
+            BATCHNORM_BF16 => ElementType::Half(Half::Bf16),
+            BATCHNORM_F16 => ElementType::Half(Half::F16),
+            _ => return Err(Failure::unknown("element", element, "0 (f32), 1 (f64), 2 (bf16) or 3 (f16)")),
+        };
+        let y_element = match (y_element, element) {
+            (BATCHNORM_Y_SAME, _) => element,
+            (BATCHNORM_Y_F32, ElementType::F32 | ElementType::Half(_)) => ElementType::F32,
+            (BATCHNORM_Y_BF16, ElementType::F32 | ElementType::Half(_)) => ElementType::Half(Half::Bf16),
+            (BATCHNORM_Y_F16, ElementType::F32 | ElementType::Half(_)) => ElementType::Half(Half::F16),
+            (_, ElementType::F64) => {
+                return Err(Failure::unknown(
+                    "y_element",
+                    y_element,
+                    "0 (the same) where element is 1 (f64)",
+                ));
+            }
+            _ => {
+                let must = "0 (the same), 1 (f32), 3 (bf16) or 4 (f16)";
+                return Err(Failure::unknown("y_element", y_element, must));
+            }
         };
         let layout = match layout {
             BATCHNORM_NCHW => Layout::Nchw,
@@ -105,7 +152,7 @@ impl Checked {
         let shape = Shape::new(layout, batch, channels, &spatial.map(|axis| axis.max(1)))?;
         // SAFETY: says the caller.
         let host = unsafe { Self::host(arguments, threadpool)? };
-        Ok(Self { shape, element, threads, host })
+        Ok(Self { shape, element, y_element, threads, host })
     }
 
     /// # Safety

@@ -65,11 +65,17 @@ impl Half {
 }
 
 /// The 16-bit numbers that are widened to an element: those that arithmetic in it stands for.
-pub trait Halves: Copy + Send + Sync + std::fmt::Debug + 'static {
+pub trait Halves: Copy + PartialEq + Send + Sync + std::fmt::Debug + 'static {
     fn half(self) -> Half;
+    /// That one, if it is one of them.
+    fn of(half: Half) -> Option<Self>;
 }
 
 impl Halves for Half {
+    fn of(half: Half) -> Option<Self> {
+        Some(half)
+    }
+
     fn half(self) -> Half {
         self
     }
@@ -77,6 +83,10 @@ impl Halves for Half {
 
 /// None.
 impl Halves for std::convert::Infallible {
+    fn of(_: Half) -> Option<Self> {
+        None
+    }
+
     fn half(self) -> Half {
         match self {}
     }

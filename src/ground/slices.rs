@@ -43,6 +43,11 @@ impl<'a, T> Input<'a, T> {
     pub fn as_ptr(&self) -> *const T {
         self.start
     }
+
+    /// As many elements of another type, wherever: they are read by who knows how.
+    pub fn at<U>(&self, start: *const U) -> Input<'a, U> {
+        Input { start, len: self.len, lifetime: PhantomData }
+    }
 }
 
 impl<'a, T> Output<'a, T> {
@@ -61,6 +66,11 @@ impl<'a, T> Output<'a, T> {
 
     pub fn as_ptr(&self) -> *mut T {
         self.start
+    }
+
+    /// As many elements of another type, wherever: they are written by who knows how.
+    pub fn at<U>(&self, start: *mut U) -> Output<'a, U> {
+        Output { start, len: self.len, lifetime: PhantomData }
     }
 
     /// A part of the slice.

@@ -28,8 +28,8 @@ impl Place {
     unsafe fn load<T, S: Lanes<T>>(self, s: S, from: Input<'_, T>) -> S::Vector {
         // SAFETY: says the caller.
         unsafe {
-            let from = from.as_ptr().add(self.at);
-            if self.count == S::N { s.load(from) } else { s.load_first(from, self.count) }
+            let from = from.as_ptr().wrapping_add(self.at);
+            if self.count == S::N { s.read(from) } else { s.read_first(from, self.count) }
         }
     }
 }
@@ -205,14 +205,14 @@ impl<T: Scalar, O, const IN: usize, const K: usize> Fused<T, O, IN, K> for Maske
             let g = self.gradient(s, place.at, x[IN - 1]);
             x[IN - 1] = g;
             if let Some(dz) = self.dz {
-                let to = dz.as_ptr().add(place.at);
+                let to = dz.as_ptr().wrapping_add(place.at);
                 let dz = s.canonical_nan(g);
                 if LINES && to.addr().is_multiple_of(LINE) {
-                    s.stream(to, dz);
+                    s.write_past(to, dz);
                 } else if place.count == S::N {
-                    s.store(to, dz);
+                    s.write(to, dz);
                 } else {
-                    s.store_first(to, dz, place.count);
+                    s.write_first(to, dz, place.count);
                 }
             }
         }
@@ -268,7 +268,7 @@ impl<T, const IN: usize> Read<T, IN> for AsRead {
         let mut x = [s.zero_wide(); IN];
         for (x, from) in x.iter_mut().zip(from) {
             // SAFETY: says the caller.
-            *x = s.widen(unsafe { s.load(from) });
+            *x = s.widen(unsafe { s.read(from) });
         }
         x
     }
@@ -283,7 +283,7 @@ impl<T, const IN: usize> Read<T, IN> for AsRead {
         let mut x = [s.zero_wide(); IN];
         for (x, from) in x.iter_mut().zip(from) {
             // SAFETY: says the caller.
-            *x = s.widen(unsafe { s.load_first(from, count) });
+            *x = s.widen(unsafe { s.read_first(from, count) });
         }
         x
     }
@@ -318,7 +318,7 @@ impl<T: Scalar> Read<T, 2> for ReadRecomputed<'_, T> {
         k: [S::Vector; FORWARD.len()],
     ) -> [S::Wide; 2] {
         // SAFETY: says the caller.
-        let (x, dy) = unsafe { (s.load(x), s.load(dy)) };
+        let (x, dy) = unsafe { (s.read(x), s.read(dy)) };
         [s.widen(x), s.widen(self.recomputed.0.gradient(s, Normalize::apply(s, [x], k), dy))]
     }
     #[inline(always)]
@@ -330,7 +330,7 @@ impl<T: Scalar> Read<T, 2> for ReadRecomputed<'_, T> {
         k: [S::Vector; FORWARD.len()],
     ) -> [S::Wide; 2] {
         // SAFETY: says the caller.
-        let (x, dy) = unsafe { (s.load_first(x, count), s.load_first(dy, count)) };
+        let (x, dy) = unsafe { (s.read_first(x, count), s.read_first(dy, count)) };
         let g = self.recomputed.0.gradient(s, Normalize::apply(s, [x], k), dy);
         // Coefficients of no channel may make anything of it.
         [s.widen(x), s.widen(s.select_first(g, s.zero(), count))]
@@ -357,10 +357,10 @@ impl<T: Scalar> Read<T, 2> for ReadMasked<'_, T> {
         // SAFETY: says the caller.
         unsafe {
             let g = match mask {
-                Some(mask) if activation.is_clip() => s.load_widened(dy, mask.from(self.offset(x))),
-                _ => s.widen(self.masked.gradient(s, self.offset(x), s.load(dy))),
+                Some(mask) if activation.is_clip() => s.read_widened(dy, mask.from(self.offset(x))),
+                _ => s.widen(self.masked.gradient(s, self.offset(x), s.read(dy))),
             };
-            [s.widen(s.load(x)), g]
+            [s.widen(s.read(x)), g]
         }
     }
     #[inline(always)]
@@ -373,8 +373,8 @@ impl<T: Scalar> Read<T, 2> for ReadMasked<'_, T> {
     ) -> [S::Wide; 2] {
         // SAFETY: says the caller.
         unsafe {
-            let g = self.masked.gradient(s, self.offset(x), s.load_first(dy, count));
-            [s.widen(s.load_first(x, count)), s.widen(g)]
+            let g = self.masked.gradient(s, self.offset(x), s.read_first(dy, count));
+            [s.widen(s.read_first(x, count)), s.widen(g)]
         }
     }
 }

@@ -14,10 +14,10 @@ pub mod scales;
 pub mod scratch;
 pub mod terms;
 
-use crate::simd::Dispatch;
+use crate::simd::half::HalfLanes;
 use precision::Precision;
 use scratch::WithScratch;
 
 /// A number that kernels can be run for.
-pub trait Vectorized: Precision + Dispatch + WithScratch {}
-impl<T: Precision + Dispatch + WithScratch> Vectorized for T {}
+pub trait Vectorized: Precision + HalfLanes + WithScratch {}
+impl<T: Precision + HalfLanes + WithScratch> Vectorized for T {}

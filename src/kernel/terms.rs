@@ -21,6 +21,8 @@ pub trait Terms<const IN: usize>: Copy + Default {
     const CENTERED: bool;
     /// Whether x has a unit per channel.
     const SCALED: bool = false;
+    /// Whether there are kernels for sums of 16-bit numbers as they are, which take code; others are taken in tiles.
+    const OF_HALVES: bool = false;
     /// Whether each sum is two: the sum, and that of what its roundings left.
     const PAIRS: bool = false;
     /// By which powers of `Lanes::SCALE` the sums are too large.
@@ -45,6 +47,7 @@ pub struct Plain;
 
 impl Terms<1> for Plain {
     const CENTERED: bool = false;
+    const OF_HALVES: bool = true;
     type Sums<W: Copy> = [W; 2];
 
     #[inline(always)]
@@ -92,6 +95,7 @@ pub struct GradientTerms;
 impl Terms<2> for GradientTerms {
     const CENTERED: bool = true;
     const POWERS: [i32; 2] = [1, 1];
+    const OF_HALVES: bool = true;
     type Sums<W: Copy> = [W; 2];
 
     #[inline(always)]

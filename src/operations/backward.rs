@@ -192,6 +192,31 @@ impl<'a, T: Vectorized> Backward<'a, T, Mixed> {
     }
 }
 
+impl<T: Vectorized> Backward<'_, T, Mixed> {
+    /// Maps by lanes over 16-bit numbers, if that can be: then something.
+    fn map_halves(&self, task: &mut Task<'_, T>, part: Part<'_>) -> Option<()> {
+        if !matches!(self.given, Given::Batch(_)) {
+            return None;
+        }
+        let (half, inputs, dx, dz) =
+            tiles::halves_to_map(task, [self.x, self.dy], (self.dx?, self.dz), part.0)?;
+        match self.upstream().map(|upstream| upstream.with_dz(dz)) {
+            None => {
+                task.apply_half::<_, _, 2, ORDINARY_GRADIENT>(half, (InputGradient, Bare), inputs, dx, part);
+            }
+            Some(Upstream::Recomputed(recomputed)) => {
+                let formula = (InputGradientThrough, recomputed);
+                task.apply_half::<_, _, 2, ORDINARY_THROUGH>(half, formula, inputs, dx, part);
+            }
+            Some(Upstream::Masked(masked)) => {
+                let formula = (InputGradient, masked);
+                task.apply_half::<_, _, 2, ORDINARY_GRADIENT>(half, formula, inputs, dx, part);
+            }
+        }
+        Some(())
+    }
+}
+
 impl<T: Vectorized> Loops<T> for Backward<'_, T, Mixed> {
     fn first_look(&self, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) {
         let inputs = [self.x, self.dy];
@@ -208,6 +233,9 @@ impl<T: Vectorized> Loops<T> for Backward<'_, T, Mixed> {
     }
 
     fn map_part(&self, task: &mut Task<'_, T>, part: Part<'_>) {
+        if self.map_halves(task, part).is_some() {
+            return;
+        }
         let takes_x = self.dx.is_some() && (matches!(self.given, Given::Batch(_)) || self.takes_u());
         tiles::map(task, part, |mapped| {
             let Mapped { mut task, tiles: Tiles { tensors: [first, second], bits }, place, column, store } =

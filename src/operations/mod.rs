@@ -121,8 +121,14 @@ mod tests {
             let affine = Affine { gamma: Some(&gamma), beta: None, eps: 1e-5 };
             for (group, offset) in [(1, 0), (2, 1), (3, 15), (2, 16)] {
                 let [apart, overlapped] = [false, true].map(|overlap| {
-                    let traffic =
-                        Traffic { element: size_of::<T>(), reads: 2, beside: 0, reduces: true, maps: true };
+                    let traffic = Traffic {
+                        element: size_of::<T>(),
+                        arithmetic: size_of::<T>(),
+                        reads: 2,
+                        beside: 0,
+                        reduces: true,
+                        maps: true,
+                    };
                     let (machine, tuning) = (Machine::get(), Tuning::DEFAULT);
                     let plan = Plan::new(&Setting { geometry, traffic, machine, tuning, threads: 1 });
                     let plan = Plan {

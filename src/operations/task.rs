@@ -67,6 +67,17 @@ impl<T: Vectorized> Task<'_, T> {
         }
     }
 
+    /// Whether coefficients of these channels are laid out for maps of tensors as they lie, too.
+    pub fn is_laid_out(&self, channels: &Range<usize>) -> bool {
+        let of = |geometry: &Geometry| Columns::of_map(geometry, channels, self.access.planes_as_rows);
+        of(&self.layout(channels)) == of(self.geometry)
+    }
+
+    /// The same of sums.
+    pub fn is_laid_out_for_sums(&self, channels: &Range<usize>) -> bool {
+        self.columns_of_sums(channels) == Columns::of_sums(self.geometry, channels)
+    }
+
     /// The problem that coefficients of these channels are laid out for.
     fn layout(&self, channels: &Range<usize>) -> Geometry {
         let Geometry { n, s, .. } = *self.geometry;
@@ -185,6 +196,20 @@ impl<T: Vectorized> Task<'_, T> {
         let level = self.level;
         let (map, _) = self.map_of(formula, inputs, output, part);
         T::dispatch(level, map);
+    }
+
+    /// Maps a part of tensors of 16-bit numbers ([`HalfLanes::elements`](crate::simd::half::HalfLanes::elements)).
+    pub fn apply_half<O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K: usize>(
+        &mut self,
+        half: T::Half,
+        formula: (O, E),
+        inputs: [Input<'_, T>; IN],
+        output: Output<'_, T>,
+        part: (&Range<usize>, usize, &Block),
+    ) {
+        let level = self.level;
+        let (map, _) = self.map_of(formula, inputs, output, part);
+        T::dispatch_half(level, half, map);
     }
 
     /// The map of a part, and what can be summed in beside it.

@@ -12,15 +12,15 @@ use crate::ground::sizes::{LANES, fuzzed};
 use crate::ground::slices::{Input, Output, Sink, Source};
 use crate::kernel::Vectorized;
 use crate::kernel::bits::{BitWriter, Bits, words};
-use crate::kernel::fused::{AsRead, Masked, Read, ReadRecomputed, Recomputed};
-use crate::kernel::map::formulas::{Formula, GradientAlone};
+use crate::kernel::fused::{AsRead, Bare, Masked, Read, ReadMasked, ReadRecomputed, Recomputed};
+use crate::kernel::map::formulas::{Formula, GradientAlone, Normalize};
 use crate::kernel::map::{Access, Prefetch, Store};
 use crate::kernel::reduce::interleave::NoInterleave;
 use crate::kernel::reduce::{Piece, Reduce};
 use crate::kernel::scales::ORDINARY_SCALE;
 use crate::kernel::scratch::{Scratch, Sums, TILE, Tiles};
 use crate::kernel::terms::Terms;
-use crate::operations::given::After;
+use crate::operations::given::{After, Kind};
 use crate::operations::memory::{Memory, Mixed, Part};
 use crate::schedule::engine::Task;
 use crate::schedule::ranges::pieces;
@@ -170,6 +170,30 @@ impl Place {
     }
 }
 
+/// The tensors as lanes over 16-bit numbers take them, if they are all of the same numbers and the level has such lanes.
+fn halves<'a, T: Vectorized, const N: usize>(
+    level: Level,
+    tensors: [Source<'a, T>; N],
+) -> Option<(T::Half, [Input<'a, T>; N])> {
+    let Source::Half(first, half) = *tensors.first()? else { return None };
+    let mut elements = [T::elements(first)?; N];
+    for (element, tensor) in elements.iter_mut().zip(tensors) {
+        match tensor {
+            Source::Half(tensor, other) if other == half => *element = T::elements(tensor)?,
+            _ => return None,
+        }
+    }
+    T::has_half_lanes(level).then_some((half, elements))
+}
+
+/// The same of one that is written.
+fn half_to_write<'a, T: Vectorized>(half: T::Half, tensor: Sink<'a, T>) -> Option<Output<'a, T>> {
+    match tensor {
+        Sink::Half(tensor, other) if other == half => T::elements_mut(tensor),
+        _ => None,
+    }
+}
+
 /// The pieces of a block of some channels that are summed one after the other: which of the channels, which samples and positions.
 fn sum_pieces(
     geometry: &Geometry,
@@ -237,6 +261,33 @@ impl<T: Vectorized, const IN: usize> Summed<'_, T, IN> {
     }
 }
 
+/// As [`halves`], of tensors whose sums are laid out for them.
+fn halves_to_sum<'a, T: Vectorized, const IN: usize>(
+    task: &Task<'_, T>,
+    inputs: [Source<'a, T>; IN],
+    channels: &Range<usize>,
+) -> Option<(T::Half, [Input<'a, T>; IN])> {
+    halves(task.level, inputs).filter(|_| task.is_laid_out_for_sums(channels))
+}
+
+/// Sums over a block by lanes over 16-bit numbers.
+fn reduce_halves<T: Vectorized, O: Terms<IN>, R: Read<T, IN>, const IN: usize>(
+    (level, half): (Level, T::Half),
+    geometry: &Geometry,
+    inputs: [Input<'_, T>; IN],
+    (channels, block): (&Range<usize>, &Block),
+    sums: &mut Sums,
+    read: R,
+) {
+    let (piece, channels, block) = (Piece::whole(geometry, block), channels.clone(), block.clone());
+    let (interleave, terms) = (NoInterleave, PhantomData::<O>);
+    T::dispatch_half(
+        level,
+        half,
+        Reduce { geometry, inputs, channels, block, piece, sums, read, interleave, terms },
+    );
+}
+
 /// Sums over a block: each piece of it is read into tiles, in which `masked` takes the last input's place, and reduced.
 fn sums<T: Vectorized, const IN: usize>(
     task: &mut Task<'_, T>,
@@ -296,6 +347,19 @@ impl<T: Vectorized> Memory<T> for Mixed {
         inputs: [Source<'_, T>; IN],
         part: (&Range<usize>, &Block),
     ) {
+        if O::OF_HALVES
+            && let Some((half, inputs)) = halves_to_sum(task, inputs, part.0)
+        {
+            let sums = &mut task.scratch.sums;
+            return reduce_halves::<_, O, _, IN>(
+                (task.level, half),
+                task.geometry,
+                inputs,
+                part,
+                sums,
+                AsRead,
+            );
+        }
         sums(task, inputs, part, None, |level, summed, scratch| {
             summed.reduce::<O, _>(level, &mut scratch.sums, AsRead);
         });
@@ -310,6 +374,13 @@ pub fn sums_recomputed<T: Vectorized, O: Terms<2>>(
     recomputed: Recomputed<T>,
     part: (&Range<usize>, &Block),
 ) {
+    if O::OF_HALVES
+        && let Some((half, inputs)) = halves_to_sum(task, inputs, part.0)
+    {
+        let Scratch { sums, coefficients, .. } = &mut *task.scratch;
+        let read = ReadRecomputed { recomputed, coefficients };
+        return reduce_halves::<_, O, _, 2>((task.level, half), task.geometry, inputs, part, sums, read);
+    }
     sums(task, inputs, part, None, |level, summed, scratch| {
         let Scratch { sums, coefficients, .. } = scratch;
         summed.reduce::<O, _>(level, sums, ReadRecomputed { recomputed, coefficients });
@@ -324,6 +395,12 @@ pub fn sums_masked<T: Vectorized, O: Terms<2>>(
     masked: Masked<'_, T>,
     part: (&Range<usize>, &Block),
 ) {
+    if O::OF_HALVES
+        && let Some((half, inputs)) = halves_to_sum(task, inputs, part.0)
+    {
+        let (sums, read) = (&mut task.scratch.sums, ReadMasked { masked, x: inputs[0] });
+        return reduce_halves::<_, O, _, 2>((task.level, half), task.geometry, inputs, part, sums, read);
+    }
     sums(task, inputs, part, Some(masked), |level, summed, scratch| {
         summed.reduce::<O, _>(level, &mut scratch.sums, AsRead);
     });
@@ -392,6 +469,48 @@ pub fn map<T: Vectorized>(
     task.tiles = Some(tiles);
 }
 
+/// By lanes over 16-bit numbers, if that can be: then something.
+fn normalize_halves<T: Vectorized>(
+    ordinary: impl Formula<1, ORDINARY_SCALE>,
+    (x, y): (Source<'_, T>, Sink<'_, T>),
+    after: &After<'_, T, Mixed>,
+    task: &mut Task<'_, T>,
+    part: Part<'_>,
+) -> Option<()> {
+    let (half, [x, residual]) = halves(task.level, [x, after.residual.unwrap_or(x)])?;
+    let y = half_to_write(half, y)?;
+    if !task.scratch.ordinary || !task.is_laid_out(part.0) {
+        return None;
+    }
+    match after.kind() {
+        Kind::Nothing => task.apply_half(half, (ordinary, Bare), [x], y, part),
+        Kind::Activation(activated) => task.apply_half(half, (ordinary, activated), [x], y, part),
+        Kind::More => {
+            let After { activation, mask, .. } = *after;
+            After { activation, residual: after.residual.map(|_| residual), mask }.fuse(|epilogue| {
+                task.apply_half::<_, _, 1, ORDINARY_SCALE>(half, (Normalize, epilogue), [x], y, part);
+            });
+        }
+    }
+    Some(())
+}
+
+/// The tensors of a backward pass's map by lanes over 16-bit numbers, if that can be: x and dy, dx and dz.
+pub fn halves_to_map<'a, T: Vectorized>(
+    task: &Task<'_, T>,
+    inputs: [Source<'a, T>; 2],
+    (dx, dz): (Sink<'a, T>, Option<Sink<'a, T>>),
+    channels: &Range<usize>,
+) -> Option<(T::Half, [Input<'a, T>; 2], Output<'a, T>, Option<Output<'a, T>>)> {
+    let (half, inputs) = halves(task.level, inputs)?;
+    let dx = half_to_write(half, dx)?;
+    let dz = match dz {
+        None => None,
+        Some(dz) => Some(half_to_write(half, dz)?),
+    };
+    (task.scratch.ordinary && task.is_laid_out(channels)).then_some((half, inputs, dx, dz))
+}
+
 /// As [`Task::normalize`].
 pub fn normalize<T: Vectorized>(
     ordinary: impl Formula<1, ORDINARY_SCALE>,
@@ -400,6 +519,9 @@ pub fn normalize<T: Vectorized>(
     task: &mut Task<'_, T>,
     part: Part<'_>,
 ) {
+    if normalize_halves(ordinary, (x, y), after, task, part).is_some() {
+        return;
+    }
     let writer = after.mask.map(|(mask, elements)| BitWriter::new(mask, elements));
     map(task, part, |mapped| {
         let Mapped { mut task, tiles: Tiles { tensors: [first, second], bits }, place, column, store } =

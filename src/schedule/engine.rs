@@ -89,7 +89,14 @@ pub fn run<T: Vectorized, O: Operation<T>>(
 ) -> Result<(), Error> {
     let (reduces, maps) = (operation.reduces(), operation.maps());
     let beside = operation.beside();
-    let traffic = Traffic { element: operation.element(), reads: O::READS, beside, reduces, maps };
+    let traffic = Traffic {
+        element: operation.element(),
+        arithmetic: size_of::<T>(),
+        reads: O::READS,
+        beside,
+        reduces,
+        maps,
+    };
     let plan = Plan::of(geometry, traffic);
     run_by(plan, level, geometry, operation)?;
     if plan.large {
@@ -105,6 +112,8 @@ pub fn run_by<T: Vectorized, O: Operation<T>>(
     geometry: &Geometry,
     operation: &O,
 ) -> Result<(), Error> {
+    let software_pipelining = plan.software_pipelining && level.interleaves();
+    let plan = Plan { software_pipelining, ..plan };
     // The calling thread keeps its scratch memory from here on, and so always has it.
     let scratch = T::take_scratch().ok_or(Error::OutOfMemory { bytes: size_of::<Room<T>>() })?;
     let spare = Mutex::new(T::keep_scratch(scratch));

@@ -141,11 +141,13 @@ mod tests {
     use crate::schedule::blocks::grid::{PATTERNS, geometries};
     use crate::schedule::ranges::{pieces, pieces_at};
 
-    const STATISTICS: Traffic = Traffic { element: 4, reads: 1, beside: 0, reduces: true, maps: false };
+    const STATISTICS: Traffic =
+        Traffic { element: 4, arithmetic: 4, reads: 1, beside: 0, reduces: true, maps: false };
     const TRAINING: Traffic = Traffic { maps: true, ..STATISTICS };
     const INFERENCE: Traffic = Traffic { reduces: false, ..TRAINING };
     const BACKWARD: Traffic = Traffic { reads: 2, ..TRAINING };
-    const OPERATIONS: [Traffic; 4] = [STATISTICS, TRAINING, INFERENCE, BACKWARD];
+    const OF_HALVES: Traffic = Traffic { element: 2, ..BACKWARD };
+    const OPERATIONS: [Traffic; 5] = [STATISTICS, TRAINING, INFERENCE, BACKWARD, OF_HALVES];
 
     /// One core with a small L2, many on a mesh, no information at all; with the threads that there are.
     const MACHINES: [(Machine, usize); 6] = [

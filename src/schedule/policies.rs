@@ -17,8 +17,9 @@ use crate::schedule::tuning::{L2Share, Tuning};
 /// What an operation moves per element, and how often it looks at it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Traffic {
-    /// Bytes of an element.
+    /// Bytes of an element, in memory and as arithmetic has it.
     pub element: usize,
+    pub arithmetic: usize,
     /// Tensors that are read.
     pub reads: usize,
     /// Tensors that the map alone reads or writes, beside those and its output.
@@ -33,6 +34,11 @@ impl Traffic {
     /// Bytes that are read.
     fn bytes_read(self, geometry: &Geometry) -> usize {
         geometry.len().saturating_mul(self.reads * self.element)
+    }
+
+    /// How much there is to do, in bytes of what arithmetic has.
+    fn work(self, geometry: &Geometry) -> usize {
+        geometry.len().saturating_mul(self.reads * self.arithmetic)
     }
 }
 
@@ -64,14 +70,14 @@ pub fn threads_for(
     awake: impl Fn() -> bool,
     available: impl Fn() -> usize,
 ) -> usize {
-    let bytes = traffic.bytes_read(geometry);
+    let bytes = traffic.work(geometry);
     let parallel = bytes >= tuning.parallel_bytes_asleep || (bytes >= tuning.parallel_bytes && awake());
     if parallel { available().max(1) } else { 1 }
 }
 
 /// Whether there is enough to do for several threads, if they are awake.
 pub fn is_large(geometry: &Geometry, traffic: Traffic, tuning: &Tuning) -> bool {
-    traffic.bytes_read(geometry) >= tuning.parallel_bytes
+    traffic.work(geometry) >= tuning.parallel_bytes
 }
 
 impl Setting {
@@ -151,7 +157,7 @@ impl Setting {
 
     /// Whether the time is mostly the call's own and the threads' coming.
     pub fn is_small(&self) -> bool {
-        self.bytes_read() < self.tuning.small_bytes
+        self.traffic.work(&self.geometry) < self.tuning.small_bytes
     }
 
     /// About how many tasks to make of a pass over the tensor.
@@ -201,7 +207,7 @@ impl Setting {
     /// NCHW: the channels of a run of so many bytes in a sample.
     fn run(&self, bytes: usize) -> usize {
         let Geometry { c, s, .. } = self.geometry;
-        bytes.div_ceil(s * self.traffic.element).min(c).min(GROUP)
+        bytes.div_ceil(s * self.traffic.arithmetic).min(c).min(GROUP)
     }
 
     /// NCHW: as many channels as stay in L2 until they are mapped, while their runs are long enough and every thread has
@@ -216,7 +222,7 @@ impl Setting {
         let group = if group < long && resident >= long { long } else { group };
         // A pair is no reason to take channels whole, so the run is that of the group without; of tiny planes, all that a group
         // may have is too short a run.
-        let run = group * s * self.traffic.element;
+        let run = group * s * self.traffic.arithmetic;
         let is_long = group >= long && (n == 1 || group == c || run >= self.tuning.run_bytes);
         let group = self.in_pairs(group);
         if reduces && is_long && self.is_even(1, self.geometry.m(), group) {
@@ -272,7 +278,7 @@ impl Setting {
         // Few chunks leave threads to spare, which share out channels: by the cache line at least, for few threads in long
         // runs, since it is the cores then, and not memory, that set the pace.
         let Tuning { many_threads, run_bytes_once, .. } = self.tuning;
-        let long = run_bytes_once / self.traffic.element;
+        let long = run_bytes_once / self.traffic.arithmetic;
         let share = c.div_ceil(self.threads.div_ceil(blocks.chunks()));
         let least =
             if self.threads < many_threads { long.min(share).max(1).next_multiple_of(LANES) } else { LANES };

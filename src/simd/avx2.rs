@@ -1,18 +1,19 @@
-//! AVX2 and FMA: two registers of 8 f32, four of 4 f64.
+//! AVX2, FMA and F16C: two registers of 8 f32, four of 4 f64.
 
 use std::arch::x86_64::*;
 
+use super::half::avx2 as half;
 use super::{Kernel, Lanes};
 
-/// Proof that the CPU has AVX2 and FMA.
+/// Proof that the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
 pub struct Avx2(());
 
-/// Runs a kernel compiled for AVX2 and FMA.
+/// Runs a kernel compiled for AVX2, FMA and F16C.
 ///
 /// # Safety
-/// The CPU has AVX2 and FMA.
-#[target_feature(enable = "avx2,fma")]
+/// The CPU has AVX2, FMA and F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
 pub unsafe fn run<T, K: Kernel<T>>(kernel: K)
 where
     Avx2: Lanes<T>,
@@ -23,8 +24,8 @@ where
 /// The same, never inlined; cold, so that loops keep what they have in registers where it is not called.
 ///
 /// # Safety
-/// The CPU has AVX2 and FMA.
-#[target_feature(enable = "avx2,fma")]
+/// The CPU has AVX2, FMA and F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
 #[cold]
 #[inline(never)]
 unsafe fn run_apart<T, K: Kernel<T>>(kernel: K)
@@ -317,15 +318,40 @@ impl Lanes<f32> for Avx2 {
     }
     #[inline(always)]
     fn apart<K: Kernel<f32>>(self, kernel: K) {
-        // SAFETY: `self` is proof that the CPU has AVX2 and FMA.
+        // SAFETY: `self` is proof that the CPU has AVX2, FMA and F16C.
         unsafe { run_apart(kernel) }
     }
     #[inline(always)]
-    unsafe fn load_widened(self, at: *const f32, bits: u32) -> Four {
+    unsafe fn read_widened(self, at: *const f32, bits: u32) -> Four {
         // SAFETY: 16 elements can be read, says the caller.
         let v = unsafe { Lanes::<f32>::load(self, at) };
         let v = Lanes::<f32>::select(self, Lanes::<f32>::of_bits(self, bits), v, Lanes::<f32>::zero(self));
         Lanes::<f32>::widen(self, v)
+    }
+    #[inline(always)]
+    unsafe fn widen_half<const F16: bool>(self, at: *const u16) -> Two {
+        // SAFETY: says the caller.
+        unsafe { half::widen::<F16>(self, at) }
+    }
+    #[inline(always)]
+    unsafe fn widen_half_first<const F16: bool>(self, at: *const u16, k: usize) -> Two {
+        // SAFETY: says the caller.
+        unsafe { half::widen_first::<F16>(self, at, k) }
+    }
+    #[inline(always)]
+    unsafe fn narrow_half_first<const F16: bool>(self, at: *mut u16, v: Two, k: usize) {
+        // SAFETY: says the caller.
+        unsafe { half::store_first(self, at, half::narrow::<F16>(self, v), k) }
+    }
+    #[inline(always)]
+    unsafe fn narrow_half<const F16: bool>(self, at: *mut u16, v: Two) {
+        // SAFETY: `self` is proof that the CPU has AVX2; 16 numbers can be written, says the caller.
+        unsafe { _mm256_storeu_si256(at.cast(), half::narrow::<F16>(self, v)) }
+    }
+    #[inline(always)]
+    unsafe fn stream_half<const F16: bool>(self, at: *mut u16, v: Two) {
+        // SAFETY: as above, aligned.
+        unsafe { _mm256_stream_si256(at.cast(), half::narrow::<F16>(self, v)) }
     }
     #[inline(always)]
     fn widen(self, v: Two) -> Four {
@@ -485,11 +511,11 @@ impl Lanes<f64> for Avx2 {
     }
     #[inline(always)]
     fn apart<K: Kernel<f64>>(self, kernel: K) {
-        // SAFETY: `self` is proof that the CPU has AVX2 and FMA.
+        // SAFETY: `self` is proof that the CPU has AVX2, FMA and F16C.
         unsafe { run_apart(kernel) }
     }
     #[inline(always)]
-    unsafe fn load_widened(self, at: *const f64, bits: u32) -> Four {
+    unsafe fn read_widened(self, at: *const f64, bits: u32) -> Four {
         // SAFETY: 16 elements can be read, says the caller.
         let v = unsafe { Lanes::<f64>::load(self, at) };
         let v = Lanes::<f64>::select(self, Lanes::<f64>::of_bits(self, bits), v, Lanes::<f64>::zero(self));

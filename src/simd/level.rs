@@ -29,7 +29,7 @@ pub enum Level {
     Portable = 1,
     /// AVX2, FMA and F16C.
     Avx2 = 2,
-    /// AVX-512F.
+    /// AVX-512F and BW, which all but the first CPUs with the former have.
     Avx512 = 3,
 }
 
@@ -43,6 +43,11 @@ thread_local! {
 
 impl Level {
     const ALL: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];
+
+    /// Whether kernels that interleave two loops are compiled for it: with 32 registers of whole vectors.
+    pub(crate) fn interleaves(self) -> bool {
+        self == Level::Avx512
+    }
 
     /// The levels of this CPU and build, lowest first.
     pub fn available() -> &'static [Level] {
@@ -68,7 +73,7 @@ impl Level {
                     && is_x86_feature_detected!("f16c")
             }
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => is_x86_feature_detected!("avx512f"),
+            Level::Avx512 => is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw"),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }

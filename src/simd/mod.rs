@@ -16,14 +16,15 @@ mod portable;
 
 pub use level::Level;
 
-use crate::ground::scalar::for_elements;
-use crate::ground::sizes::LINE;
+use crate::ground::half::Half;
+use crate::ground::scalar::{Scalar, for_elements};
+use crate::ground::sizes::{LANES, LINE};
 
 /// Asks for the lines of the vector at `at`, which may lie anywhere, to be brought near, to be written if `WRITE`.
 #[inline(always)]
-pub fn prefetch<const WRITE: bool, T, S: Lanes<T>>(_: S, at: *const T) {
+pub fn prefetch<const WRITE: bool, T, S: Lanes<T>>(s: S, at: *const T) {
     for line in (0..S::N).step_by(LINE / size_of::<T>()) {
-        let at = at.wrapping_add(line);
+        let at = s.address(at.wrapping_add(line));
         #[cfg(target_arch = "x86_64")]
         // SAFETY: every x86-64 CPU has SSE, and those without PREFETCHW ignore it; a prefetch changes nothing that a
         // program could notice.
@@ -55,6 +56,9 @@ pub trait Lanes<T>: Copy {
     /// How many vectors to keep in flight in a reduction, 1 or 2: where one's sums are few registers, additions to them
     /// would wait for each other.
     const STREAMS: usize;
+    /// Whether a vector of a tensor fills a line, or several a line at once: else what goes past the caches row by row would be
+    /// written in halves.
+    const FILLS_LINES: bool = true;
     /// A power of two, so that what is scaled by it has the bits that it would have without. Where it is not 1, adding with
     /// it is a fused multiply-add: sums of f32 keep the adders busy, with conversions too, and leave the multipliers idle
     /// (by 1, the compiler would make it an addition).
@@ -80,6 +84,138 @@ pub trait Lanes<T>: Copy {
     unsafe fn stream(self, at: *mut T, v: Self::Vector);
     /// Orders what `stream` wrote before all that comes later.
     fn fence(self);
+
+    /// As `load`, of a tensor; which for lanes over 16-bit numbers ([`half::Stored`]) is not in memory as vectors are.
+    /// # Safety
+    /// `N` elements of a tensor can be read at `at`.
+    #[inline(always)]
+    unsafe fn read(self, at: *const T) -> Self::Vector {
+        // SAFETY: says the caller.
+        unsafe { self.load(at) }
+    }
+    /// As `load_first`.
+    /// # Safety
+    /// `k` elements of a tensor can be read at `at`.
+    #[inline(always)]
+    unsafe fn read_first(self, at: *const T, k: usize) -> Self::Vector {
+        // SAFETY: says the caller.
+        unsafe { self.load_first(at, k) }
+    }
+    /// `N` elements widened, zero in the lanes whose bit is 0.
+    /// # Safety
+    /// As of `read`.
+    unsafe fn read_widened(self, at: *const T, bits: u32) -> Self::Wide;
+    /// As `store`; a NaN is the canonical one.
+    /// # Safety
+    /// `N` elements of a tensor can be written at `at`.
+    #[inline(always)]
+    unsafe fn write(self, at: *mut T, v: Self::Vector) {
+        // SAFETY: says the caller.
+        unsafe { self.store(at, v) }
+    }
+    /// As `store_first`.
+    /// # Safety
+    /// `k` elements of a tensor can be written at `at`.
+    #[inline(always)]
+    unsafe fn write_first(self, at: *mut T, v: Self::Vector, k: usize) {
+        // SAFETY: says the caller.
+        unsafe { self.store_first(at, v, k) }
+    }
+    /// As `stream`.
+    /// # Safety
+    /// `N` elements of a tensor can be written at `at`, which is aligned to [`LINE`], or to a vector where that is less.
+    #[inline(always)]
+    unsafe fn write_past(self, at: *mut T, v: Self::Vector) {
+        // SAFETY: says the caller.
+        unsafe { self.stream(at, v) }
+    }
+    /// Where a tensor's element is in memory.
+    #[inline(always)]
+    fn address(self, at: *const T) -> *const T {
+        at
+    }
+
+    /// `N` 16-bit numbers, widened.
+    /// # Safety
+    /// They can be read at `at`.
+    #[inline(always)]
+    unsafe fn widen_half<const F16: bool>(self, at: *const u16) -> Self::Vector
+    where
+        T: Scalar,
+    {
+        let half = if F16 { Half::F16 } else { Half::Bf16 };
+        let mut elements = [T::default(); LANES];
+        // SAFETY: says the caller; as many elements are loaded as there are.
+        unsafe {
+            for (i, element) in elements.iter_mut().enumerate().take(Self::N) {
+                *element = T::from_f64(half.to_f32(at.add(i).read()).into());
+            }
+            self.load(elements.as_ptr())
+        }
+    }
+    /// The first `k` <= `N`, zero in the other lanes.
+    /// # Safety
+    /// They can be read at `at`.
+    #[inline(always)]
+    unsafe fn widen_half_first<const F16: bool>(self, at: *const u16, k: usize) -> Self::Vector
+    where
+        T: Scalar,
+    {
+        let mut numbers = [0; LANES];
+        // SAFETY: says the caller; one by one, since a copy of a length known at run time is a call.
+        unsafe {
+            for (i, number) in numbers.iter_mut().enumerate().take(k) {
+                *number = at.add(i).read();
+            }
+            self.widen_half::<F16>(numbers.as_ptr())
+        }
+    }
+    /// Writes the nearest 16-bit numbers; a NaN is the canonical one.
+    /// # Safety
+    /// `N` can be written at `at`.
+    #[inline(always)]
+    unsafe fn narrow_half<const F16: bool>(self, at: *mut u16, v: Self::Vector)
+    where
+        T: Scalar,
+    {
+        let half = if F16 { Half::F16 } else { Half::Bf16 };
+        let mut elements = [T::default(); LANES];
+        // SAFETY: says the caller; as many elements are stored as there are.
+        unsafe {
+            self.store(elements.as_mut_ptr(), v);
+            for (i, element) in elements.iter().enumerate().take(Self::N) {
+                at.add(i).write(half.of_f32(element.to_f64() as f32));
+            }
+        }
+    }
+    /// The same of the first `k` <= `N` lanes.
+    /// # Safety
+    /// `k` can be written at `at`.
+    #[inline(always)]
+    unsafe fn narrow_half_first<const F16: bool>(self, at: *mut u16, v: Self::Vector, k: usize)
+    where
+        T: Scalar,
+    {
+        let mut numbers = [0; LANES];
+        // SAFETY: says the caller; one by one, since a copy of a length known at run time is a call.
+        unsafe {
+            self.narrow_half::<F16>(numbers.as_mut_ptr(), v);
+            for (i, number) in numbers.iter().enumerate().take(k) {
+                at.add(i).write(*number);
+            }
+        }
+    }
+    /// The same past the caches where the instruction set can.
+    /// # Safety
+    /// `N` can be written at `at`, which is aligned to so many.
+    #[inline(always)]
+    unsafe fn stream_half<const F16: bool>(self, at: *mut u16, v: Self::Vector)
+    where
+        T: Scalar,
+    {
+        // SAFETY: says the caller.
+        unsafe { self.narrow_half::<F16>(at, v) }
+    }
     fn zero(self) -> Self::Vector;
     fn splat(self, value: T) -> Self::Vector;
     /// The first `k` <= `N` lanes of `a`, the others of `b`.
@@ -112,10 +248,6 @@ pub trait Lanes<T>: Copy {
     fn apart<K: Kernel<T>>(self, kernel: K);
 
     fn widen(self, v: Self::Vector) -> Self::Wide;
-    /// `N` elements widened, zero in the lanes whose bit is 0.
-    /// # Safety
-    /// `N` elements can be read at `at`.
-    unsafe fn load_widened(self, at: *const T, bits: u32) -> Self::Wide;
     /// The nearest elements.
     fn narrow(self, v: Self::Wide) -> Self::Vector;
     fn zero_wide(self) -> Self::Wide;
@@ -165,6 +297,10 @@ pub fn store<T, S: Lanes<T>>(s: S, elements: &mut [T], v: S::Vector) {
 
 /// Work to be compiled for every instruction set: a struct of arguments with one method.
 pub trait Kernel<T> {
+    /// Whether it interleaves two loops, which takes registers: then it is compiled for no level without many
+    /// ([`Level::interleaves`]), and must be run on no other.
+    const INTERLEAVES: bool = false;
+
     /// Does the work. `#[inline(always)]` in every implementation and in all that it calls, and no vector operation in a
     /// closure (which cannot be told to be inlined): only then is it compiled with the instruction set of the
     /// trampoline that calls it.
@@ -187,8 +323,9 @@ macro_rules! dispatch {
                     Level::Avx512 => unsafe { avx512::run(kernel) },
                     // SAFETY: as above.
                     #[cfg(target_arch = "x86_64")]
-                    Level::Avx2 => unsafe { avx2::run(kernel) },
-                    _ => kernel.run(portable::Portable),
+                    Level::Avx2 if !K::INTERLEAVES => unsafe { avx2::run(kernel) },
+                    _ if !K::INTERLEAVES => kernel.run(portable::Portable),
+                    _ => debug_assert!(false, "{level} interleaves no loops"),
                 }
             }
         }

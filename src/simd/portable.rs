@@ -313,7 +313,7 @@ impl Lanes<f32> for Portable {
         run_apart(kernel);
     }
     #[inline(always)]
-    unsafe fn load_widened(self, at: *const f32, bits: u32) -> Pair {
+    unsafe fn read_widened(self, at: *const f32, bits: u32) -> Pair {
         // SAFETY: 8 elements can be read, says the caller.
         let v = unsafe { Lanes::<f32>::load(self, at) };
         let v = Lanes::<f32>::select(self, Lanes::<f32>::of_bits(self, bits), v, Lanes::<f32>::zero(self));
@@ -449,7 +449,7 @@ impl Lanes<f64> for Portable {
         run_apart(kernel);
     }
     #[inline(always)]
-    unsafe fn load_widened(self, at: *const f64, bits: u32) -> Pair {
+    unsafe fn read_widened(self, at: *const f64, bits: u32) -> Pair {
         // SAFETY: 8 elements can be read, says the caller.
         let v = unsafe { Lanes::<f64>::load(self, at) };
         let v = Lanes::<f64>::select(self, Lanes::<f64>::of_bits(self, bits), v, Lanes::<f64>::zero(self));

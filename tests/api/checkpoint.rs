@@ -59,8 +59,9 @@ fn layers_are_equal_if_their_parts_are() {
     let shape = Shape::nchw(&[2, 3]).unwrap();
     let layer = BatchNorm::<f32>::new(3);
     let mut used = layer.clone();
-    used.forward(Mode::TrainingKeepRunning, &shape, &[1.0, 2.0, 3.0, 4.0, 5.0, 7.0], &mut [0.0; 6]).unwrap();
-    used.backward(&shape, &[1.0, 2.0, 3.0, 4.0, 5.0, 7.0], &[1.0; 6], &mut [0.0; 6]).unwrap();
+    used.forward(Mode::TrainingKeepRunning, &shape, &[1.0f32, 2.0, 3.0, 4.0, 5.0, 7.0], &mut [0.0; 6])
+        .unwrap();
+    used.backward(&shape, &[1.0f32, 2.0, 3.0, 4.0, 5.0, 7.0], &[1.0; 6], &mut [0.0; 6]).unwrap();
     assert_ne!((used.states(), used.dbeta()), (layer.states(), layer.dbeta()));
     assert_eq!(used, layer);
     type Change = fn(&mut Parts<f32>);

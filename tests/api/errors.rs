@@ -540,7 +540,7 @@ fn parts_of_a_state_must_be_those_of_one() {
 fn a_layer_takes_tensors_of_its_channels_only() {
     let mut layer = BatchNorm::<f32>::new(3);
     let shape = Shape::nchw(&[2, 4, 5]).unwrap();
-    let x = vec![1.0; shape.len()];
+    let x = vec![1.0f32; shape.len()];
     let mut y = Guarded::new(shape.len(), 0);
     let expected = Error::Channels { shape: shape.to_string(), got: 4, with: "layer", expected: 3 };
     assert_eq!(expected.to_string(), "NCL 2x4x5 has 4 channels, must have the 3 of the layer");
@@ -692,7 +692,7 @@ fn eps_must_be_finite_and_not_negative() {
         let (before, mut y) = (BatchNorm::<f32>::new(3).with_eps(eps), Guarded::new(30, 0));
         let mut layer = before.clone();
         for mode in MODES {
-            let result = layer.forward(mode, &shape, &[1.0; 30], y.get_mut());
+            let result = layer.forward(mode, &shape, &[1.0f32; 30], y.get_mut());
             assert!(matches!(result, Err(Error::Epsilon { .. })), "{mode:?}");
         }
         y.assert_untouched("y");
@@ -787,9 +787,9 @@ fn no_channels_is_no_error() {
                 operation.call::<f64>(&shape, 0.0, 0, right).unwrap();
             }
             let mut layer = BatchNorm::<f32>::new(0);
-            layer.forward_training(&shape, &[], &mut []).unwrap();
-            layer.forward_inference(&shape, &[], &mut []).unwrap();
-            layer.backward(&shape, &[], &[], &mut []).unwrap();
+            layer.forward_training(&shape, &[0.0f32; 0], &mut []).unwrap();
+            layer.forward_inference(&shape, &[0.0f32; 0], &mut []).unwrap();
+            layer.backward(&shape, &[0.0f32; 0], &[], &mut []).unwrap();
             layer.step(0.1).unwrap();
         }
     }
@@ -808,7 +808,7 @@ fn no_elements_is_no_error_and_leaves_all_but_the_sums_alone() {
             for frozen in [false, true] {
                 let mut outputs = [(); 4].map(|()| Guarded::<f32>::new(3, 0));
                 let [dgamma, dbeta, dmean, dvar] = &mut outputs;
-                let gradients = Gradients::new()
+                let gradients = Gradients::<f32>::new()
                     .dx(&mut [])
                     .dgamma(dgamma.get_mut())
                     .dbeta(dbeta.get_mut())
@@ -845,13 +845,13 @@ fn no_elements_is_no_error_and_leaves_all_but_the_sums_alone() {
             layer.backward(&batch, &x, &x, &mut [0.0; 12]).unwrap();
             assert!(layer.dgamma().iter().chain(layer.dbeta()).all(|gradient| *gradient != 0.0));
             let before = layer.clone();
-            layer.forward_training(&shape, &[], &mut []).unwrap();
+            layer.forward_training(&shape, &[0.0f32; 0], &mut []).unwrap();
             assert_eq!(
                 (layer.running_mean(), layer.running_var()),
                 (before.running_mean(), before.running_var())
             );
             assert_eq!(layer.batches(), 1);
-            layer.backward(&shape, &[], &[], &mut []).unwrap();
+            layer.backward(&shape, &[0.0f32; 0], &[], &mut []).unwrap();
             assert_eq!((layer.dgamma(), layer.dbeta()), (&[0.0; 3][..], &[0.0; 3][..]));
         }
     }
@@ -892,13 +892,13 @@ fn the_unbiased_variance_of_one_element_is_an_error_before_any_write() {
         let mut layer = BatchNorm::<f32>::new(2).with_update(unbiased);
         let before = layer.clone();
         let mut y = Guarded::new(2, 0);
-        let result = layer.forward_training(&shape, &[3.0, 4.0], y.get_mut());
+        let result = layer.forward_training(&shape, &[3.0f32, 4.0], y.get_mut());
         assert_eq!(result, Err(Error::SingleElement));
         assert_eq!(message(result), TEXT);
         y.assert_untouched("y");
         assert_unchanged(&layer, &before);
         // It is the update that needs two.
-        layer.forward(Mode::TrainingKeepRunning, &shape, &[3.0, 4.0], y.get_mut()).unwrap();
+        layer.forward(Mode::TrainingKeepRunning, &shape, &[3.0f32, 4.0], y.get_mut()).unwrap();
         assert_eq!((y.get(), layer == before), (&[0.0, 0.0][..], true));
 
         // One channel of many is enough, the last too.
@@ -911,7 +911,7 @@ fn the_unbiased_variance_of_one_element_is_an_error_before_any_write() {
 
         let biased = RunningUpdate { rule, variance: RunningVariance::Biased };
         let mut layer = BatchNorm::<f32>::new(2).with_update(biased);
-        layer.forward_training(&shape, &[3.0, 4.0], y.get_mut()).unwrap();
+        layer.forward_training(&shape, &[3.0f32, 4.0], y.get_mut()).unwrap();
         assert_eq!((layer.batches(), y.get()), (1, &[0.0, 0.0][..]));
     }
 }
@@ -1110,7 +1110,7 @@ fn running_statistics_are_written_last() {
     let before = layer.clone();
     for (x_len, y_len) in [(29, 30), (30, 29), (31, 30), (30, 31), (0, 0)] {
         let mut y = Guarded::new(y_len, 0);
-        let result = layer.forward_training(&shape, &vec![1.0; x_len], y.get_mut());
+        let result = layer.forward_training(&shape, &vec![1.0f32; x_len], y.get_mut());
         assert!(matches!(result, Err(Error::Length { .. })));
         y.assert_untouched("y");
         assert_unchanged(&layer, &before);

@@ -268,8 +268,8 @@ fn a_frozen_empty_batch() {
     layer.backward(&batch, &x, &x, &mut [0.0; 12]).unwrap();
     assert!(layer.dgamma().iter().chain(layer.dbeta()).all(|gradient| *gradient != 0.0));
     let empty = Shape::nchw(&[0, 3, 2]).unwrap();
-    layer.forward(Mode::Frozen, &empty, &[], &mut []).unwrap();
-    layer.backward(&empty, &[], &[], &mut []).unwrap();
+    layer.forward(Mode::Frozen, &empty, &[0.0f32; 0], &mut []).unwrap();
+    layer.backward(&empty, &[0.0f32; 0], &[], &mut []).unwrap();
     assert_eq!((layer.dgamma(), layer.dbeta()), (&[0.0; 3][..], &[0.0; 3][..]));
 }
 

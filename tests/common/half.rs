@@ -2,9 +2,7 @@
 
 use std::fmt::Debug;
 
-use batchnorm::{
-    Activation, Backward, Gradients, Inference, Layout, Statistics, Storage, Training, Welford,
-};
+use batchnorm::{Activation, Backward, Gradients, Inference, Layout, Statistics, Storage, Training, Welford};
 use half::{bf16, f16};
 
 use super::fused::Form;
@@ -254,7 +252,12 @@ fn round<H: Number>(tensors: &[Vec<f32>; 2]) -> [Vec<H>; 2] {
 }
 
 /// Asserts that a form gives what is right, of 16-bit numbers throughout and mixed with f32, in these configurations.
-pub fn check<H: Number>(problem: &Halves<H>, form: Form, configurations: &[Configuration], layouts: &[Layout]) {
+pub fn check<H: Number>(
+    problem: &Halves<H>,
+    form: Form,
+    configurations: &[Configuration],
+    layouts: &[Layout],
+) {
     for &layout in layouts {
         let (wide, wide_dx) = expected(&problem.wide, form, layout);
         let (rounded, rounded_dx) = (wide.clone().rounded::<H>(), round::<H>(&wide_dx));
@@ -262,21 +265,22 @@ pub fn check<H: Number>(problem: &Halves<H>, form: Form, configurations: &[Confi
             let places = [Places::Apart, Places::OverFirst, Places::OverSecond][i % 3];
             let at = Placement { inputs: i * 5 % 33, outputs: (i * 7 + 3) % 37 };
             let dims = &problem.wide.dims;
-            let what = format!("{} {form:?} {dims:?} {layout}, {configuration:?}, {places:?}, {at:?}", H::NAME);
+            let what =
+                format!("{} {form:?} {dims:?} {layout}, {configuration:?}, {places:?}, {at:?}", H::NAME);
             let tensors = (&problem.x[..], &problem.dy[..], &problem.z[..]);
-            let (got, dx) = configuration
-                .run(|| outcome(&problem.wide, tensors, form, (layout, at, places), &what));
+            let (got, dx) =
+                configuration.run(|| outcome(&problem.wide, tensors, form, (layout, at, places), &what));
             got.assert_same(&rounded, &what);
             dx.iter().zip(&rounded_dx).for_each(|(got, expected)| assert_same(&what, got, expected));
             // x and dx of 16 bits, all else of f32; and the other way round.
             let tensors = (&problem.x[..], &problem.wide.dy[..], &problem.wide.z[..]);
-            let (got, dx) = configuration
-                .run(|| outcome(&problem.wide, tensors, form, (layout, at, places), &what));
+            let (got, dx) =
+                configuration.run(|| outcome(&problem.wide, tensors, form, (layout, at, places), &what));
             got.assert_same(&wide, &format!("{what}, y of f32"));
             dx.iter().zip(&rounded_dx).for_each(|(got, expected)| assert_same(&what, got, expected));
             let tensors = (&problem.wide.x[..], &problem.dy[..], &problem.z[..]);
-            let (got, dx) = configuration
-                .run(|| outcome(&problem.wide, tensors, form, (layout, at, places), &what));
+            let (got, dx) =
+                configuration.run(|| outcome(&problem.wide, tensors, form, (layout, at, places), &what));
             got.assert_same(&rounded, &format!("{what}, x of f32"));
             dx.iter().zip(&wide_dx).for_each(|(got, expected)| assert_same(&what, got, expected));
         }

@@ -33,7 +33,9 @@ fn every_form() {
 
 #[test]
 fn every_level_on_every_number_of_threads() {
-    for dims in [&[4, 20, 33][..], &[40, 64, 49], &[300, 40], &[2, 70, 130], &[8, 128, 28, 28], &[64, 512, 7, 7]] {
+    for dims in
+        [&[4, 20, 33][..], &[40, 64, 49], &[300, 40], &[2, 70, 130], &[8, 128, 28, 28], &[64, 512, 7, 7]]
+    {
         check_in(dims, &[BARE, ADD_RELU], &configurations());
     }
 }
@@ -111,7 +113,9 @@ fn tensors_of_any_bits() {
 fn every_number() {
     fn of<H: Number>() {
         let numbers: Vec<H> = (0..=u16::MAX).map(H::of_bits).collect();
-        for (gamma, beta) in [(1.0f32, 0.0), (1.0 + 1.0 / 256.0, 0.0), (3.0, 1e-7), (1.0 / 3.0, -0.0), (1e5, 1.0)] {
+        for (gamma, beta) in
+            [(1.0f32, 0.0), (1.0 + 1.0 / 256.0, 0.0), (3.0, 1e-7), (1.0 / 3.0, -0.0), (1e5, 1.0)]
+        {
             let wide = Problem::<f32>::new(&[1, 1, numbers.len()], 1);
             let wide = Problem {
                 gamma: Some(vec![gamma]),

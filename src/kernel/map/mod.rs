@@ -79,7 +79,7 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
         // SAFETY: inputs and output have the geometry's length, and channels and part lie within it.
         unsafe {
             // Whole lines go past the caches or none: rows must lie to them alike.
-            let lines = stride.is_none_or(|stride| stride.is_multiple_of(LANES));
+            let lines = stride.is_none_or(|stride| stride.is_multiple_of(LANES) && S::FILLS_LINES);
             let prefetches = E::ANY || O::RARE || self.access.prefetch != Prefetch::None;
             match (self.access.store, prefetches) {
                 (Store::NonTemporal, false) if lines && !O::RARE => {
@@ -162,11 +162,11 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
         // SAFETY: says the caller.
         unsafe {
             for (x, input) in x.iter_mut().zip(&self.inputs) {
-                *x = s.load(input.as_ptr().add(at));
+                *x = s.read(input.as_ptr().wrapping_add(at));
             }
             let y = self.apply::<S, NON_TEMPORAL>(s, Place { at, count: S::N }, x, k);
-            let at = self.output.as_ptr().add(at);
-            if NON_TEMPORAL { s.stream(at, y) } else { s.store(at, y) }
+            let at = self.output.as_ptr().wrapping_add(at);
+            if NON_TEMPORAL { s.write_past(at, y) } else { s.write(at, y) }
         }
     }
 

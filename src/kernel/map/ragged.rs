@@ -72,10 +72,10 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
             // SAFETY: says the caller.
             unsafe {
                 for (x, input) in x.iter_mut().zip(&self.inputs) {
-                    *x = s.load_first(input.as_ptr().add(at + done), count);
+                    *x = s.read_first(input.as_ptr().wrapping_add(at + done), count);
                 }
                 let y = self.apply::<S, false>(s, Place { at: at + done, count }, x, k);
-                s.store_first(self.output.as_ptr().add(at + done), y, count);
+                s.write_first(self.output.as_ptr().wrapping_add(at + done), y, count);
             }
         }
     }

@@ -113,7 +113,7 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> K
         for row in 0..rows {
             // SAFETY: the row has the columns, fewer than N, said who made this.
             unsafe {
-                let from = reduce.inputs.map(|x| x.as_ptr().add(at + columns.start + row * stride));
+                let from = reduce.inputs.map(|x| x.as_ptr().wrapping_add(at + columns.start + row * stride));
                 Reduce::<T, O, R, M, IN>::tail::<S>(s, from, columns.len(), &reduce.read, about, &mut sums);
             }
         }
@@ -228,7 +228,7 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
         }
         // SAFETY: says the caller.
         unsafe {
-            let from = self.inputs.map(|x| x.as_ptr().add(at + done));
+            let from = self.inputs.map(|x| x.as_ptr().wrapping_add(at + done));
             let sweep = Sweep { from, apart: S::N, stride, rows, ahead };
             Self::sweep::<S, NoInterleave, U>(
                 s,

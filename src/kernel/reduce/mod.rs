@@ -62,6 +62,8 @@ pub struct Reduce<'a, T, O, R, M, const IN: usize> {
 impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> Kernel<T>
     for Reduce<'_, T, O, R, M, IN>
 {
+    const INTERLEAVES: bool = M::ANY;
+
     #[inline(always)]
     fn run<S: Lanes<T>>(mut self, s: S) {
         debug_assert!(self.inputs.iter().all(|input| input.len() == self.geometry.len()));

@@ -126,7 +126,7 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
             let rows = (len + LANES - S::N).saturating_sub(lane) / LANES;
             // SAFETY: row r reads the N elements from lane + 16 * r, the last of which end within `len`.
             unsafe {
-                let from = self.inputs.map(|x| x.as_ptr().add(at).wrapping_add(lane));
+                let from = self.inputs.map(|x| x.as_ptr().wrapping_add(at).wrapping_add(lane));
                 let near = near.min(rows);
                 let sweep = Sweep { from, apart: plane, stride: LANES, rows: near, ahead };
                 Self::sweep::<S, M, U>(
@@ -153,7 +153,7 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
                 for (u, sums) in sums.iter_mut().enumerate() {
                     // SAFETY: len - done elements are left of the plane, fewer than N.
                     unsafe {
-                        let from = self.inputs.map(|x| x.as_ptr().add(at + u * plane + done));
+                        let from = self.inputs.map(|x| x.as_ptr().wrapping_add(at + u * plane + done));
                         Self::tail::<S>(s, from, len - done, &self.read, about[u], sums);
                     }
                 }

@@ -2,120 +2,94 @@
 
 use std::arch::x86_64::*;
 
-use super::{Conversions, Rows};
-use crate::ground::half::Half;
-
-/// Proof that the CPU has AVX2 and F16C.
-#[derive(Clone, Copy)]
-struct Avx2(());
+use crate::simd::avx2::Avx2;
 
 /// # Safety
-/// The CPU has AVX2 and F16C; as of [`Rows::widen`].
-#[target_feature(enable = "avx2,f16c")]
-pub unsafe fn widen(rows: Rows<*const u16, *mut f32>, half: Half) {
-    // SAFETY: says the caller.
-    unsafe { rows.widen_by(Avx2(()), half) }
+/// 16 numbers can be read at `at`.
+#[inline(always)]
+pub unsafe fn widen<const F16: bool>(s: Avx2, at: *const u16) -> [__m256; 2] {
+    // SAFETY: an `Avx2` exists, so the CPU has AVX2; 16 numbers can be read, says the caller.
+    unsafe { widen_register::<F16>(s, _mm256_loadu_si256(at.cast())) }
 }
 
+/// Masks of the first `k` <= 8 pairs begin at entry 8 - k.
+static PAIRS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// The mask of the first pairs of `k` <= 16 numbers.
+#[inline(always)]
+fn pairs(_: Avx2, k: usize) -> __m256i {
+    let from = &PAIRS[8 - k / 2..16 - k / 2];
+    // SAFETY: an `Avx2` exists, so the CPU has AVX2; `from` has 8 entries.
+    unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+}
+
+/// The first `k` <= 16 numbers, zero in the other lanes: pairs by a masked load, what is left over by itself.
+///
 /// # Safety
-/// The CPU has AVX2 and F16C; as of [`Rows::narrow`].
-#[target_feature(enable = "avx2,f16c")]
-pub unsafe fn narrow(rows: Rows<*const f32, *mut u16>, half: Half, stream: bool) {
-    // SAFETY: says the caller.
-    unsafe { rows.narrow_by(Avx2(()), half, stream) }
-}
-
-impl Avx2 {
-    #[inline(always)]
-    fn widen_eight<const F16: bool>(self, halves: __m128i) -> __m256 {
-        // SAFETY: `self` is proof that the CPU has AVX2 and F16C.
-        unsafe {
-            match F16 {
-                true => _mm256_cvtph_ps(halves),
-                false => _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))),
-            }
+/// They can be read at `at`.
+#[inline(always)]
+pub unsafe fn widen_first<const F16: bool>(s: Avx2, at: *const u16, k: usize) -> [__m256; 2] {
+    // SAFETY: an `Avx2` exists, so the CPU has AVX2; masked lanes are not read.
+    unsafe {
+        let mut halves = _mm256_maskload_epi32(at.cast(), pairs(s, k));
+        if k % 2 == 1 {
+            let last = _mm256_set1_epi32(at.add(k - 1).read().into());
+            // Of the first pair that is not whole.
+            let place = _mm256_andnot_si256(pairs(s, k), pairs(s, k + 1));
+            halves = _mm256_blendv_epi8(halves, last, place);
         }
-    }
-
-    /// Of bf16, in the low halves of lanes.
-    #[inline(always)]
-    fn round_eight(self, v: __m256) -> __m256i {
-        // SAFETY: `self` is proof that the CPU has AVX2.
-        unsafe {
-            // Half of the last bit that stays, or a little less where that is 0: what is half goes to even.
-            let bits = _mm256_castps_si256(v);
-            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-            let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-            _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, half))
-        }
-    }
-
-    #[inline(always)]
-    fn narrow_eight(self, v: __m256) -> __m128i {
-        // SAFETY: `self` is proof that the CPU has AVX2 and F16C.
-        unsafe { _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v) }
+        widen_register::<F16>(s, halves)
     }
 }
 
-impl Conversions for Avx2 {
-    type Vector = (__m256, __m256);
-
-    #[inline(always)]
-    unsafe fn widen<const F16: bool>(self, at: *const u16) -> (__m256, __m256) {
-        // SAFETY: `self` is proof that the CPU has AVX2; 16 numbers can be read, says the caller.
-        let (low, high) = unsafe { (_mm_loadu_si128(at.cast()), _mm_loadu_si128(at.add(8).cast())) };
-        (self.widen_eight::<F16>(low), self.widen_eight::<F16>(high))
-    }
-
-    #[inline(always)]
-    unsafe fn narrow<const F16: bool, const STREAM: bool>(self, at: *mut u16, (low, high): (__m256, __m256)) {
-        // SAFETY: `self` is proof that the CPU has AVX2; 16 numbers can be written, says the caller.
-        unsafe {
-            let halves = match F16 {
-                true => _mm256_set_m128i(self.narrow_eight(high), self.narrow_eight(low)),
-                false => {
-                    let packed = _mm256_packus_epi32(self.round_eight(low), self.round_eight(high));
-                    _mm256_permute4x64_epi64::<0b11_01_10_00>(packed)
-                }
-            };
-            if STREAM {
-                _mm256_stream_si256(at.cast(), halves)
-            } else {
-                _mm256_storeu_si256(at.cast(), halves)
-            }
+/// Writes the first `k` <= 16 numbers and nothing else.
+///
+/// # Safety
+/// They can be written at `at`.
+#[inline(always)]
+pub unsafe fn store_first(s: Avx2, at: *mut u16, halves: __m256i, k: usize) {
+    // SAFETY: an `Avx2` exists, so the CPU has AVX2; masked lanes are not written.
+    unsafe {
+        _mm256_maskstore_epi32(at.cast(), pairs(s, k), halves);
+        if k % 2 == 1 {
+            let place = _mm256_set1_epi32((k / 2) as i32);
+            let last = _mm256_permutevar8x32_epi32(halves, place);
+            at.add(k - 1).write(_mm_cvtsi128_si32(_mm256_castsi256_si128(last)) as u16);
         }
     }
+}
 
-    #[inline(always)]
-    unsafe fn load(self, at: *const f32) -> (__m256, __m256) {
-        // SAFETY: `self` is proof that the CPU has AVX2; 16 numbers can be read, says the caller.
-        unsafe { (_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))) }
-    }
-
-    #[inline(always)]
-    unsafe fn store(self, at: *mut f32, (low, high): (__m256, __m256)) {
-        // SAFETY: `self` is proof that the CPU has AVX2; 16 numbers can be written, says the caller.
-        unsafe {
-            _mm256_storeu_ps(at, low);
-            _mm256_storeu_ps(at.add(8), high);
+#[inline(always)]
+fn widen_register<const F16: bool>(_: Avx2, halves: __m256i) -> [__m256; 2] {
+    // SAFETY: an `Avx2` exists, so the CPU has AVX2 and F16C.
+    unsafe {
+        let (low, high) = (_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
+        if F16 {
+            return [_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)];
         }
+        let (low, high) = (_mm256_cvtepu16_epi32(low), _mm256_cvtepu16_epi32(high));
+        let (low, high) = (_mm256_slli_epi32::<16>(low), _mm256_slli_epi32::<16>(high));
+        [_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)]
     }
+}
 
-    #[inline(always)]
-    fn prefetch<const WRITE: bool>(self, at: *const u16) {
-        // SAFETY: every x86-64 CPU has SSE, and those without PREFETCHW ignore it; a prefetch changes nothing to be noticed.
-        unsafe {
-            if WRITE {
-                _mm_prefetch::<_MM_HINT_ET0>(at.cast())
-            } else {
-                _mm_prefetch::<_MM_HINT_T0>(at.cast())
-            }
+/// The nearest numbers; a NaN is the canonical one.
+#[inline(always)]
+pub fn narrow<const F16: bool>(_: Avx2, [low, high]: [__m256; 2]) -> __m256i {
+    // SAFETY: an `Avx2` exists, so the CPU has AVX2 and F16C.
+    unsafe {
+        if F16 {
+            let low = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(low);
+            return _mm256_set_m128i(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(high), low);
         }
-    }
-
-    #[inline(always)]
-    fn fence(self) {
-        // SAFETY: every x86-64 CPU has SSE.
-        unsafe { _mm_sfence() }
+        // Half of the last bit that stays, or a little less where that is 0: what is half goes to even.
+        let (one, half) = (_mm256_set1_epi32(1), _mm256_set1_epi32(0x7fff));
+        let (low, high) = (_mm256_castps_si256(low), _mm256_castps_si256(high));
+        let odd_low = _mm256_and_si256(_mm256_srli_epi32::<16>(low), one);
+        let odd_high = _mm256_and_si256(_mm256_srli_epi32::<16>(high), one);
+        let low = _mm256_add_epi32(low, _mm256_add_epi32(odd_low, half));
+        let high = _mm256_add_epi32(high, _mm256_add_epi32(odd_high, half));
+        let packed = _mm256_packus_epi32(_mm256_srli_epi32::<16>(low), _mm256_srli_epi32::<16>(high));
+        _mm256_permute4x64_epi64::<0b11_01_10_00>(packed)
     }
 }

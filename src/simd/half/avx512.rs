@@ -1,94 +1,90 @@
-//! AVX-512F: f16 by its own conversions, bf16 by integers. (AVX512_BF16's conversion takes subnormal numbers for 0.)
+//! AVX-512F and BW: f16 by its own conversions, bf16 by integers. (AVX512_BF16's conversion takes subnormal numbers for 0.)
 
 use std::arch::x86_64::*;
 
-use super::{Conversions, Rows};
-use crate::ground::half::Half;
-
-/// Proof that the CPU has AVX-512F.
-#[derive(Clone, Copy)]
-struct Avx512(());
+use crate::simd::avx512::Avx512;
 
 /// # Safety
-/// The CPU has AVX-512F; as of [`Rows::widen`].
-#[target_feature(enable = "avx512f")]
-pub unsafe fn widen(rows: Rows<*const u16, *mut f32>, half: Half) {
-    // SAFETY: says the caller.
-    unsafe { rows.widen_by(Avx512(()), half) }
+/// 16 numbers can be read at `at`.
+#[inline(always)]
+pub unsafe fn widen<const F16: bool>(s: Avx512, at: *const u16) -> __m512 {
+    // SAFETY: an `Avx512` exists, so the CPU has AVX-512F and BW; 16 numbers can be read, says the caller.
+    unsafe { widen_register::<F16>(s, _mm256_loadu_si256(at.cast())) }
 }
 
+/// The first `k` <= 16 numbers, zero in the other lanes: pairs by a masked load, what is left over by itself.
+///
 /// # Safety
-/// The CPU has AVX-512F; as of [`Rows::narrow`].
-#[target_feature(enable = "avx512f")]
-pub unsafe fn narrow(rows: Rows<*const f32, *mut u16>, half: Half, stream: bool) {
-    // SAFETY: says the caller.
-    unsafe { rows.narrow_by(Avx512(()), half, stream) }
+/// They can be read at `at`.
+#[inline(always)]
+pub unsafe fn widen_first<const F16: bool>(s: Avx512, at: *const u16, k: usize) -> __m512 {
+    // SAFETY: an `Avx512` exists, so the CPU has AVX-512F and BW; masked lanes are not read.
+    unsafe {
+        let pairs = ((1u32 << (k / 2)) - 1) as u16;
+        let mut halves = _mm512_maskz_loadu_epi32(pairs, at.cast());
+        if k % 2 == 1 {
+            halves = _mm512_mask_set1_epi32(halves, pairs + 1, at.add(k - 1).read().into());
+        }
+        widen_register::<F16>(s, _mm512_castsi512_si256(halves))
+    }
 }
 
-impl Conversions for Avx512 {
-    type Vector = __m512;
+/// Writes the first `k` <= 16 numbers and nothing else.
+///
+/// # Safety
+/// They can be written at `at`.
+#[inline(always)]
+pub unsafe fn store_first(_: Avx512, at: *mut u16, halves: __m256i, k: usize) {
+    let pairs = ((1u32 << (k / 2)) - 1) as u16;
+    // SAFETY: an `Avx512` exists, so the CPU has AVX-512F and BW; masked lanes are not written.
+    unsafe {
+        let halves = _mm512_castsi256_si512(halves);
+        _mm512_mask_storeu_epi32(at.cast(), pairs, halves);
+        if k % 2 == 1 {
+            let last = _mm512_maskz_compress_epi32(pairs + 1, halves);
+            at.add(k - 1).write(_mm_cvtsi128_si32(_mm512_castsi512_si128(last)) as u16);
+        }
+    }
+}
 
-    #[inline(always)]
-    unsafe fn widen<const F16: bool>(self, at: *const u16) -> __m512 {
-        // SAFETY: `self` is proof that the CPU has AVX-512F; 16 numbers can be read, says the caller.
-        unsafe {
-            let halves = _mm256_loadu_si256(at.cast());
-            match F16 {
-                true => _mm512_cvtph_ps(halves),
-                false => _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))),
+#[inline(always)]
+fn widen_register<const F16: bool>(_: Avx512, halves: __m256i) -> __m512 {
+    // SAFETY: an `Avx512` exists, so the CPU has AVX-512F and BW.
+    unsafe {
+        match F16 {
+            true => _mm512_cvtph_ps(halves),
+            // To the upper halves of lanes.
+            false => {
+                let doubled = _mm512_set_epi16(
+                    15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8, 7, 7, 6, 6, 5, 5, 4, 4, 3, 3,
+                    2, 2, 1, 1, 0, 0,
+                );
+                let halves = _mm512_castsi256_si512(halves);
+                _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaa_aaaa, doubled, halves))
             }
         }
     }
+}
 
-    #[inline(always)]
-    unsafe fn narrow<const F16: bool, const STREAM: bool>(self, at: *mut u16, v: __m512) {
-        // SAFETY: `self` is proof that the CPU has AVX-512F; 16 numbers can be written, says the caller.
-        unsafe {
-            let halves = match F16 {
-                true => _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v),
-                false => {
-                    // Half of the last bit that stays, or a little less where that is 0: what is half goes to even.
-                    let bits = _mm512_castps_si512(v);
-                    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-                    let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-                    _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half)))
-                }
-            };
-            if STREAM {
-                _mm256_stream_si256(at.cast(), halves)
-            } else {
-                _mm256_storeu_si256(at.cast(), halves)
+/// The nearest numbers; a NaN is the canonical one.
+#[inline(always)]
+pub fn narrow<const F16: bool>(_: Avx512, v: __m512) -> __m256i {
+    // SAFETY: an `Avx512` exists, so the CPU has AVX-512F and BW.
+    unsafe {
+        match F16 {
+            true => _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v),
+            false => {
+                // Half of the last bit that stays, or a little less where that is 0: what is half goes to even.
+                let bits = _mm512_castps_si512(v);
+                let odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(1 << 16));
+                let rounded = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+                let rounded = _mm512_mask_add_epi32(rounded, odd, rounded, _mm512_set1_epi32(1));
+                let upper = _mm512_set_epi16(
+                    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13,
+                    11, 9, 7, 5, 3, 1,
+                );
+                _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper, rounded))
             }
         }
-    }
-
-    #[inline(always)]
-    unsafe fn load(self, at: *const f32) -> __m512 {
-        // SAFETY: `self` is proof that the CPU has AVX-512F; 16 numbers can be read, says the caller.
-        unsafe { _mm512_loadu_ps(at) }
-    }
-
-    #[inline(always)]
-    unsafe fn store(self, at: *mut f32, v: __m512) {
-        // SAFETY: `self` is proof that the CPU has AVX-512F; 16 numbers can be written, says the caller.
-        unsafe { _mm512_storeu_ps(at, v) }
-    }
-
-    #[inline(always)]
-    fn prefetch<const WRITE: bool>(self, at: *const u16) {
-        // SAFETY: every x86-64 CPU has SSE, and those without PREFETCHW ignore it; a prefetch changes nothing to be noticed.
-        unsafe {
-            if WRITE {
-                _mm_prefetch::<_MM_HINT_ET0>(at.cast())
-            } else {
-                _mm_prefetch::<_MM_HINT_T0>(at.cast())
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn fence(self) {
-        // SAFETY: every x86-64 CPU has SSE.
-        unsafe { _mm_sfence() }
     }
 }

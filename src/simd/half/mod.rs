@@ -1,43 +1,87 @@
-//! Conversions of 16-bit floating-point numbers, which are storage only, to f32 and back: to the nearest, ties to even, subnormal
-//! numbers kept, a NaN the canonical one. They work on runs of memory, so that kernels know nothing of them.
+//! Numbers of 16 bits, which are storage only: a tensor's vectors are widened as they are read and narrowed as they are written, by
+//! lanes of their own ([`Stored`]) that kernels know nothing of; or rows of them are converted, to or from memory of the elements.
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
+pub mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx512;
-mod portable;
+pub mod avx512;
+mod stored;
 
-use super::Level;
+use super::{Dispatch, Kernel, Lanes, Level};
 use crate::ground::half::Half;
-use crate::ground::sizes::{LANES, LINE};
+use crate::ground::scalar::Scalar;
+use crate::ground::sizes::LINE;
+use crate::ground::slices::{Input, Output};
 
-/// Conversions of one instruction set, of [`LANES`] numbers at a time. A value is proof that the CPU has it.
-trait Conversions: Copy {
-    /// That many f32.
-    type Vector: Copy;
+use std::convert::Infallible;
 
-    /// # Safety
-    /// [`LANES`] numbers can be read at `at`.
-    unsafe fn widen<const F16: bool>(self, at: *const u16) -> Self::Vector;
-    /// Writes the nearest numbers; past the caches if `STREAM`.
-    ///
-    /// # Safety
-    /// [`LANES`] numbers can be written at `at`, which is aligned to them if `STREAM`.
-    unsafe fn narrow<const F16: bool, const STREAM: bool>(self, at: *mut u16, v: Self::Vector);
-    /// # Safety
-    /// [`LANES`] numbers can be read at `at`.
-    unsafe fn load(self, at: *const f32) -> Self::Vector;
-    /// # Safety
-    /// [`LANES`] numbers can be written at `at`.
-    unsafe fn store(self, at: *mut f32, v: Self::Vector);
-    /// Orders what was written past the caches before all that comes later.
-    fn fence(self);
-    /// Asks for the line at `at`, which may lie anywhere, to be brought near, to be written if `WRITE`.
-    fn prefetch<const WRITE: bool>(self, at: *const u16);
-}
+use stored::{AsStored, doubled, doubled_mut};
 
 /// Numbers of a line.
 const LINE_NUMBERS: usize = LINE / size_of::<u16>();
+
+/// An element type, and lanes over tensors of the 16-bit numbers that stand for it.
+pub trait HalfLanes: Dispatch + Scalar {
+    /// Whether a level has such lanes of its own.
+    fn has_half_lanes(level: Level) -> bool;
+    /// The tensor as one of elements, for kernels that such lanes run; none where its addresses allow none.
+    fn elements(tensor: Input<'_, u16>) -> Option<Input<'_, Self>>;
+    /// The same of a tensor that is written.
+    fn elements_mut(tensor: Output<'_, u16>) -> Option<Output<'_, Self>>;
+    /// Runs a kernel, all of whose tensors are such ones, on a level that has such lanes.
+    fn dispatch_half<K: Kernel<Self>>(level: Level, half: Self::Half, kernel: K);
+}
+
+impl HalfLanes for f32 {
+    fn has_half_lanes(level: Level) -> bool {
+        level != Level::Portable
+    }
+
+    fn elements(tensor: Input<'_, u16>) -> Option<Input<'_, f32>> {
+        doubled(tensor)
+    }
+
+    fn elements_mut(tensor: Output<'_, u16>) -> Option<Output<'_, f32>> {
+        doubled_mut(tensor)
+    }
+
+    fn dispatch_half<K: Kernel<f32>>(level: Level, half: Half, kernel: K) {
+        match (level, half) {
+            // SAFETY: every `Level` in use was found on this CPU by `Level::available`.
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, Half::F16) => unsafe { super::avx512::run(AsStored::<K, true>(kernel)) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, Half::Bf16) => unsafe { super::avx512::run(AsStored::<K, false>(kernel)) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx2, Half::F16) => unsafe { super::avx2::run(AsStored::<K, true>(kernel)) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx2, Half::Bf16) => unsafe { super::avx2::run(AsStored::<K, false>(kernel)) },
+            _ => debug_assert!(false, "{level} has no such lanes"),
+        }
+    }
+}
+
+/// There are none.
+impl HalfLanes for f64 {
+    fn has_half_lanes(_: Level) -> bool {
+        false
+    }
+
+    fn elements(_: Input<'_, u16>) -> Option<Input<'_, f64>> {
+        None
+    }
+
+    fn elements_mut(_: Output<'_, u16>) -> Option<Output<'_, f64>> {
+        None
+    }
+
+    fn dispatch_half<K: Kernel<f64>>(_: Level, half: Infallible, _: K) {
+        match half {}
+    }
+}
 
 /// Rows of equal length, to be converted: from `from`, to `to`, with so many elements from one row to the next.
 #[derive(Clone, Copy)]
@@ -58,63 +102,9 @@ impl Rows<*const u16, *mut f32> {
     /// # Safety
     /// All of them can be read and written.
     pub unsafe fn widen(self, level: Level, half: Half) {
-        // SAFETY: says the caller; every `Level` in use was found on this CPU.
-        unsafe {
-            match level {
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => avx512::widen(self, half),
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => avx2::widen(self, half),
-                _ => self.widen_by(portable::Portable, half),
-            }
-        }
-    }
-
-    /// # Safety
-    /// As of `widen`.
-    #[inline(always)]
-    unsafe fn widen_by<C: Conversions>(self, c: C, half: Half) {
-        // SAFETY: says the caller.
-        unsafe {
-            match half {
-                Half::F16 => self.widen_each::<C, true>(c),
-                Half::Bf16 => self.widen_each::<C, false>(c),
-            }
-        }
-    }
-
-    /// # Safety
-    /// As of `widen`.
-    #[inline(always)]
-    unsafe fn widen_each<C: Conversions, const F16: bool>(self, c: C) {
-        let Self { from, to, rows, width, from_stride, to_stride, ahead } = self;
-        for row in 0..rows {
-            let (from, to) = (from.wrapping_add(row * from_stride), to.wrapping_add(row * to_stride));
-            let mut done = 0;
-            // SAFETY: the row has these numbers; what is behind its last whole vector goes by way of two of the stack's.
-            unsafe {
-                while done + LINE_NUMBERS <= width {
-                    if ahead != 0 {
-                        c.prefetch::<false>(from.wrapping_add(done.wrapping_add(ahead)));
-                    }
-                    c.store(to.add(done), c.widen::<F16>(from.add(done)));
-                    c.store(to.add(done + LANES), c.widen::<F16>(from.add(done + LANES)));
-                    done += LINE_NUMBERS;
-                }
-                if done < width && ahead != 0 {
-                    c.prefetch::<false>(from.wrapping_add(done.wrapping_add(ahead)));
-                }
-                while done + LANES <= width {
-                    c.store(to.add(done), c.widen::<F16>(from.add(done)));
-                    done += LANES;
-                }
-                if done < width {
-                    let (mut halves, mut wide) = ([0; LANES], [0.0; LANES]);
-                    from.add(done).copy_to_nonoverlapping(halves.as_mut_ptr(), width - done);
-                    c.store(wide.as_mut_ptr(), c.widen::<F16>(halves.as_ptr()));
-                    wide.as_ptr().copy_to_nonoverlapping(to.add(done), width - done);
-                }
-            }
+        match half {
+            Half::F16 => f32::dispatch(level, Widen::<true>(self)),
+            Half::Bf16 => f32::dispatch(level, Widen::<false>(self)),
         }
     }
 }
@@ -125,89 +115,92 @@ impl Rows<*const f32, *mut u16> {
     /// # Safety
     /// All of them can be read and written.
     pub unsafe fn narrow(self, level: Level, half: Half, stream: bool) {
-        // SAFETY: says the caller; every `Level` in use was found on this CPU.
-        unsafe {
-            match level {
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => avx512::narrow(self, half, stream),
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => avx2::narrow(self, half, stream),
-                _ => self.narrow_by(portable::Portable, half, stream),
-            }
+        match (half, stream) {
+            (Half::F16, false) => f32::dispatch(level, Narrow::<true, false>(self)),
+            (Half::F16, true) => f32::dispatch(level, Narrow::<true, true>(self)),
+            (Half::Bf16, false) => f32::dispatch(level, Narrow::<false, false>(self)),
+            (Half::Bf16, true) => f32::dispatch(level, Narrow::<false, true>(self)),
         }
     }
+}
 
-    /// # Safety
-    /// As of `narrow`.
-    #[inline(always)]
-    unsafe fn narrow_by<C: Conversions>(self, c: C, half: Half, stream: bool) {
-        // SAFETY: says the caller.
-        unsafe {
-            match (half, stream) {
-                (Half::F16, false) => self.narrow_each::<C, true, false>(c),
-                (Half::F16, true) => self.narrow_each::<C, true, true>(c),
-                (Half::Bf16, false) => self.narrow_each::<C, false, false>(c),
-                (Half::Bf16, true) => self.narrow_each::<C, false, true>(c),
-            }
-        }
-        if stream {
-            c.fence();
-        }
-    }
+/// Rows that can be read and written.
+struct Widen<const F16: bool>(Rows<*const u16, *mut f32>);
 
-    /// # Safety
-    /// As of `narrow`.
+impl<const F16: bool> Kernel<f32> for Widen<F16> {
     #[inline(always)]
-    unsafe fn narrow_each<C: Conversions, const F16: bool, const STREAM: bool>(self, c: C) {
-        let Self { from, to, rows, width, from_stride, to_stride, ahead } = self;
+    fn run<S: Lanes<f32>>(self, s: S) {
+        let Rows { from, to, rows, width, from_stride, to_stride, ahead } = self.0;
         for row in 0..rows {
             let (from, to) = (from.wrapping_add(row * from_stride), to.wrapping_add(row * to_stride));
-            let mut done = 0;
             // SAFETY: the row has these numbers.
             unsafe {
-                if STREAM {
-                    done = to.align_offset(LINE).min(width);
-                    narrow_some::<C, F16>(c, from, to, done);
-                    while done + LINE_NUMBERS <= width {
-                        c.narrow::<F16, true>(to.add(done), c.load(from.add(done)));
-                        c.narrow::<F16, true>(to.add(done + LANES), c.load(from.add(done + LANES)));
-                        done += LINE_NUMBERS;
+                let mut done = 0;
+                while done + S::N <= width {
+                    if ahead != 0 && done.is_multiple_of(LINE_NUMBERS) {
+                        line::<false, S>(s, from.wrapping_add(done.wrapping_add(ahead)));
                     }
+                    s.store(to.add(done), s.widen_half::<F16>(from.add(done)));
+                    done += S::N;
                 }
-                while !STREAM && done + LINE_NUMBERS <= width {
-                    if ahead != 0 {
-                        c.prefetch::<true>(to.wrapping_add(done.wrapping_add(ahead)));
-                    }
-                    c.narrow::<F16, false>(to.add(done), c.load(from.add(done)));
-                    c.narrow::<F16, false>(to.add(done + LANES), c.load(from.add(done + LANES)));
-                    done += LINE_NUMBERS;
+                if done < width {
+                    let last = s.widen_half_first::<F16>(from.add(done), width - done);
+                    s.store_first(to.add(done), last, width - done);
                 }
-                narrow_some::<C, F16>(c, from.add(done), to.add(done), width - done);
             }
         }
     }
 }
 
-/// So many numbers, through the caches.
-///
-/// # Safety
-/// They can be read and written.
-#[inline(always)]
-unsafe fn narrow_some<C: Conversions, const F16: bool>(c: C, from: *const f32, to: *mut u16, count: usize) {
-    let mut done = 0;
-    // SAFETY: says the caller; what is behind the last whole vector goes by way of two of the stack's.
-    unsafe {
-        while done + LANES <= count {
-            c.narrow::<F16, false>(to.add(done), c.load(from.add(done)));
-            done += LANES;
+/// The same.
+struct Narrow<const F16: bool, const STREAM: bool>(Rows<*const f32, *mut u16>);
+
+impl<const F16: bool, const STREAM: bool> Kernel<f32> for Narrow<F16, STREAM> {
+    #[inline(always)]
+    fn run<S: Lanes<f32>>(self, s: S) {
+        let Rows { from, to, rows, width, from_stride, to_stride, ahead } = self.0;
+        for row in 0..rows {
+            let (from, to) = (from.wrapping_add(row * from_stride), to.wrapping_add(row * to_stride));
+            // SAFETY: the row has these numbers.
+            unsafe {
+                let mut done = 0;
+                if STREAM {
+                    let head = to.align_offset(LINE).min(width);
+                    while done < head {
+                        let count = (head - done).min(S::N);
+                        s.narrow_half_first::<F16>(to.add(done), s.load_first(from.add(done), count), count);
+                        done += count;
+                    }
+                    while done + LINE_NUMBERS <= width {
+                        for _ in 0..LINE_NUMBERS / S::N {
+                            s.stream_half::<F16>(to.add(done), s.load(from.add(done)));
+                            done += S::N;
+                        }
+                    }
+                }
+                while done + S::N <= width {
+                    if !STREAM && ahead != 0 && done.is_multiple_of(LINE_NUMBERS) {
+                        line::<true, S>(s, to.wrapping_add(done.wrapping_add(ahead)));
+                    }
+                    s.narrow_half::<F16>(to.add(done), s.load(from.add(done)));
+                    done += S::N;
+                }
+                if done < width {
+                    let last = s.load_first(from.add(done), width - done);
+                    s.narrow_half_first::<F16>(to.add(done), last, width - done);
+                }
+            }
         }
-        if done < count {
-            let (mut wide, mut halves) = ([0.0; LANES], [0; LANES]);
-            from.add(done).copy_to_nonoverlapping(wide.as_mut_ptr(), count - done);
-            c.narrow::<F16, false>(halves.as_mut_ptr(), c.load(wide.as_ptr()));
-            halves.as_ptr().copy_to_nonoverlapping(to.add(done), count - done);
+        if STREAM {
+            s.fence();
         }
     }
+}
+
+/// Prefetches a line of numbers.
+#[inline(always)]
+fn line<const WRITE: bool, S: Lanes<f32>>(s: S, at: *const u16) {
+    super::prefetch::<WRITE, f32, S>(s, at.cast());
 }
 
 #[cfg(test)]
