@@ -183,7 +183,7 @@ fn halves<'a, T: Vectorized, const N: usize>(
             _ => return None,
         }
     }
-    T::has_half_lanes(level).then_some((half, elements))
+    T::has_half_lanes(level, half).then_some((half, elements))
 }
 
 /// The same of one that is written.

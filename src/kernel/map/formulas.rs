@@ -14,7 +14,7 @@ pub trait Formula<const IN: usize, const K: usize>: Copy {
     const ROWS: [usize; K];
     /// Whether an element of the output can be NaN: then it must be the canonical one.
     const CAN_BE_NAN: bool = true;
-    /// Whether it is for channels out of the ordinary: then it has one loop, which writes through the caches and finds out vector by
+    /// Whether it is for channels out of the ordinary, or seldom asked for: then it has one loop, which writes through the caches and finds out vector by
     /// vector whether to prefetch.
     const RARE: bool = false;
 
@@ -210,6 +210,7 @@ impl Through<ANY_THROUGH> for InputGradientThrough {
 pub struct FrozenGradientThrough;
 
 impl Formula<2, FROZEN_THROUGH> for FrozenGradientThrough {
+    const RARE: bool = true;
     const ROWS: [usize; FROZEN_THROUGH] =
         [FORWARD[0], FORWARD[1], FORWARD[2], FORWARD[3], FORWARD[4], HALF, REST];
 
@@ -235,6 +236,7 @@ impl Through<FROZEN_THROUGH> for FrozenGradientThrough {
 pub struct GradientAlone;
 
 impl Formula<1, 0> for GradientAlone {
+    const RARE: bool = true;
     const ROWS: [usize; 0] = [];
 
     #[inline(always)]

@@ -80,7 +80,7 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
         unsafe {
             // Whole lines go past the caches or none: rows must lie to them alike.
             let lines = stride.is_none_or(|stride| stride.is_multiple_of(LANES) && S::FILLS_LINES);
-            let prefetches = E::ANY || O::RARE || self.access.prefetch != Prefetch::None;
+            let prefetches = Self::asks::<S>() || self.access.prefetch != Prefetch::None;
             match (self.access.store, prefetches) {
                 (Store::NonTemporal, false) if lines && !O::RARE => {
                     self.part::<S, true, false>(s, columns, stride)
@@ -107,8 +107,14 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
 
     /// Whether the inputs and the output are prefetched: as of [`Formula::RARE`] where something is fused, too.
     #[inline(always)]
-    fn prefetches<const PREFETCH: bool>(&self) -> bool {
-        PREFETCH && (!(E::ANY || O::RARE) || self.access.prefetch != Prefetch::None)
+    fn prefetches<S: Lanes<T>, const PREFETCH: bool>(&self) -> bool {
+        PREFETCH && (!Self::asks::<S>() || self.access.prefetch != Prefetch::None)
+    }
+
+    /// Whether loops ask whether to prefetch, which saves half of their code.
+    #[inline(always)]
+    fn asks<S: Lanes<T>>() -> bool {
+        E::ANY || O::RARE || !S::FILLS_LINES
     }
 
     /// Prefetches what will soon be read and written.
@@ -119,7 +125,7 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
         read: usize,
         written: usize,
     ) {
-        let prefetches = self.prefetches::<PREFETCH>();
+        let prefetches = self.prefetches::<S, PREFETCH>();
         // Which no one has looked at before, wherever the inputs are.
         self.fused.prefetch(s, written);
         if prefetches {
@@ -192,7 +198,11 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
         unsafe {
             match stride {
                 None => self.planes_of_part::<S, NON_TEMPORAL, PREFETCH>(s),
-                Some(stride) => self.rows_of_part::<S, NON_TEMPORAL, PREFETCH>(s, columns, stride),
+                // Not past the caches if that would be in half lines: no code for it.
+                Some(stride) if S::FILLS_LINES || !NON_TEMPORAL => {
+                    self.rows_of_part::<S, NON_TEMPORAL, PREFETCH>(s, columns, stride)
+                }
+                Some(stride) => self.rows_of_part::<S, false, PREFETCH>(s, columns, stride),
             }
         }
     }

@@ -121,7 +121,7 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
         // Rows that share one load of the coefficients: fewer where they fall on the same sets of L1, and from memory, which
         // serves few streams at once; but not one, for which coefficients of many channels come from L2 for every row.
         let bytes = stride * size_of::<T>();
-        let batch_rows = match (self.prefetches::<PREFETCH>(), IN) {
+        let batch_rows = match (self.prefetches::<S, PREFETCH>(), IN) {
             _ if self.fused.in_order() => 1,
             _ if bytes.is_multiple_of(4096) && self.access.l1_ways < 12 => 2,
             (false, _) if bytes.is_multiple_of(4096 / IN) => 4,

@@ -22,8 +22,9 @@ const LINE_NUMBERS: usize = LINE / size_of::<u16>();
 
 /// An element type, and lanes over tensors of the 16-bit numbers that stand for it.
 pub trait HalfLanes: Dispatch + Scalar {
-    /// Whether a level has such lanes of its own.
-    fn has_half_lanes(level: Level) -> bool;
+    /// Whether kernels are compiled for such lanes of a level. They are code: where no one is waiting for the last of speed, on the
+    /// portable level and of f16 on AVX2, tiles serve.
+    fn has_half_lanes(level: Level, half: Self::Half) -> bool;
     /// The tensor as one of elements, for kernels that such lanes run; none where its addresses allow none.
     fn elements(tensor: Input<'_, u16>) -> Option<Input<'_, Self>>;
     /// The same of a tensor that is written.
@@ -33,8 +34,8 @@ pub trait HalfLanes: Dispatch + Scalar {
 }
 
 impl HalfLanes for f32 {
-    fn has_half_lanes(level: Level) -> bool {
-        level != Level::Portable
+    fn has_half_lanes(level: Level, half: Half) -> bool {
+        matches!((level, half), (Level::Avx512, _) | (Level::Avx2, Half::Bf16))
     }
 
     fn elements(tensor: Input<'_, u16>) -> Option<Input<'_, f32>> {
@@ -55,9 +56,6 @@ impl HalfLanes for f32 {
             (Level::Avx512, Half::Bf16) => unsafe { super::avx512::run(AsStored::<K, false>(kernel)) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx2, Half::F16) => unsafe { super::avx2::run(AsStored::<K, true>(kernel)) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
             (Level::Avx2, Half::Bf16) => unsafe { super::avx2::run(AsStored::<K, false>(kernel)) },
             _ => debug_assert!(false, "{level} has no such lanes"),
         }
@@ -66,8 +64,8 @@ impl HalfLanes for f32 {
 
 /// There are none.
 impl HalfLanes for f64 {
-    fn has_half_lanes(_: Level) -> bool {
-        false
+    fn has_half_lanes(_: Level, half: Infallible) -> bool {
+        match half {}
     }
 
     fn elements(_: Input<'_, u16>) -> Option<Input<'_, f64>> {
