@@ -126,11 +126,11 @@ impl<Y: Canary> Outcome<Y> {
         assert_same(format_args!("{what}: states"), &self.states, &expected.states);
     }
 
-    /// FNV-1a of all bits, on from `hash`; `bits` are those of a number.
+    /// FNV-1a of the bits of all but masks, whose order is the layout's, on from `hash`; `bits` are those of a number.
     pub fn hash(&self, hash: u64, bits: impl Fn(&Y) -> u64) -> u64 {
         let tensors = self.y.iter().chain(self.tensors.iter().flatten()).flatten().map(bits);
         let vectors = self.vectors.iter().flatten().flatten().map(|value| u64::from(value.to_bits()));
-        tensors.chain(vectors).chain(self.masks.iter().flatten().copied()).fold(hash, fnv)
+        tensors.chain(vectors).fold(hash, fnv)
     }
 }
 
@@ -259,30 +259,54 @@ pub fn check<H: Number>(
     layouts: &[Layout],
 ) {
     for &layout in layouts {
-        let (wide, wide_dx) = expected(&problem.wide, form, layout);
-        let (rounded, rounded_dx) = (wide.clone().rounded::<H>(), round::<H>(&wide_dx));
+        let right = Right::of(problem, form, layout);
         for (i, configuration) in configurations.iter().enumerate() {
             let places = [Places::Apart, Places::OverFirst, Places::OverSecond][i % 3];
             let at = Placement { inputs: i * 5 % 33, outputs: (i * 7 + 3) % 37 };
-            let dims = &problem.wide.dims;
-            let what =
-                format!("{} {form:?} {dims:?} {layout}, {configuration:?}, {places:?}, {at:?}", H::NAME);
-            let tensors = (&problem.x[..], &problem.dy[..], &problem.z[..]);
-            let (got, dx) =
-                configuration.run(|| outcome(&problem.wide, tensors, form, (layout, at, places), &what));
-            got.assert_same(&rounded, &what);
-            dx.iter().zip(&rounded_dx).for_each(|(got, expected)| assert_same(&what, got, expected));
-            // x and dx of 16 bits, all else of f32; and the other way round.
-            let tensors = (&problem.x[..], &problem.wide.dy[..], &problem.wide.z[..]);
-            let (got, dx) =
-                configuration.run(|| outcome(&problem.wide, tensors, form, (layout, at, places), &what));
-            got.assert_same(&wide, &format!("{what}, y of f32"));
-            dx.iter().zip(&rounded_dx).for_each(|(got, expected)| assert_same(&what, got, expected));
-            let tensors = (&problem.wide.x[..], &problem.dy[..], &problem.z[..]);
-            let (got, dx) =
-                configuration.run(|| outcome(&problem.wide, tensors, form, (layout, at, places), &what));
-            got.assert_same(&rounded, &format!("{what}, x of f32"));
-            dx.iter().zip(&wide_dx).for_each(|(got, expected)| assert_same(&what, got, expected));
+            right.check(problem, form, *configuration, (layout, at, places));
         }
+    }
+}
+
+/// What a form has to give in a layout: as f32, and rounded.
+pub struct Right<H> {
+    wide: Outcome<f32>,
+    wide_dx: [Vec<f32>; 2],
+    rounded: Outcome<H>,
+    rounded_dx: [Vec<H>; 2],
+}
+
+impl<H: Number> Right<H> {
+    /// By the operation on the widened tensors.
+    pub fn of(problem: &Halves<H>, form: Form, layout: Layout) -> Self {
+        let (wide, wide_dx) = expected(&problem.wide, form, layout);
+        let rounded_dx =
+            wide_dx.each_ref().map(|tensor| tensor.iter().map(|value| H::rounded(*value)).collect());
+        Self { rounded: wide.clone().rounded::<H>(), wide, wide_dx, rounded_dx }
+    }
+
+    /// Asserts that it is given one way, by tensors of 16-bit numbers and by such as are mixed with f32.
+    pub fn check(
+        &self,
+        problem: &Halves<H>,
+        form: Form,
+        configuration: Configuration,
+        way: (Layout, Placement, Places),
+    ) {
+        let Self { wide, wide_dx, rounded, rounded_dx } = self;
+        let Halves { x, dy, z, wide: of } = problem;
+        let what = format!("{} {form:?} {:?}, {configuration:?}, {way:?}", H::NAME, of.dims);
+        let (got, dx) = configuration.run(|| outcome(of, (x, dy, z), form, way, &what));
+        got.assert_same(rounded, &what);
+        dx.iter().zip(rounded_dx).for_each(|(got, expected)| assert_same(&what, got, expected));
+        // x and dx of 16 bits, all else of f32; and the other way round.
+        let of_f32 = format!("{what}, y of f32");
+        let (got, dx) = configuration.run(|| outcome(of, (x, &of.dy, &of.z), form, way, &of_f32));
+        got.assert_same(wide, &of_f32);
+        dx.iter().zip(rounded_dx).for_each(|(got, expected)| assert_same(&of_f32, got, expected));
+        let what = format!("{what}, x of f32");
+        let (got, dx) = configuration.run(|| outcome(of, (&of.x, dy, z), form, way, &what));
+        got.assert_same(rounded, &what);
+        dx.iter().zip(wide_dx).for_each(|(got, expected)| assert_same(&what, got, expected));
     }
 }

@@ -4,3 +4,4 @@ pub mod agreement;
 pub mod forward;
 pub mod fused;
 pub mod gradients;
+pub mod half;
