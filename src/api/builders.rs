@@ -73,6 +73,9 @@ struct Tensors<'a, T: Element> {
     mask: Option<&'a mut [u64]>,
 }
 
+/// A given mean and variance.
+type MeanVar<'a, T> = (&'a [T], &'a [T]);
+
 /// x, y and what comes after the normalization.
 type Checked<'a, T> = (Source<'a, T>, Sink<'a, T>, After<'a, T, Mixed>);
 
@@ -324,7 +327,7 @@ pub struct Inference<'a, S: Storage> {
     params: Params<'a, S::Arithmetic>,
     tensors: Tensors<'a, S::Arithmetic>,
     storage: PhantomData<S>,
-    frozen: Option<(&'a [S::Arithmetic], &'a [S::Arithmetic])>,
+    frozen: Option<MeanVar<'a, S::Arithmetic>>,
 }
 
 impl<'a, S: Storage> Inference<'a, S> {

@@ -1,18 +1,13 @@
 //! From what C says to what Rust takes: every argument is checked before a slice is made of it.
 
 use std::cell::RefCell;
-use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
-use super::problem::ElementType;
 use super::status::Status;
 use crate::ground::error::Error;
-use crate::ground::half::Halves;
-use crate::ground::slices::{Input, Output, Sink, Source};
 use crate::ground::welford::Welford;
-use crate::operations::Element;
 
 /// What is wrong with a call, and in words.
 pub struct Failure(pub Status, pub String);
@@ -193,44 +188,6 @@ impl Arguments {
         if at.is_null() { Ok(None) } else { unsafe { self.read(name, at, len) }.map(Some) }
     }
 
-    /// A tensor that is read, of numbers that arithmetic in T stands for.
-    ///
-    /// # Safety
-    /// As of `read`.
-    pub(super) unsafe fn source<'a, T: Element>(
-        &mut self,
-        name: &'static str,
-        at: *const c_void,
-        (len, element): (usize, ElementType),
-    ) -> Result<Source<'a, T>, Failure> {
-        // SAFETY: says the caller.
-        unsafe {
-            match half_of::<T>(element) {
-                None => Ok(T::source(self.read(name, at.cast(), len)?)),
-                Some(half) => Ok(Source::Half(Input::new(self.read(name, at.cast(), len)?), half)),
-            }
-        }
-    }
-
-    /// The same that is written.
-    ///
-    /// # Safety
-    /// As of `write`.
-    pub(super) unsafe fn sink<'a, T: Element>(
-        &mut self,
-        name: &'static str,
-        at: *mut c_void,
-        (len, element): (usize, ElementType),
-    ) -> Result<Sink<'a, T>, Failure> {
-        // SAFETY: says the caller.
-        unsafe {
-            match half_of::<T>(element) {
-                None => Ok(T::sink(self.write(name, at.cast(), len)?)),
-                Some(half) => Ok(Sink::Half(Output::new(self.write(name, at.cast(), len)?), half)),
-            }
-        }
-    }
-
     /// # Safety
     /// Unless it is refused, `len` elements can be read and written at `at` for `'a`.
     pub unsafe fn write<'a, T>(
@@ -259,14 +216,6 @@ impl Arguments {
     ) -> Result<Option<&'a mut [T]>, Failure> {
         // SAFETY: says the caller.
         if at.is_null() { Ok(None) } else { unsafe { self.write(name, at, len) }.map(Some) }
-    }
-}
-
-/// The 16-bit numbers that an element type is of, if it is.
-fn half_of<T: Element>(element: ElementType) -> Option<T::Half> {
-    match element {
-        ElementType::Half(half) => T::Half::of(half),
-        _ => None,
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod activation;
 mod arguments;
+mod element;
 mod library;
 mod operations;
 mod problem;

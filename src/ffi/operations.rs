@@ -6,7 +6,8 @@ use std::ptr;
 
 use super::activation::activation_of;
 use super::arguments::{Arguments, Failure, Versioned, call, check_states};
-use super::problem::{Checked, Problem, by_element};
+use super::element::by_element;
+use super::problem::{Checked, Problem};
 use super::state::State;
 use super::status::Status;
 use crate::api::builders::{Backward, Inference, Operand, Statistics, Training};

@@ -3,6 +3,7 @@
 use std::mem::offset_of;
 
 use super::arguments::{Arguments, Failure, Versioned};
+use super::element::ElementType;
 use super::status::Status;
 use crate::api::shape::{Layout, Shape};
 use crate::ground::error::Error;
@@ -80,25 +81,6 @@ unsafe impl Versioned for HostPool {
     const NAME: &'static str = "batchnorm_threadpool";
     const FIRST: usize = size_of::<HostPool>();
 }
-
-/// What a tensor's elements are.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum ElementType {
-    F32,
-    F64,
-    Half(Half),
-}
-
-/// Calls a function of what arithmetic on the problem's elements is done in.
-macro_rules! by_element {
-    ($problem:expr, $function:ident($($argument:expr),*)) => {
-        match $problem.element {
-            $crate::ffi::problem::ElementType::F64 => $function::<f64>($($argument),*),
-            _ => $function::<f32>($($argument),*),
-        }
-    };
-}
-pub(super) use by_element;
 
 /// A checked problem.
 pub(super) struct Checked {

@@ -3,7 +3,8 @@
 use std::ffi::c_void;
 
 use super::arguments::{Arguments, Failure, Versioned, call, check_states};
-use super::problem::{Checked, Problem, by_element};
+use super::element::by_element;
+use super::problem::{Checked, Problem};
 use super::state::State;
 use super::status::Status;
 use crate::api::running::{RunningUpdate, RunningVariance, UpdateRule, step, update_running};

@@ -18,6 +18,7 @@ use crate::kernel::scales::{FORWARD, GRADIENT, ORDINARY_GRADIENT, SCALE, Scales}
 use crate::kernel::scratch::Tiles;
 use crate::kernel::terms::Terms;
 use crate::operations::given::{Affine, Given, Upstream};
+use crate::operations::halves;
 use crate::operations::memory::{Loops, Memory, Mixed, Own, Part};
 use crate::operations::tiles::{self, Mapped};
 use crate::schedule::engine::{Follow, Operation, Task};
@@ -198,8 +199,8 @@ impl<T: Vectorized> Backward<'_, T, Mixed> {
         if !matches!(self.given, Given::Batch(_)) {
             return None;
         }
-        let (half, inputs, dx, dz) =
-            tiles::halves_to_map(task, [self.x, self.dy], (self.dx?, self.dz), part.0)?;
+        let of = halves::to_map(task, [self.x, self.dy], (self.dx?, self.dz), part.0)?;
+        let halves::Gradients { half, inputs, dx, dz } = of;
         match self.upstream().map(|upstream| upstream.with_dz(dz)) {
             None => {
                 task.apply_half::<_, _, 2, ORDINARY_GRADIENT>(half, (InputGradient, Bare), inputs, dx, part);

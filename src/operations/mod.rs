@@ -3,8 +3,10 @@
 pub mod backward;
 pub mod forward;
 pub mod given;
+mod halves;
 pub mod inference;
 pub mod memory;
+mod place;
 pub mod storage;
 mod task;
 mod tiles;

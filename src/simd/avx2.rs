@@ -331,27 +331,27 @@ impl Lanes<f32> for Avx2 {
     #[inline(always)]
     unsafe fn widen_half<const F16: bool>(self, at: *const u16) -> Two {
         // SAFETY: says the caller.
-        unsafe { half::widen::<F16>(self, at) }
+        unsafe { half::widen::<F16>(at) }
     }
     #[inline(always)]
     unsafe fn widen_half_first<const F16: bool>(self, at: *const u16, k: usize) -> Two {
         // SAFETY: says the caller.
-        unsafe { half::widen_first::<F16>(self, at, k) }
+        unsafe { half::widen_first::<F16>(at, k) }
     }
     #[inline(always)]
     unsafe fn narrow_half_first<const F16: bool>(self, at: *mut u16, v: Two, k: usize) {
         // SAFETY: says the caller.
-        unsafe { half::store_first(self, at, half::narrow::<F16>(self, v), k) }
+        unsafe { half::store_first(at, half::narrow::<F16>(v), k) }
     }
     #[inline(always)]
     unsafe fn narrow_half<const F16: bool>(self, at: *mut u16, v: Two) {
         // SAFETY: `self` is proof that the CPU has AVX2; 16 numbers can be written, says the caller.
-        unsafe { _mm256_storeu_si256(at.cast(), half::narrow::<F16>(self, v)) }
+        unsafe { _mm256_storeu_si256(at.cast(), half::narrow::<F16>(v)) }
     }
     #[inline(always)]
     unsafe fn stream_half<const F16: bool>(self, at: *mut u16, v: Two) {
         // SAFETY: as above, aligned.
-        unsafe { _mm256_stream_si256(at.cast(), half::narrow::<F16>(self, v)) }
+        unsafe { _mm256_stream_si256(at.cast(), half::narrow::<F16>(v)) }
     }
     #[inline(always)]
     fn widen(self, v: Two) -> Four {

@@ -2,14 +2,12 @@
 
 use std::arch::x86_64::*;
 
-use crate::simd::avx2::Avx2;
-
 /// # Safety
 /// 16 numbers can be read at `at`.
 #[inline(always)]
-pub unsafe fn widen<const F16: bool>(s: Avx2, at: *const u16) -> [__m256; 2] {
-    // SAFETY: an `Avx2` exists, so the CPU has AVX2; 16 numbers can be read, says the caller.
-    unsafe { widen_register::<F16>(s, _mm256_loadu_si256(at.cast())) }
+pub unsafe fn widen<const F16: bool>(at: *const u16) -> [__m256; 2] {
+    // SAFETY: says the caller.
+    unsafe { widen_register::<F16>(_mm256_loadu_si256(at.cast())) }
 }
 
 /// Masks of the first `k` <= 8 pairs begin at entry 8 - k.
@@ -17,9 +15,9 @@ static PAIRS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 
 
 /// The mask of the first pairs of `k` <= 16 numbers.
 #[inline(always)]
-fn pairs(_: Avx2, k: usize) -> __m256i {
+unsafe fn pairs(k: usize) -> __m256i {
     let from = &PAIRS[8 - k / 2..16 - k / 2];
-    // SAFETY: an `Avx2` exists, so the CPU has AVX2; `from` has 8 entries.
+    // SAFETY: says the caller; `from` has 8 entries.
     unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
 }
 
@@ -28,17 +26,17 @@ fn pairs(_: Avx2, k: usize) -> __m256i {
 /// # Safety
 /// They can be read at `at`.
 #[inline(always)]
-pub unsafe fn widen_first<const F16: bool>(s: Avx2, at: *const u16, k: usize) -> [__m256; 2] {
-    // SAFETY: an `Avx2` exists, so the CPU has AVX2; masked lanes are not read.
+pub unsafe fn widen_first<const F16: bool>(at: *const u16, k: usize) -> [__m256; 2] {
+    // SAFETY: says the caller; masked lanes are not read.
     unsafe {
-        let mut halves = _mm256_maskload_epi32(at.cast(), pairs(s, k));
+        let mut halves = _mm256_maskload_epi32(at.cast(), pairs(k));
         if k % 2 == 1 {
             let last = _mm256_set1_epi32(at.add(k - 1).read().into());
             // Of the first pair that is not whole.
-            let place = _mm256_andnot_si256(pairs(s, k), pairs(s, k + 1));
+            let place = _mm256_andnot_si256(pairs(k), pairs(k + 1));
             halves = _mm256_blendv_epi8(halves, last, place);
         }
-        widen_register::<F16>(s, halves)
+        widen_register::<F16>(halves)
     }
 }
 
@@ -47,10 +45,10 @@ pub unsafe fn widen_first<const F16: bool>(s: Avx2, at: *const u16, k: usize) ->
 /// # Safety
 /// They can be written at `at`.
 #[inline(always)]
-pub unsafe fn store_first(s: Avx2, at: *mut u16, halves: __m256i, k: usize) {
-    // SAFETY: an `Avx2` exists, so the CPU has AVX2; masked lanes are not written.
+pub unsafe fn store_first(at: *mut u16, halves: __m256i, k: usize) {
+    // SAFETY: says the caller; masked lanes are not written.
     unsafe {
-        _mm256_maskstore_epi32(at.cast(), pairs(s, k), halves);
+        _mm256_maskstore_epi32(at.cast(), pairs(k), halves);
         if k % 2 == 1 {
             let place = _mm256_set1_epi32((k / 2) as i32);
             let last = _mm256_permutevar8x32_epi32(halves, place);
@@ -60,8 +58,8 @@ pub unsafe fn store_first(s: Avx2, at: *mut u16, halves: __m256i, k: usize) {
 }
 
 #[inline(always)]
-fn widen_register<const F16: bool>(_: Avx2, halves: __m256i) -> [__m256; 2] {
-    // SAFETY: an `Avx2` exists, so the CPU has AVX2 and F16C.
+unsafe fn widen_register<const F16: bool>(halves: __m256i) -> [__m256; 2] {
+    // SAFETY: says the caller.
     unsafe {
         let (low, high) = (_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
         if F16 {
@@ -75,8 +73,8 @@ fn widen_register<const F16: bool>(_: Avx2, halves: __m256i) -> [__m256; 2] {
 
 /// The nearest numbers; a NaN is the canonical one.
 #[inline(always)]
-pub fn narrow<const F16: bool>(_: Avx2, [low, high]: [__m256; 2]) -> __m256i {
-    // SAFETY: an `Avx2` exists, so the CPU has AVX2 and F16C.
+pub unsafe fn narrow<const F16: bool>([low, high]: [__m256; 2]) -> __m256i {
+    // SAFETY: says the caller.
     unsafe {
         if F16 {
             let low = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(low);

@@ -2,14 +2,12 @@
 
 use std::arch::x86_64::*;
 
-use crate::simd::avx512::Avx512;
-
 /// # Safety
 /// 16 numbers can be read at `at`.
 #[inline(always)]
-pub unsafe fn widen<const F16: bool>(s: Avx512, at: *const u16) -> __m512 {
-    // SAFETY: an `Avx512` exists, so the CPU has AVX-512F and BW; 16 numbers can be read, says the caller.
-    unsafe { widen_register::<F16>(s, _mm256_loadu_si256(at.cast())) }
+pub unsafe fn widen<const F16: bool>(at: *const u16) -> __m512 {
+    // SAFETY: says the caller.
+    unsafe { widen_register::<F16>(_mm256_loadu_si256(at.cast())) }
 }
 
 /// The first `k` <= 16 numbers, zero in the other lanes: pairs by a masked load, what is left over by itself.
@@ -17,15 +15,15 @@ pub unsafe fn widen<const F16: bool>(s: Avx512, at: *const u16) -> __m512 {
 /// # Safety
 /// They can be read at `at`.
 #[inline(always)]
-pub unsafe fn widen_first<const F16: bool>(s: Avx512, at: *const u16, k: usize) -> __m512 {
-    // SAFETY: an `Avx512` exists, so the CPU has AVX-512F and BW; masked lanes are not read.
+pub unsafe fn widen_first<const F16: bool>(at: *const u16, k: usize) -> __m512 {
+    // SAFETY: says the caller; masked lanes are not read.
     unsafe {
         let pairs = ((1u32 << (k / 2)) - 1) as u16;
         let mut halves = _mm512_maskz_loadu_epi32(pairs, at.cast());
         if k % 2 == 1 {
             halves = _mm512_mask_set1_epi32(halves, pairs + 1, at.add(k - 1).read().into());
         }
-        widen_register::<F16>(s, _mm512_castsi512_si256(halves))
+        widen_register::<F16>(_mm512_castsi512_si256(halves))
     }
 }
 
@@ -34,9 +32,9 @@ pub unsafe fn widen_first<const F16: bool>(s: Avx512, at: *const u16, k: usize) 
 /// # Safety
 /// They can be written at `at`.
 #[inline(always)]
-pub unsafe fn store_first(_: Avx512, at: *mut u16, halves: __m256i, k: usize) {
+pub unsafe fn store_first(at: *mut u16, halves: __m256i, k: usize) {
     let pairs = ((1u32 << (k / 2)) - 1) as u16;
-    // SAFETY: an `Avx512` exists, so the CPU has AVX-512F and BW; masked lanes are not written.
+    // SAFETY: says the caller; masked lanes are not written.
     unsafe {
         let halves = _mm512_castsi256_si512(halves);
         _mm512_mask_storeu_epi32(at.cast(), pairs, halves);
@@ -48,8 +46,8 @@ pub unsafe fn store_first(_: Avx512, at: *mut u16, halves: __m256i, k: usize) {
 }
 
 #[inline(always)]
-fn widen_register<const F16: bool>(_: Avx512, halves: __m256i) -> __m512 {
-    // SAFETY: an `Avx512` exists, so the CPU has AVX-512F and BW.
+unsafe fn widen_register<const F16: bool>(halves: __m256i) -> __m512 {
+    // SAFETY: says the caller.
     unsafe {
         match F16 {
             true => _mm512_cvtph_ps(halves),
@@ -68,8 +66,8 @@ fn widen_register<const F16: bool>(_: Avx512, halves: __m256i) -> __m512 {
 
 /// The nearest numbers; a NaN is the canonical one.
 #[inline(always)]
-pub fn narrow<const F16: bool>(_: Avx512, v: __m512) -> __m256i {
-    // SAFETY: an `Avx512` exists, so the CPU has AVX-512F and BW.
+pub unsafe fn narrow<const F16: bool>(v: __m512) -> __m256i {
+    // SAFETY: says the caller.
     unsafe {
         match F16 {
             true => _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v),
