@@ -1,7 +1,7 @@
 //! Batch normalization for the CPU: as fast as the memory allows, right to the last bits on any data, the same bits
 //! everywhere.
 //!
-//! Statistics, forward training, inference and backward for f32 and f64 in NCHW and NHWC, on slices that the caller
+//! Statistics, forward training, inference and backward for f32, f64, bf16 and f16 in NCHW and NHWC, on slices that the caller
 //! owns, in parallel on the current rayon pool or the host's own threads, with AVX-512, AVX2 or whatever the build has,
 //! chosen at run time.
 //!
@@ -58,6 +58,8 @@
 //! |gamma| * invstd is beyond 2^900 or below 2^-900 (not 0), nor where xhat is out of
 //! range. Squares may leave f64's range: then the variance that a state tells is infinite or 0, and what is normalized by it is
 //! right.
+//!
+//! For tensors of bf16 and f16 ([`Storage`]), results are to the bit those of f32 on the widened tensors, each rounded once.
 //!
 //! SiLU's exponential is the crate's own: y within 2^-20 of |u * sigmoid(u)|, half the least subnormal number aside; for f64 2^-48.
 //!

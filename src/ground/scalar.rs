@@ -5,7 +5,7 @@
 use std::convert::Infallible;
 
 use crate::ground::exponential::Exponential;
-use crate::ground::half::{Half, Halves};
+use crate::ground::half::Halves;
 
 /// Calls a macro with every element type that there are kernels for: the one list of them.
 macro_rules! for_elements {
@@ -59,7 +59,13 @@ macro_rules! scalars {
     )*};
 }
 
+/// Those that arithmetic in f32 stands for; none where nobody can ask for them.
+#[cfg(any(feature = "half", feature = "capi"))]
+type HalfOfSingle = crate::ground::half::Half;
+#[cfg(not(any(feature = "half", feature = "capi")))]
+type HalfOfSingle = Infallible;
+
 scalars! {
-    f32: 32768.0, (1u128 << 126) as f64, Half;
+    f32: 32768.0, (1u128 << 126) as f64, HalfOfSingle;
     f64: 16_777_216.0, f64::from_bits(2045 << 52), Infallible;
 }

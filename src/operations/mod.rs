@@ -46,17 +46,32 @@ macro_rules! run {
     };
 }
 
+/// Runs an operation on tensors of 16-bit numbers, if there are any.
+#[cfg(any(feature = "half", feature = "capi"))]
+fn in_tiles<O: engine::Operation<f32>>(
+    _: crate::ground::half::Half,
+    level: Level,
+    geometry: &Geometry,
+    operation: &O,
+) -> Result<(), Error> {
+    engine::run(level, geometry, operation)
+}
+#[cfg(not(any(feature = "half", feature = "capi")))]
+fn in_tiles<O>(half: std::convert::Infallible, _: Level, _: &Geometry, _: &O) -> Result<(), Error> {
+    match half {}
+}
+
 impl Element for f32 {
     fn run(level: Level, geometry: &Geometry, job: &Job<'_, Self>) -> Result<(), Error> {
         match job {
             Job::Forward(operation) => {
-                run!(level, geometry, operation, _ => engine::run(level, geometry, operation))
+                run!(level, geometry, operation, half => in_tiles(half, level, geometry, operation))
             }
             Job::Inference(operation) => {
-                run!(level, geometry, operation, _ => engine::run(level, geometry, operation))
+                run!(level, geometry, operation, half => in_tiles(half, level, geometry, operation))
             }
             Job::Backward(operation) => {
-                run!(level, geometry, operation, _ => engine::run(level, geometry, operation))
+                run!(level, geometry, operation, half => in_tiles(half, level, geometry, operation))
             }
         }
     }

@@ -5,6 +5,7 @@
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
+#[cfg(any(feature = "half", feature = "capi"))]
 mod stored;
 
 use super::{Dispatch, Kernel, Lanes, Level};
@@ -15,6 +16,7 @@ use crate::ground::slices::{Input, Output};
 
 use std::convert::Infallible;
 
+#[cfg(any(feature = "half", feature = "capi"))]
 use stored::{AsStored, doubled, doubled_mut};
 
 /// Numbers of a line.
@@ -33,6 +35,7 @@ pub trait HalfLanes: Dispatch + Scalar {
     fn dispatch_half<K: Kernel<Self>>(level: Level, half: Self::Half, kernel: K);
 }
 
+#[cfg(any(feature = "half", feature = "capi"))]
 impl HalfLanes for f32 {
     fn has_half_lanes(level: Level, half: Half) -> bool {
         matches!((level, half), (Level::Avx512, _) | (Level::Avx2, Half::Bf16))
@@ -62,24 +65,31 @@ impl HalfLanes for f32 {
     }
 }
 
-/// There are none.
-impl HalfLanes for f64 {
-    fn has_half_lanes(_: Level, half: Infallible) -> bool {
-        match half {}
-    }
+/// Says of an element type that there are none.
+macro_rules! no_half_lanes {
+    ($element:ident) => {
+        impl HalfLanes for $element {
+            fn has_half_lanes(_: Level, half: Infallible) -> bool {
+                match half {}
+            }
 
-    fn elements(_: Input<'_, u16>) -> Option<Input<'_, f64>> {
-        None
-    }
+            fn elements(_: Input<'_, u16>) -> Option<Input<'_, $element>> {
+                None
+            }
 
-    fn elements_mut(_: Output<'_, u16>) -> Option<Output<'_, f64>> {
-        None
-    }
+            fn elements_mut(_: Output<'_, u16>) -> Option<Output<'_, $element>> {
+                None
+            }
 
-    fn dispatch_half<K: Kernel<f64>>(_: Level, half: Infallible, _: K) {
-        match half {}
-    }
+            fn dispatch_half<K: Kernel<$element>>(_: Level, half: Infallible, _: K) {
+                match half {}
+            }
+        }
+    };
 }
+no_half_lanes!(f64);
+#[cfg(not(any(feature = "half", feature = "capi")))]
+no_half_lanes!(f32);
 
 /// Rows of equal length, to be converted: from `from`, to `to`, with so many elements from one row to the next.
 #[derive(Clone, Copy)]
