@@ -7,7 +7,7 @@ use std::ops::{Deref, DerefMut};
 
 use crate::api::shape::Shape;
 use crate::ground::error::Error;
-use crate::operations::Element;
+use crate::operations::storage::Storage;
 
 /// A tensor that owns its elements, aligned to 64 bytes (a cache line, and the widest vector).
 ///
@@ -26,7 +26,7 @@ pub struct Tensor<T> {
     data: AVec<T, ConstAlign<64>>,
 }
 
-impl<T: Element> Tensor<T> {
+impl<T: Storage> Tensor<T> {
     /// A tensor of zeros.
     pub fn zeros(shape: Shape) -> Self {
         Self::from_fn(shape, |_| T::default())

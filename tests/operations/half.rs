@@ -1,7 +1,7 @@
 //! bf16 and f16: every operation, form, layout, level and number of threads gives the bits of the operation on the tensors widened to
 //! f32, each result rounded once.
 
-use batchnorm::{Activation, Layout};
+use batchnorm::{Activation, Backward, Gradients, Inference, Layout, Training, Welford};
 use half::{bf16, f16};
 use rand::Rng;
 
@@ -9,7 +9,7 @@ use crate::common::data;
 use crate::common::fused::{Form, forms};
 use crate::common::half::{Halves, Number, Places, check, outcome};
 use crate::common::matrix::{
-    Configuration, LAYOUTS, Placement, Problem, configurations, few_configurations, fnv,
+    Configuration, LAYOUTS, Placement, Problem, assert_same, configurations, few_configurations, fnv, permute,
 };
 
 /// Of both, in every form or in some of them.
@@ -105,6 +105,48 @@ fn tensors_of_any_bits() {
         for mask in [0xffff, 0xbfff, 0x83ff] {
             any_bits::<bf16>(dims, seed as u64, mask);
             any_bits::<f16>(dims, seed as u64, mask);
+        }
+    }
+}
+
+/// y over x, and dx over dy.
+#[test]
+fn results_over_tensors_of_the_same_numbers() {
+    fn of<H: Number>(dims: &[usize], form: Form) {
+        let problem = Halves::<H>::new(dims, 5);
+        for (configuration, layout) in few_configurations().into_iter().flat_map(|c| LAYOUTS.map(|l| (c, l)))
+        {
+            let shape = problem.wide.shape(layout);
+            let params = problem.wide.params().activation(form.activation);
+            let [x, dy] = [&problem.x, &problem.dy].map(|tensor| permute(&shape, tensor, true));
+            let (mean, var) = (&problem.wide.mean, &problem.wide.var);
+            configuration.run(|| {
+                let (mut states, mut y) = (vec![Welford::new(); dims[1]], vec![H::canary(); x.len()]);
+                Training::new(&shape, params).x(&x).y(&mut y).states(&mut states).run().unwrap();
+                let mut over_x = x.clone();
+                Training::new(&shape, params).x_in_place(&mut over_x).states(&mut states).run().unwrap();
+                assert_same(format_args!("{configuration:?} {dims:?} training"), &over_x, &y);
+                Inference::new(&shape, params).x(&x).y(&mut y).frozen(mean, var).run().unwrap();
+                let mut over_x = x.clone();
+                Inference::new(&shape, params).x_in_place(&mut over_x).frozen(mean, var).run().unwrap();
+                assert_same(format_args!("{configuration:?} {dims:?} inference"), &over_x, &y);
+                for frozen in [false, true] {
+                    let call = || {
+                        let call = Backward::new(&shape, params).x(&x);
+                        if frozen { call.frozen(mean, var) } else { call.states(&states) }
+                    };
+                    let (mut dx, mut over_dy) = (vec![H::canary(); x.len()], dy.clone());
+                    call().dy(&dy).gradients(Gradients::new().dx(&mut dx)).run().unwrap();
+                    call().dy_to_dx(&mut over_dy).run().unwrap();
+                    assert_same(format_args!("{configuration:?} {dims:?} backward"), &over_dy, &dx);
+                }
+            });
+        }
+    }
+    for dims in [&[3, 5, 19][..], &[2, 70, 33], &[9, 17], &[2, 3, 4100]] {
+        for form in [BARE, RELU] {
+            of::<bf16>(dims, form);
+            of::<f16>(dims, form);
         }
     }
 }
