@@ -1,7 +1,7 @@
 /*
- * batchnorm: batch normalization for the CPU. Statistics, training, inference and backward of tensors of float or double
- * in NCHW and NHWC, with the activation and the residual that follow. Link with -lbatchnorm. C++ has its types back with
- * batchnorm.hpp.
+ * batchnorm: batch normalization for the CPU. Statistics, training, inference and backward of tensors of float, double,
+ * bfloat16 or binary16 in NCHW and NHWC, with the activation and the residual that follow. Link with -lbatchnorm. C++ has
+ * its types back with batchnorm.hpp.
  *
  *   float x[8] = {1, 8, 3, 12, 1, 8, 3, 12}, y[8];
  *   batchnorm_state states[2];
@@ -18,6 +18,10 @@
  * mean, var, their gradients) has one per channel. Pointers to void point to elements of the problem's type, aligned to
  * it; they need not be aligned to more. Null is refused, unless the length is 0 or the field says that it may be null. What
  * is written overlaps no other argument, except where a field says that it may be another: then it is exactly that one.
+ *
+ * Numbers of 16 bits (BATCHNORM_BF16, BATCHNORM_F16) are what tensors hold, no more: what has one value per channel is float,
+ * and so is all arithmetic. Results have the bits that the tensors widened to float give, each rounded once, to the nearest
+ * and halfway to even: subnormal numbers are kept, beyond the largest number is infinity, a NaN is 0x7fc0 or 0x7e00.
  *
  * A call returns BATCHNORM_STATUS_OK, or what is wrong with its arguments; then nothing has been written, and
  * batchnorm_last_message says which argument it is.
@@ -146,6 +150,18 @@ typedef struct batchnorm_threadpool {
 #define BATCHNORM_F32 0
 /** Elements are `double`. */
 #define BATCHNORM_F64 1
+/** Elements of tensors are bfloat16, 16 bits each; what has one value per channel is `float`. */
+#define BATCHNORM_BF16 2
+/** Elements of tensors are IEEE 754's binary16, 16 bits each; what has one value per channel is `float`. */
+#define BATCHNORM_F16 3
+/** y, dy, the residual and dz hold elements as x does. */
+#define BATCHNORM_Y_SAME 0
+/** They hold `float`. */
+#define BATCHNORM_Y_F32 16
+/** They hold bfloat16. */
+#define BATCHNORM_Y_BF16 18
+/** They hold binary16. */
+#define BATCHNORM_Y_F16 19
 /** The order NCHW: the elements of a channel of a sample are adjacent. */
 #define BATCHNORM_NCHW 0
 /** The order NHWC: the channels of a position are adjacent. */
@@ -158,7 +174,7 @@ typedef struct batchnorm_threadpool {
 typedef struct batchnorm_problem {
   /** sizeof(batchnorm_problem). */
   size_t size;
-  /** BATCHNORM_F32 or BATCHNORM_F64. */
+  /** BATCHNORM_F32, BATCHNORM_F64, BATCHNORM_BF16 or BATCHNORM_F16. */
   uint32_t element;
   /** BATCHNORM_NCHW or BATCHNORM_NHWC. */
   uint32_t layout;
@@ -175,6 +191,11 @@ typedef struct batchnorm_problem {
   size_t threads;
   /** The program's own threads; null for the library's pool. Results have the same bits on all. */
   const batchnorm_threadpool *threadpool;
+  /**
+   * What y, its gradient dy, the residual and its gradient dz hold: BATCHNORM_Y_SAME, what x and dx do, or BATCHNORM_Y_F32,
+   * BATCHNORM_Y_BF16 or BATCHNORM_Y_F16, none of which goes with BATCHNORM_F64.
+   */
+  uint64_t y_element;
 } batchnorm_problem;
 
 /* The statistics of a channel. */
@@ -268,7 +289,7 @@ typedef struct batchnorm_training_args {
   const void *beta;
   /** Added to the variance under the root; finite and not negative. */
   double eps;
-  /** Written: the normalized batch, a tensor. May be x or residual, not both at once. */
+  /** Written: the normalized batch, a tensor. May be residual, or x where that is of the same element; not both at once. */
   void *y;
   /** Written: the batch's statistics of each channel. */
   batchnorm_state *states;
@@ -305,7 +326,7 @@ typedef struct batchnorm_inference_args {
   const void *beta;
   /** Added to the variance under the root; finite and not negative. */
   double eps;
-  /** Written: the normalized tensor. May be x or residual, not both at once. */
+  /** Written: the normalized tensor. May be residual, or x where that is of the same element; not both at once. */
   void *y;
   /** What is applied to each element in the end: BATCHNORM_IDENTITY, BATCHNORM_RELU or another. */
   uint64_t activation;
@@ -345,7 +366,7 @@ typedef struct batchnorm_backward_args {
   const void *gamma;
   /** The forward pass's eps. */
   double eps;
-  /** Written: the gradient of x, a tensor. May be x or dy, not both at once. */
+  /** Written: the gradient of x, a tensor. May be x, or dy where that is of the same element; not both at once. */
   void *dx;
   /** Written: the gradient of gamma, one per channel. */
   void *dgamma;

@@ -1,5 +1,6 @@
 // batchnorm for C++17: batchnorm.h with its types back. Elements are template parameters, tensors and vectors are anything
 // contiguous (or pointer and size), whose lengths are checked; what is wrong with a call is thrown as batchnorm::error.
+// Tensors may be of 16-bit numbers too: then everything that has one value per channel is of float.
 //
 //   std::vector<float> x = {1, 8, 3, 12, 1, 8, 3, 12}, y(8);
 //   std::vector<batchnorm::state> states(2);
@@ -19,6 +20,11 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+
+#if defined(__STDCPP_BFLOAT16_T__) || defined(__STDCPP_FLOAT16_T__)
+#include <bit>
+#include <stdfloat>
+#endif
 
 #include "batchnorm.h"
 
@@ -67,13 +73,78 @@ class span {
 
 enum layout : std::uint32_t { nchw = BATCHNORM_NCHW, nhwc = BATCHNORM_NHWC };
 
-// What an element type is called in a problem; others are no elements.
+// The numbers of 16 bits that tensors may hold: their bits, without arithmetic. C++23's convert to them and back.
+struct bfloat16 {
+  std::uint16_t bits;
+  static constexpr bfloat16 of_bits(std::uint16_t bits) noexcept {
+    bfloat16 number = {};
+    number.bits = bits;
+    return number;
+  }
+#ifdef __STDCPP_BFLOAT16_T__
+  bfloat16() = default;
+  // Of no other number, which would be rounded on the way.
+  template <typename Number, typename = std::enable_if_t<std::is_same_v<Number, std::bfloat16_t>>>
+  constexpr bfloat16(Number number) noexcept : bits(std::bit_cast<std::uint16_t>(number)) {}
+  constexpr operator std::bfloat16_t() const noexcept { return std::bit_cast<std::bfloat16_t>(bits); }
+#endif
+};
+struct float16 {
+  std::uint16_t bits;
+  static constexpr float16 of_bits(std::uint16_t bits) noexcept {
+    float16 number = {};
+    number.bits = bits;
+    return number;
+  }
+#ifdef __STDCPP_FLOAT16_T__
+  float16() = default;
+  // Of no other number, which would be rounded on the way.
+  template <typename Number, typename = std::enable_if_t<std::is_same_v<Number, std::float16_t>>>
+  constexpr float16(Number number) noexcept : bits(std::bit_cast<std::uint16_t>(number)) {}
+  constexpr operator std::float16_t() const noexcept { return std::bit_cast<std::float16_t>(bits); }
+#endif
+};
+static_assert(sizeof(bfloat16) == 2 && sizeof(float16) == 2 && std::is_trivially_copyable_v<bfloat16> &&
+                  std::is_trivially_copyable_v<float16>,
+              "an array of them is one of their bits");
+
+// What an element type is called in a problem, and the type of what has one value per channel beside it; others are no
+// elements. A 16-bit type from elsewhere becomes one thus:
+//
+//   template <>
+//   struct batchnorm::element<other::bfloat16> : batchnorm::element<batchnorm::bfloat16> {};
 template <typename T>
 struct element;
 template <>
-struct element<float> : std::integral_constant<std::uint32_t, BATCHNORM_F32> {};
+struct element<float> : std::integral_constant<std::uint32_t, BATCHNORM_F32> {
+  using arithmetic = float;
+};
 template <>
-struct element<double> : std::integral_constant<std::uint32_t, BATCHNORM_F64> {};
+struct element<double> : std::integral_constant<std::uint32_t, BATCHNORM_F64> {
+  using arithmetic = double;
+};
+template <>
+struct element<bfloat16> : std::integral_constant<std::uint32_t, BATCHNORM_BF16> {
+  using arithmetic = float;
+};
+template <>
+struct element<float16> : std::integral_constant<std::uint32_t, BATCHNORM_F16> {
+  using arithmetic = float;
+};
+#ifdef __STDCPP_BFLOAT16_T__
+template <>
+struct element<std::bfloat16_t> : element<bfloat16> {};
+#endif
+#ifdef __STDCPP_FLOAT16_T__
+template <>
+struct element<std::float16_t> : element<float16> {};
+#endif
+template <typename T>
+using arithmetic = typename element<T>::arithmetic;
+
+static_assert(BATCHNORM_F32 == 0 && BATCHNORM_Y_BF16 == BATCHNORM_Y_F32 + BATCHNORM_BF16 &&
+                  BATCHNORM_Y_F16 == BATCHNORM_Y_F32 + BATCHNORM_F16,
+              "y's elements follow from x's");
 
 // The sizes of a call's tensors, and how many threads, and whose, may work on them. Its element is that of the operation.
 class problem {
@@ -119,10 +190,13 @@ class problem {
   // The words of a mask of a tensor, a bit an element.
   std::size_t mask_len() const { return size() / 64 + (size() % 64 != 0); }
 
-  template <typename T>
+  // With x of T and y of Y.
+  template <typename T, typename Y = T>
   batchnorm_problem of() const {
+    static_assert(std::is_same_v<arithmetic<T>, arithmetic<Y>>, "double goes with no other element");
     batchnorm_problem problem = problem_;
     problem.element = element<T>::value;
+    problem.y_element = std::is_same_v<T, Y> ? BATCHNORM_Y_SAME : BATCHNORM_Y_F32 + element<Y>::value;
     return problem;
   }
 
@@ -176,12 +250,12 @@ static_assert(sizeof(state) == sizeof(batchnorm_state), "an array of the one is 
 
 namespace detail {
 
-// A problem with the arguments of an operation on elements of type T.
-template <typename T, typename Args>
+// A problem with the arguments of an operation, whose x holds elements of type T and whose y of type Y.
+template <typename T, typename Args, typename Y = T>
 class operation {
  protected:
   explicit operation(const problem &problem)
-      : problem_(problem.of<T>()), len_(problem.size()), mask_len_(problem.mask_len()), channels_(problem.channels()) {
+      : problem_(problem.of<T, Y>()), len_(problem.size()), mask_len_(problem.mask_len()), channels_(problem.channels()) {
     args_.size = sizeof args_;
   }
 
@@ -232,17 +306,17 @@ class statistics : detail::operation<T, batchnorm_statistics_args> {
   void run() const { check(batchnorm_statistics(&this->problem_, &this->args_)); }
 };
 
-// Normalization of x by its own statistics.
-template <typename T>
-class training : detail::operation<T, batchnorm_training_args> {
+// Normalization of x by its own statistics. y and residual may be of another element than x: training<bfloat16, float>.
+template <typename T, typename Y = T>
+class training : detail::operation<T, batchnorm_training_args, Y> {
  public:
-  explicit training(const problem &problem) : detail::operation<T, batchnorm_training_args>(problem) { eps(1e-5); }
+  explicit training(const problem &problem) : detail::operation<T, batchnorm_training_args, Y>(problem) { eps(1e-5); }
   BATCHNORM_ARGUMENT(tensor, training, const T, x)
-  BATCHNORM_ARGUMENT(vector, training, const T, gamma)
-  BATCHNORM_ARGUMENT(vector, training, const T, beta)
-  BATCHNORM_ARGUMENT(tensor, training, T, y)
+  BATCHNORM_ARGUMENT(vector, training, const arithmetic<T>, gamma)
+  BATCHNORM_ARGUMENT(vector, training, const arithmetic<T>, beta)
+  BATCHNORM_ARGUMENT(tensor, training, Y, y)
   BATCHNORM_ARGUMENT(vector, training, state, states)
-  BATCHNORM_ARGUMENT(tensor, training, const T, residual)
+  BATCHNORM_ARGUMENT(tensor, training, const Y, residual)
   BATCHNORM_ARGUMENT(bits, training, std::uint64_t, mask)
   training &activation(batchnorm::activation activation) {
     activation.to(this->args_);
@@ -255,18 +329,18 @@ class training : detail::operation<T, batchnorm_training_args> {
   void run() const { check(batchnorm_training(&this->problem_, &this->args_)); }
 };
 
-// Normalization of x by a given mean and variance.
-template <typename T>
-class inference : detail::operation<T, batchnorm_inference_args> {
+// Normalization of x by a given mean and variance; y and residual as of training.
+template <typename T, typename Y = T>
+class inference : detail::operation<T, batchnorm_inference_args, Y> {
  public:
-  explicit inference(const problem &problem) : detail::operation<T, batchnorm_inference_args>(problem) { eps(1e-5); }
+  explicit inference(const problem &problem) : detail::operation<T, batchnorm_inference_args, Y>(problem) { eps(1e-5); }
   BATCHNORM_ARGUMENT(tensor, inference, const T, x)
-  BATCHNORM_ARGUMENT(vector, inference, const T, mean)
-  BATCHNORM_ARGUMENT(vector, inference, const T, var)
-  BATCHNORM_ARGUMENT(vector, inference, const T, gamma)
-  BATCHNORM_ARGUMENT(vector, inference, const T, beta)
-  BATCHNORM_ARGUMENT(tensor, inference, T, y)
-  BATCHNORM_ARGUMENT(tensor, inference, const T, residual)
+  BATCHNORM_ARGUMENT(vector, inference, const arithmetic<T>, mean)
+  BATCHNORM_ARGUMENT(vector, inference, const arithmetic<T>, var)
+  BATCHNORM_ARGUMENT(vector, inference, const arithmetic<T>, gamma)
+  BATCHNORM_ARGUMENT(vector, inference, const arithmetic<T>, beta)
+  BATCHNORM_ARGUMENT(tensor, inference, Y, y)
+  BATCHNORM_ARGUMENT(tensor, inference, const Y, residual)
   BATCHNORM_ARGUMENT(bits, inference, std::uint64_t, mask)
   inference &activation(batchnorm::activation activation) {
     activation.to(this->args_);
@@ -279,25 +353,25 @@ class inference : detail::operation<T, batchnorm_inference_args> {
   void run() const { check(batchnorm_inference(&this->problem_, &this->args_)); }
 };
 
-// The gradients of training (with its states) or of inference (with its mean and var).
-template <typename T>
-class backward : detail::operation<T, batchnorm_backward_args> {
+// The gradients of training (with its states) or of inference (with its mean and var). dy and dz are of y's element.
+template <typename T, typename Y = T>
+class backward : detail::operation<T, batchnorm_backward_args, Y> {
  public:
-  explicit backward(const problem &problem) : detail::operation<T, batchnorm_backward_args>(problem) { eps(1e-5); }
+  explicit backward(const problem &problem) : detail::operation<T, batchnorm_backward_args, Y>(problem) { eps(1e-5); }
   BATCHNORM_ARGUMENT(tensor, backward, const T, x)
-  BATCHNORM_ARGUMENT(tensor, backward, const T, dy)
+  BATCHNORM_ARGUMENT(tensor, backward, const Y, dy)
   BATCHNORM_ARGUMENT(vector, backward, const state, states)
-  BATCHNORM_ARGUMENT(vector, backward, const T, mean)
-  BATCHNORM_ARGUMENT(vector, backward, const T, var)
-  BATCHNORM_ARGUMENT(vector, backward, const T, gamma)
+  BATCHNORM_ARGUMENT(vector, backward, const arithmetic<T>, mean)
+  BATCHNORM_ARGUMENT(vector, backward, const arithmetic<T>, var)
+  BATCHNORM_ARGUMENT(vector, backward, const arithmetic<T>, gamma)
   BATCHNORM_ARGUMENT(tensor, backward, T, dx)
-  BATCHNORM_ARGUMENT(vector, backward, T, dgamma)
-  BATCHNORM_ARGUMENT(vector, backward, T, dbeta)
-  BATCHNORM_ARGUMENT(vector, backward, T, dmean)
-  BATCHNORM_ARGUMENT(vector, backward, T, dvar)
-  BATCHNORM_ARGUMENT(vector, backward, const T, beta)
+  BATCHNORM_ARGUMENT(vector, backward, arithmetic<T>, dgamma)
+  BATCHNORM_ARGUMENT(vector, backward, arithmetic<T>, dbeta)
+  BATCHNORM_ARGUMENT(vector, backward, arithmetic<T>, dmean)
+  BATCHNORM_ARGUMENT(vector, backward, arithmetic<T>, dvar)
+  BATCHNORM_ARGUMENT(vector, backward, const arithmetic<T>, beta)
   BATCHNORM_ARGUMENT(bits, backward, const std::uint64_t, mask)
-  BATCHNORM_ARGUMENT(tensor, backward, T, dz)
+  BATCHNORM_ARGUMENT(tensor, backward, Y, dz)
   backward &activation(batchnorm::activation activation) {
     activation.to(this->args_);
     return *this;
@@ -317,8 +391,8 @@ class update_running : detail::operation<T, batchnorm_update_running_args> {
     momentum(0.1).unbiased(true);
   }
   BATCHNORM_ARGUMENT(vector, update_running, const state, states)
-  BATCHNORM_ARGUMENT(vector, update_running, T, mean)
-  BATCHNORM_ARGUMENT(vector, update_running, T, var)
+  BATCHNORM_ARGUMENT(vector, update_running, arithmetic<T>, mean)
+  BATCHNORM_ARGUMENT(vector, update_running, arithmetic<T>, var)
   update_running &decay(double factor) { return rule(BATCHNORM_DECAY, factor, 0); }
   update_running &momentum(double factor) { return rule(BATCHNORM_MOMENTUM, factor, 0); }
   // The mean over all batches, of which this many came before.
@@ -343,8 +417,8 @@ template <typename T>
 class step : detail::operation<T, batchnorm_step_args> {
  public:
   explicit step(const problem &problem) : detail::operation<T, batchnorm_step_args>(problem) {}
-  BATCHNORM_ARGUMENT(vector, step, const T, gradient)
-  BATCHNORM_ARGUMENT(vector, step, T, parameter)
+  BATCHNORM_ARGUMENT(vector, step, const arithmetic<T>, gradient)
+  BATCHNORM_ARGUMENT(vector, step, arithmetic<T>, parameter)
   step &lr(double lr) {
     this->args_.lr = lr;
     return *this;

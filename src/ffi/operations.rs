@@ -42,7 +42,7 @@ pub struct TrainingArgs {
     pub beta: *const c_void,
     /// Added to the variance under the root; finite and not negative.
     pub eps: f64,
-    /// Written: the normalized batch, a tensor. May be x or residual, not both at once.
+    /// Written: the normalized batch, a tensor. May be residual, or x where that is of the same element; not both at once.
     pub y: *mut c_void,
     /// Written: the batch's statistics of each channel.
     pub states: *mut State,
@@ -79,7 +79,7 @@ pub struct InferenceArgs {
     pub beta: *const c_void,
     /// Added to the variance under the root; finite and not negative.
     pub eps: f64,
-    /// Written: the normalized tensor. May be x or residual, not both at once.
+    /// Written: the normalized tensor. May be residual, or x where that is of the same element; not both at once.
     pub y: *mut c_void,
     /// What is applied to each element in the end: BATCHNORM_IDENTITY, BATCHNORM_RELU or another.
     pub activation: u64,
@@ -117,7 +117,7 @@ pub struct BackwardArgs {
     pub gamma: *const c_void,
     /// The forward pass's eps.
     pub eps: f64,
-    /// Written: the gradient of x, a tensor. May be x or dy, not both at once.
+    /// Written: the gradient of x, a tensor. May be x, or dy where that is of the same element; not both at once.
     pub dx: *mut c_void,
     /// Written: the gradient of gamma, one per channel.
     pub dgamma: *mut c_void,

@@ -15,21 +15,20 @@ use crate::threads::host::{Host, HostPool};
 pub const BATCHNORM_F32: u32 = 0;
 /// Elements are `double`.
 pub const BATCHNORM_F64: u32 = 1;
-
-/// Tensors' elements are bfloat16, in 16 bits; what is per channel is `float`, which arithmetic is done in, too. Results are rounded
-/// once, to the nearest.
+/// Elements of tensors are bfloat16, 16 bits each; what has one value per channel is `float`.
 pub const BATCHNORM_BF16: u32 = 2;
-/// The same of IEEE 754's binary16.
+/// Elements of tensors are IEEE 754's binary16, 16 bits each; what has one value per channel is `float`.
 pub const BATCHNORM_F16: u32 = 3;
 
-/// y is of the problem's element.
+// No element's number is one of these, 0 aside: BATCHNORM_F16 in their place is refused, and not taken for another.
+/// y, dy, the residual and dz hold elements as x does.
 pub const BATCHNORM_Y_SAME: u64 = 0;
-/// y is of `float`.
-pub const BATCHNORM_Y_F32: u64 = 1;
-/// y is of bfloat16.
-pub const BATCHNORM_Y_BF16: u64 = 3;
-/// y is of binary16.
-pub const BATCHNORM_Y_F16: u64 = 4;
+/// They hold `float`.
+pub const BATCHNORM_Y_F32: u64 = 16;
+/// They hold bfloat16.
+pub const BATCHNORM_Y_BF16: u64 = 18;
+/// They hold binary16.
+pub const BATCHNORM_Y_F16: u64 = 19;
 
 /// The order NCHW: the elements of a channel of a sample are adjacent.
 pub const BATCHNORM_NCHW: u32 = 0;
@@ -58,8 +57,8 @@ pub struct Problem {
     pub threads: usize,
     /// The program's own threads; null for the library's pool. Results have the same bits on all.
     pub threadpool: *const HostPool,
-    /// What y, its gradient dy, the residual and its gradient dz hold, where that is another element than x's: BATCHNORM_Y_F32,
-    /// BATCHNORM_Y_BF16, BATCHNORM_Y_F16; none of them goes with BATCHNORM_F64.
+    /// What y, its gradient dy, the residual and its gradient dz hold: BATCHNORM_Y_SAME, what x and dx do, or BATCHNORM_Y_F32,
+    /// BATCHNORM_Y_BF16 or BATCHNORM_Y_F16, none of which goes with BATCHNORM_F64.
     pub y_element: u64,
 }
 
@@ -122,7 +121,7 @@ impl Checked {
                 ));
             }
             _ => {
-                let must = "0 (the same), 1 (f32), 3 (bf16) or 4 (f16)";
+                let must = "0 (the same), 16 (f32), 18 (bf16) or 19 (f16)";
                 return Err(Failure::unknown("y_element", y_element, must));
             }
         };

@@ -7,6 +7,7 @@
 #define W 11
 #define LEN (N * C * H * W)
 #include "every.h"
+#include "half.h"
 
 #ifdef __cplusplus
 #define ASSERT static_assert
@@ -24,7 +25,10 @@ FOLLOWS(batchnorm_problem, channels, batch);
 FOLLOWS(batchnorm_problem, spatial, channels);
 FOLLOWS(batchnorm_problem, threads, spatial);
 FOLLOWS(batchnorm_problem, threadpool, threads);
-ASSERT(sizeof(batchnorm_problem) >= offsetof(batchnorm_problem, threadpool) + sizeof(void *), "batchnorm_problem");
+FOLLOWS(batchnorm_problem, y_element, threadpool);
+ASSERT(sizeof(batchnorm_problem) >= offsetof(batchnorm_problem, y_element) + sizeof(uint64_t), "batchnorm_problem");
+ASSERT(BATCHNORM_BF16 == 2 && BATCHNORM_F16 == 3 && BATCHNORM_Y_SAME == 0, "elements");
+ASSERT(BATCHNORM_Y_F32 == 16 && BATCHNORM_Y_BF16 == 18 && BATCHNORM_Y_F16 == 19, "elements of y");
 FOLLOWS(batchnorm_threadpool, context, size);
 FOLLOWS(batchnorm_threadpool, run, threads);
 FOLLOWS(batchnorm_threadpool, awake, inside);
@@ -108,6 +112,7 @@ int main(void) {
       hash = all_f64(layout, threads, hash);
     }
   }
+  halves();
   OK(batchnorm_force_level(BATCHNORM_PORTABLE));
   CHECK(batchnorm_active_level() == BATCHNORM_PORTABLE);
   OK(batchnorm_force_level(0));

@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -151,6 +152,78 @@ static void everything(const char *name) {
   std::cout << name << '\n';
 }
 
+// A 16-bit number from elsewhere.
+struct brain {
+  std::uint16_t bits;
+};
+template <>
+struct batchnorm::element<brain> : batchnorm::element<batchnorm::bfloat16> {};
+
+template <typename H>
+static bool same(const std::vector<H> &a, const std::vector<H> &b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(H)) == 0;
+}
+
+// Tensors of 16-bit numbers, `of` making one of its bits; these are those of 0 to 4, whose results are such numbers too.
+template <typename H>
+static void halves(const char *name, H (*of)(std::uint16_t), const std::array<std::uint16_t, 5> &bits) {
+  const auto number = [&](int value) { return of(value < 0 ? bits[-value] | 0x8000 : bits[value]); };
+  const auto tensor = [&](std::array<int, 8> values) {
+    std::vector<H> numbers;
+    for (int value : values) numbers.push_back(number(value));
+    return numbers;
+  };
+  const batchnorm::problem problem(batchnorm::nhwc, 4, 2);
+  const std::vector<H> x = tensor({1, 2, 3, 4, 1, 2, 3, 4}), expected = tensor({-1, 0, 1, 4, -1, 0, 1, 4});
+  const std::array<float, 2> gamma = {1, 2}, beta = {0, 2};
+  std::vector<batchnorm::state> states(2), others(2);
+  std::vector<H> y(8), dx(8), dz(8), over;
+
+  batchnorm::statistics<H>(problem).x(x).states(others).run();
+  batchnorm::training<H>(problem).x(x).gamma(gamma).beta(beta).eps(0).y(y).states(states).run();
+  CHECK(same(y, expected) && states[1].mean() == 3 && others[1].mean() == 3 && others[0].variance() == 1);
+  over = x;
+  batchnorm::training<H>(problem).x(over).gamma(gamma).beta(beta).eps(0).y(over).states(states).run();
+  CHECK(same(over, expected));
+  std::vector<float> mean(2), var(2), dgamma(2), dbeta(2);
+  batchnorm::update_running<H>(problem).cumulative(0).unbiased(false).states(states).mean(mean).var(var).run();
+  CHECK(mean[0] == 2 && mean[1] == 3 && var[0] == 1 && var[1] == 1);
+  std::vector<float> wide(8);
+  batchnorm::inference<H, float>(problem).x(x).mean(mean).var(var).gamma(gamma).beta(beta).eps(0).y(wide).run();
+  CHECK((wide == std::vector<float>{-1, 0, 1, 4, -1, 0, 1, 4}));
+  batchnorm::inference<float, H>(problem).x(wide).mean(beta).var(var).eps(0).y(y).run();
+  CHECK(same(y, tensor({-1, -2, 1, 2, -1, -2, 1, 2})));
+
+  // Through a ReLU behind a residual: dz is dy where y is positive.
+  const auto relu = batchnorm::activation::relu();
+  const std::vector<H> z = tensor({2, 1, -2, -1, 0, 0, -1, -4}), dy = tensor({1, 2, 3, 4, 1, 2, 3, 4});
+  std::vector<std::uint64_t> mask(1);
+  batchnorm::training<H>(problem).x(x).gamma(gamma).beta(beta).eps(0).residual(z).activation(relu).mask(mask).y(y)
+      .states(states).run();
+  CHECK(same(y, tensor({1, 1, 0, 3, 0, 0, 0, 0})) && mask[0] == 0x0b);
+  auto backward = batchnorm::backward<H>(problem);
+  backward.x(x).states(states).gamma(gamma).eps(0).activation(relu).mask(mask);
+  backward.dy(dy).dx(dx).dz(dz).dgamma(dgamma).dbeta(dbeta).run();
+  CHECK(same(dz, tensor({1, 2, 0, 4, 0, 0, 0, 0})));
+  CHECK(dbeta[0] == 1 && dbeta[1] == 6 && dgamma[0] == -1 && dgamma[1] == 2);
+  over = dy;
+  backward.dy(over).dx(over).run();
+  CHECK(same(over, dx));
+  // The same of dy and dz in float.
+  const std::vector<float> wide_dy = {1, 2, 3, 4, 1, 2, 3, 4};
+  batchnorm::backward<H, float>(problem).x(x).dy(wide_dy).states(states).gamma(gamma).eps(0).activation(relu).mask(mask)
+      .dx(over).dz(wide).run();
+  CHECK(same(over, dx) && (wide == std::vector<float>{1, 2, 0, 4, 0, 0, 0, 0}));
+  batchnorm::step<H>(problem).lr(0.5).gradient(dbeta).parameter(mean).run();
+  CHECK(mean[0] == 1.5f && mean[1] == 0);
+
+  THROWS(SIZE, "x has length 2, must have length 8", batchnorm::statistics<H>(problem).x({x.data(), 2}));
+  THROWS(OVERLAP, "x overlaps y",
+         batchnorm::inference<float, H>(problem).x(wide).mean(mean).var(var)
+             .y({reinterpret_cast<H *>(wide.data()), 8}).run());
+  std::cout << name << '\n';
+}
+
 // A pool that runs tasks one after the other, and counts the runs.
 static void threads_of_its_own() {
   int runs = 0;
@@ -173,6 +246,20 @@ int main() {
   threads_of_its_own();
   everything<float>("float");
   everything<double>("double");
+  const std::array<std::uint16_t, 5> bf16 = {0, 0x3f80, 0x4000, 0x4040, 0x4080}, f16 = {0, 0x3c00, 0x4000, 0x4200, 0x4400};
+  halves<batchnorm::bfloat16>("bfloat16", batchnorm::bfloat16::of_bits, bf16);
+  halves<batchnorm::float16>("float16", batchnorm::float16::of_bits, f16);
+  halves<brain>("another", [](std::uint16_t bits) { return brain{bits}; }, bf16);
+#ifdef __STDCPP_BFLOAT16_T__
+  const auto of_bf16 = [](std::uint16_t bits) -> std::bfloat16_t { return batchnorm::bfloat16::of_bits(bits); };
+  halves<std::bfloat16_t>("std::bfloat16_t", of_bf16, bf16);
+  CHECK(batchnorm::bfloat16(3.0bf16).bits == bf16[3]);
+#endif
+#ifdef __STDCPP_FLOAT16_T__
+  const auto of_f16 = [](std::uint16_t bits) -> std::float16_t { return batchnorm::float16::of_bits(bits); };
+  halves<std::float16_t>("std::float16_t", of_f16, f16);
+  CHECK(batchnorm::float16(3.0f16).bits == f16[3]);
+#endif
   THROWS(SIZE, "spatial has more than 3 axes", batchnorm::problem(batchnorm::nhwc, 1, 1, {1, 2, 3, 4}));
   THROWS(OVERFLOW, "more elements", batchnorm::training<float>(batchnorm::problem(batchnorm::nhwc, SIZE_MAX, 2)));
   // No elements: nothing to compute, and no pointers needed.

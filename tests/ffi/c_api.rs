@@ -274,10 +274,11 @@ fn the_programs_own_threads_get_the_same_bits() {
 #[test]
 fn the_cpp_layer_has_the_types_and_throws() {
     let shared = [OsStr::new("-L"), libraries().as_os_str(), OsStr::new("-lbatchnorm")];
-    for standard in ["-std=c++17", "-std=c++20"] {
+    for standard in ["-std=c++17", "-std=c++20", "-std=c++23"] {
         let program = compile("c++", standard, "tests/c/layer.cpp", &format!("layer{standard}"), &shared);
         let printed = run(Command::new(program).env("LD_LIBRARY_PATH", libraries()));
-        assert_eq!(printed, "float\ndouble\n");
+        // The standard's own 16-bit numbers come behind, where there are any.
+        assert!(printed.starts_with("float\ndouble\nbfloat16\nfloat16\nanother\n"), "{printed}");
     }
 }
 
@@ -462,14 +463,29 @@ struct Argument {
     name: &'static str,
     written: bool,
     optional: bool,
+    /// What a tensor's elements are.
+    element: Option<u32>,
     size: usize,
     len: usize,
 }
 
+/// What x's elements are, and what the problem says of y's.
+type Elements = (u32, u64);
+
+const ELEMENTS: [Elements; 7] = [
+    (BATCHNORM_F32, BATCHNORM_Y_SAME),
+    (BATCHNORM_F64, BATCHNORM_Y_SAME),
+    (BATCHNORM_BF16, BATCHNORM_Y_SAME),
+    (BATCHNORM_F16, BATCHNORM_Y_F16),
+    (BATCHNORM_BF16, BATCHNORM_Y_F32),
+    (BATCHNORM_F32, BATCHNORM_Y_F16),
+    (BATCHNORM_F16, BATCHNORM_Y_BF16),
+];
+
 /// A function as the table of all has it, called with its pointers, a problem first, and eps or lr.
 struct Function {
     name: &'static str,
-    element: u32,
+    elements: Elements,
     arguments: Vec<Argument>,
     call: fn(&[*mut u8], f64) -> Status,
 }
@@ -477,13 +493,14 @@ struct Function {
 const TABLE_C: usize = 6;
 const TABLE_LEN: usize = 4 * TABLE_C * 2;
 
-fn table_problem(element: u32) -> Problem {
+fn table_problem((element, y_element): Elements) -> Problem {
     sized!(Problem {
         element: element,
         layout: BATCHNORM_NHWC,
         batch: 4,
         channels: TABLE_C,
-        spatial: [0, 2, 0]
+        spatial: [0, 2, 0],
+        y_element: y_element
     })
 }
 
@@ -492,20 +509,32 @@ fn table_state() -> State {
 }
 
 /// Pointers in the order of the functions' parameters: `>` before those that are written, `?` after those that may be null.
-fn arguments(names: &'static str, element: u32) -> Vec<Argument> {
-    let element = if element == BATCHNORM_F32 { 4 } else { 8 };
+fn arguments(names: &'static str, (x, y): Elements) -> Vec<Argument> {
+    let y = if y == BATCHNORM_Y_SAME { x } else { (y - BATCHNORM_Y_F32) as u32 };
+    let bytes = |element| match element {
+        BATCHNORM_F64 => 8,
+        BATCHNORM_F32 => 4,
+        _ => 2,
+    };
     let argument = |name: &'static str| {
         let (written, optional) = (name.starts_with('>'), name.ends_with('?'));
         let name = name.trim_matches(['>', '?']);
+        let element = match name {
+            "x" | "dx" => Some(x),
+            "y" | "residual" | "dy" | "dz" => Some(y),
+            _ => None,
+        };
         let (size, len) = match name {
             "mask" => (8, TABLE_LEN.div_ceil(64)),
             "words" => (size_of::<usize>(), 1),
             "problem" => (size_of::<Problem>(), 1),
             "states" | "into" | "from" => (size_of::<State>(), TABLE_C),
-            "x" | "y" | "residual" | "dy" | "dx" | "dz" => (element, TABLE_LEN),
-            _ => (element, TABLE_C),
+            _ => match element {
+                Some(element) => (bytes(element), TABLE_LEN),
+                None => (bytes(x).max(4), TABLE_C),
+            },
         };
-        Argument { name, written, optional, size, len }
+        Argument { name, written, optional, element, size, len }
     };
     names.split_whitespace().map(argument).collect()
 }
@@ -521,17 +550,19 @@ impl Argument {
 
     /// Whether `other`, which is read, may be written over by this one.
     fn may_be(&self, other: &Self) -> bool {
-        matches!((self.name, other.name), ("y", "x" | "residual") | ("dx", "x" | "dy") | ("dz", "dy"))
+        let pair =
+            matches!((self.name, other.name), ("y", "x" | "residual") | ("dx", "x" | "dy") | ("dz", "dy"));
+        pair && self.element == other.element
     }
 }
 
 /// Functions by name, pointers, and the struct of arguments that these become.
 macro_rules! table {
     ($($name:literal: $function:ident($pointers:literal) = |$p:ident, $factor:ident| $args:expr;)*) => {
-        [BATCHNORM_F32, BATCHNORM_F64].into_iter().flat_map(|element| [$(Function {
+        ELEMENTS.into_iter().flat_map(|elements| [$(Function {
             name: $name,
-            element,
-            arguments: arguments($pointers, element),
+            elements,
+            arguments: arguments($pointers, elements),
             call: |$p, $factor| {
                 let _ = $factor;
                 let args = $args;
@@ -644,11 +675,18 @@ impl Arena {
             // SAFETY: within the memory, aligned to 8.
             unsafe {
                 match argument.name {
-                    "problem" => at.cast::<Problem>().write(table_problem(function.element)),
+                    "problem" => at.cast::<Problem>().write(table_problem(function.elements)),
                     "states" | "into" | "from" => {
                         (0..TABLE_C).for_each(|c| at.cast::<State>().add(c).write(table_state()));
                     }
-                    _ => (),
+                    // Of 16 bits, likewise between 1 and 2.
+                    _ => match argument.element {
+                        Some(BATCHNORM_BF16) => (0..TABLE_LEN)
+                            .for_each(|i| at.cast::<u16>().add(i).write(0x3f80 | (i * 37) as u16 & 0x7f)),
+                        Some(BATCHNORM_F16) => (0..TABLE_LEN)
+                            .for_each(|i| at.cast::<u16>().add(i).write(0x3c00 | (i * 401) as u16 & 0x3ff)),
+                        _ => (),
+                    },
                 }
             }
         }
@@ -798,7 +836,7 @@ fn results_may_be_written_over_inputs_where_the_header_says_so() {
             }
         }
         if let (Some(y), Some(residual)) = (place("y"), place("residual")) {
-            refused(&function, Status::Overlap, &["residual overlaps y"], |p, _| {
+            refused(&function, Status::Overlap, &["overlaps y"], |p, _| {
                 (p[y], p[residual]) = (p[1], p[1]);
             });
         }
@@ -870,7 +908,7 @@ fn factors_that_are_no_numbers_are_errors() {
             refusals += 1;
         }
     }
-    assert_eq!(refusals, 2 * (10 * 3 + 2));
+    assert_eq!(refusals, ELEMENTS.len() * (10 * 3 + 2));
 }
 
 /// Every field of the problem by every function: what is none of its values is refused, and all of its values are taken.
@@ -889,9 +927,21 @@ fn fields_of_the_problem_that_mean_nothing_are_errors() {
         // What lies behind it in the arena is not 0.
         let words = [&format!("problem->size is {}, and byte {known} is set", known + 8)[..]];
         refused(function, Status::Size, &words, |p, _| problem(p).size = known + 8);
-        for element in [2, u32::MAX] {
-            let words = [&format!("element is {element}")[..]];
+        for element in [4, u32::MAX] {
+            let words = [&format!("element is {element}, must be 0 (f32), 1 (f64), 2 (bf16) or 3 (f16)")[..]];
             refused(function, Status::UnknownValue, &words, |p, _| problem(p).element = element);
+        }
+        // The elements' own numbers among them, f32's aside.
+        for y_element in [1, 2, 3, 15, 17, 20, 1 << 32, u64::MAX] {
+            let words = [&format!("y_element is {y_element}, must be 0 (the same)")[..]];
+            refused(function, Status::UnknownValue, &words, |p, _| problem(p).y_element = y_element);
+        }
+        for y_element in [BATCHNORM_Y_F32, BATCHNORM_Y_BF16, BATCHNORM_Y_F16] {
+            let words =
+                [&format!("y_element is {y_element}, must be 0 (the same) where element is 1 (f64)")[..]];
+            refused(function, Status::UnknownValue, &words, |p, _| {
+                (problem(p).element, problem(p).y_element) = (BATCHNORM_F64, y_element);
+            });
         }
         for layout in [2, u32::MAX] {
             let words = [&format!("layout is {layout}")[..]];
@@ -906,13 +956,19 @@ fn fields_of_the_problem_that_mean_nothing_are_errors() {
             problem(&pointers).threads = 0;
             assert!(arena.memory == default.memory, "{} has other bits on {threads}", function.name);
         }
-        // Older callers' problems, which have no threads, or none of their own: whatever lies there is not looked at.
-        for size in [offset_of!(Problem, threads), offset_of!(Problem, threadpool)] {
+        // Older callers' problems, which have no threads, none of their own, or no other y: whatever lies there is not
+        // looked at.
+        for size in
+            [offset_of!(Problem, threads), offset_of!(Problem, threadpool), offset_of!(Problem, y_element)]
+        {
             let mut arena = Arena::new(function);
             let pointers = arena.pointers();
             problem(&pointers).size = size;
             problem(&pointers).threads = 1;
-            problem(&pointers).threadpool = null::<HostPool>().wrapping_byte_add(1);
+            if size < offset_of!(Problem, y_element) {
+                problem(&pointers).threadpool = null::<HostPool>().wrapping_byte_add(1);
+            }
+            problem(&pointers).y_element = u64::MAX;
             assert_eq!((function.call)(&pointers, 0.5), Status::Ok, "{}", last_message());
         }
         let set =
@@ -1083,6 +1139,79 @@ fn activations_that_do_not_fit_are_errors() {
     // SAFETY: as long as the problem says.
     assert_eq!(unsafe { batchnorm_backward(&problem, &args) }, Status::Ok);
     assert_eq!(memory[64..88], before[..24]);
+}
+
+/// Normalizes one element a channel by mean 0 and variance 1, which gives y what x is, as this problem says.
+fn converted<X, Y: Copy + Default>(x: &[X], problem: Problem) -> Vec<Y> {
+    let (mean, var, mut y) = (vec![0.0f32; x.len()], vec![1.0f32; x.len()], vec![Y::default(); x.len()]);
+    let args = sized!(InferenceArgs {
+        x: x.as_ptr().cast(),
+        mean: mean.as_ptr().cast(),
+        var: var.as_ptr().cast(),
+        y: y.as_mut_ptr().cast()
+    });
+    let problem = Problem { batch: 1, channels: x.len(), ..problem };
+    // SAFETY: as long as the problem says.
+    assert_eq!(unsafe { batchnorm_inference(&problem, &args) }, Status::Ok, "{}", last_message());
+    y
+}
+
+/// By values that are known: halfway ones, subnormal ones, those beyond the largest number, NaN.
+#[test]
+fn tensors_of_16_bits_are_widened_exactly_and_rounded_once() {
+    let (ulp, least) = (f32::EPSILON, 2f32.powi(-24)); // least: f16's smallest subnormal number
+    let bf16 = [
+        (1.0, 0x3f80),
+        (-2.5, 0xc020),
+        (1.0 + 2f32.powi(-8), 0x3f80),
+        (1.0 + 2f32.powi(-8) + ulp, 0x3f81),
+        (1.0 + 3.0 * 2f32.powi(-8), 0x3f82),
+        (f32::from_bits(0x1_8000), 2),
+        (f32::from_bits(0x8000), 0),
+        (f32::from_bits(0x8001), 1),
+        (f32::MAX, 0x7f80),
+        (f32::NEG_INFINITY, 0xff80),
+        (f32::from_bits(0xffff_ffff), 0x7fc0),
+    ];
+    let f16 = [
+        (1.0, 0x3c00),
+        (-2.5, 0xc100),
+        (1.0 + 2f32.powi(-11), 0x3c00),
+        (1.0 + 2f32.powi(-11) + ulp, 0x3c01),
+        (1.0 + 3.0 * 2f32.powi(-11), 0x3c02),
+        (1.5 * least, 2),
+        (0.5 * least, 0),
+        (0.500001 * least, 1),
+        (65519.996, 0x7bff),
+        (65520.0, 0x7c00),
+        (-1e30, 0xfc00),
+        (f32::from_bits(0xffff_ffff), 0x7e00),
+    ];
+    for (element, y_element, numbers) in
+        [(BATCHNORM_BF16, BATCHNORM_Y_BF16, &bf16[..]), (BATCHNORM_F16, BATCHNORM_Y_F16, &f16[..])]
+    {
+        let (values, bits): (Vec<f32>, Vec<u16>) = numbers.iter().copied().unzip();
+        for layout in [BATCHNORM_NCHW, BATCHNORM_NHWC] {
+            let problem = sized!(Problem { layout: layout, y_element: y_element });
+            assert_eq!(converted::<f32, u16>(&values, problem), bits, "{element}");
+            // What has been rounded stays; a NaN becomes the canonical one.
+            let problem = sized!(Problem { layout: layout, element: element });
+            assert_eq!(converted::<u16, u16>(&bits, problem), bits, "{element}");
+            let nan = bits.last().unwrap();
+            assert_eq!(converted::<u16, u16>(&[nan | 0x8001], problem), [*nan], "{element}");
+            let older = Problem { size: offset_of!(Problem, y_element), y_element: 99, ..problem };
+            assert_eq!(converted::<u16, u16>(&bits, older), bits, "{element}");
+        }
+    }
+    let wide = |element: u32, bits: &[u16]| -> Vec<f32> {
+        converted(bits, sized!(Problem { element: element, y_element: BATCHNORM_Y_F32 }))
+    };
+    let numbers = wide(BATCHNORM_BF16, &[0x3f80, 0xc020, 0x0001, 0x7f7f, 0xff80]);
+    let expected = [1.0, -2.5, f32::from_bits(0x1_0000), f32::from_bits(0x7f7f_0000), f32::NEG_INFINITY];
+    assert_eq!(numbers, expected);
+    let numbers = wide(BATCHNORM_F16, &[0x3c00, 0xc100, 0x0001, 0x83ff, 0x7bff, 0xfc00]);
+    assert_eq!(numbers, [1.0, -2.5, least, -1023.0 * least, 65504.0, f32::NEG_INFINITY]);
+    assert!(wide(BATCHNORM_BF16, &[0x7f81])[0].is_nan() && wide(BATCHNORM_F16, &[0xfdff])[0].is_nan());
 }
 
 /// As their callers know them: whatever lies behind is not looked at, and stands for no activation, residual and mask.

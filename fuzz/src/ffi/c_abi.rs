@@ -13,7 +13,9 @@ use batchnorm::{Welford, WelfordParts};
 /// A call.
 #[derive(Debug, Clone, Arbitrary)]
 pub struct Call {
-    double: bool,
+    /// What x and dx hold; y, dy, the residual and dz, if the problem says so.
+    x: Number,
+    y: Option<Number>,
     operation: Operation,
     in_place: Option<bool>,
     /// N, C, spatial axes, of which 0 is none.
@@ -23,6 +25,7 @@ pub struct Call {
     /// Whether states are of as many elements as there are.
     counts: bool,
     element: Choice,
+    y_element: Choice,
     layout: Choice,
     threads: u8,
     /// Bytes that the structs are said to be longer, or shorter: mostly none.
@@ -119,15 +122,37 @@ impl Scalar {
     }
 }
 
+/// What tensors hold, in the order of the elements' numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Arbitrary)]
+enum Number {
+    F32,
+    F64,
+    Bf16,
+    F16,
+}
+
+impl Number {
+    fn size(self) -> usize {
+        match self {
+            Number::F32 => 4,
+            Number::F64 => 8,
+            Number::Bf16 | Number::F16 => 2,
+        }
+    }
+}
+
 /// What an argument is of.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
+    /// A tensor as x.
     Tensor,
+    /// A tensor as y.
+    Output,
     Vector,
     States,
     Mask,
 }
-use Kind::{Mask, States, Tensor, Vector};
+use Kind::{Mask, Output, States, Tensor, Vector};
 
 /// An argument: what, whether it is written, whether it may be null.
 type Argument = (Kind, bool, bool);
@@ -141,7 +166,8 @@ const fn write(kind: Kind) -> Argument {
 const PARAMETER: Argument = (Vector, false, true);
 const GRADIENT: Argument = (Vector, true, true);
 const DX: Argument = (Tensor, true, true);
-const RESIDUAL: Argument = (Tensor, false, true);
+const DZ: Argument = (Output, true, true);
+const RESIDUAL: Argument = (Output, false, true);
 const MASK: Argument = (Mask, false, true);
 const NEW_MASK: Argument = (Mask, true, true);
 
@@ -151,27 +177,27 @@ impl Operation {
             Operation::Statistics => &const { [read(Tensor), write(States)] },
             Operation::Training => {
                 &const {
-                    let [x, y] = [read(Tensor), write(Tensor)];
+                    let [x, y] = [read(Tensor), write(Output)];
                     [x, PARAMETER, PARAMETER, y, write(States), RESIDUAL, NEW_MASK]
                 }
             }
             Operation::Inference => {
                 &const {
-                    let [x, given, y] = [read(Tensor), read(Vector), write(Tensor)];
+                    let [x, given, y] = [read(Tensor), read(Vector), write(Output)];
                     [x, given, given, PARAMETER, PARAMETER, y, RESIDUAL, NEW_MASK]
                 }
             }
             Operation::Backward => {
                 &const {
-                    let [x, dy, states] = [read(Tensor), read(Tensor), read(States)];
-                    let [gradient, beta, dz] = [GRADIENT, PARAMETER, DX];
+                    let [x, dy, states] = [read(Tensor), read(Output), read(States)];
+                    let [gradient, beta, dz] = [GRADIENT, PARAMETER, DZ];
                     [x, dy, states, PARAMETER, DX, gradient, gradient, gradient, gradient, beta, MASK, dz]
                 }
             }
             Operation::Frozen => {
                 &const {
-                    let [x, dy, given] = [read(Tensor), read(Tensor), read(Vector)];
-                    let [gradient, beta, dz] = [GRADIENT, PARAMETER, DX];
+                    let [x, dy, given] = [read(Tensor), read(Output), read(Vector)];
+                    let [gradient, beta, dz] = [GRADIENT, PARAMETER, DZ];
                     [
                         x, dy, given, given, PARAMETER, DX, gradient, gradient, gradient, gradient, beta,
                         MASK, dz,
@@ -184,8 +210,8 @@ impl Operation {
         }
     }
 
-    /// The arguments that may be the same memory: one that is read and one that is written. The last one is that of what
-    /// follows the normalization.
+    /// The arguments that may be the same memory, where they hold the same: one that is read and one that is written. The last
+    /// one is that of what follows the normalization.
     fn in_place(self) -> &'static [(usize, usize)] {
         match self {
             Operation::Training => &[(0, 3), (5, 3)],
@@ -225,17 +251,17 @@ pub fn call(call: &Call) {
     let spatial = spatial.map(|size| size % 5);
     let (n, c) = (n % 5, c % 20);
     let m = n * spatial.iter().map(|axis| axis.max(&1)).product::<usize>();
-    let size = if call.double { 8 } else { 4 };
+    let size = call.x.size();
     let arguments = call.operation.arguments();
     let bytes = |kind| match kind {
-        Tensor => m * c * size,
-        Vector => c * size,
+        Tensor | Output => m * c * call.size(kind),
+        Vector => c * call.size(kind),
         States => c * size_of::<State>(),
         Mask => (m * c).div_ceil(64) * 8,
     };
 
     // Every argument has a place of its own, where any other fits too, wherever it is shifted.
-    let room = bytes(Tensor).max(bytes(States)).next_multiple_of(8) + 2 * MARGIN;
+    let room = bytes(Tensor).max(bytes(Output)).max(bytes(States)).next_multiple_of(8) + 2 * MARGIN;
     let mut memory = vec![0u64; room * arguments.len() / 8];
     fill(&mut memory, call, m, room);
     let base = memory.as_mut_ptr().cast::<u8>();
@@ -287,6 +313,7 @@ pub fn call(call: &Call) {
         spatial,
         threads: call.threads.into(),
         threadpool: std::ptr::null(),
+        y_element: call.y_element(),
     };
     // Longer than the struct, for sizes that are: what lies behind it is 0.
     let problem = Longer(problem, [0; LONGEST]);
@@ -327,10 +354,11 @@ pub fn call(call: &Call) {
 /// Small numbers; in states, the count that is asked for.
 fn fill(memory: &mut [u64], call: &Call, m: usize, room: usize) {
     for (i, word) in memory.iter_mut().enumerate() {
-        *word = if call.double {
-            (1.0 + i as f64 * 1e-3).to_bits()
-        } else {
-            0x3f80_0000_3f80_1000 + 7 * i as u64
+        *word = match (call.x, call.y_number()) {
+            (Number::F64, _) => (1.0 + i as f64 * 1e-3).to_bits(),
+            (Number::F32, Number::F32) => 0x3f80_0000_3f80_1000 + 7 * i as u64,
+            // Both halves of an f32 are a 16-bit number.
+            _ => 0x3f80_3f80_3f80_3f80 + (i as u64 % 64) * 0x1_0001_0001_0001,
         };
     }
     let states = call.operation.arguments().iter().enumerate().filter(|(_, (kind, ..))| *kind == States);
@@ -358,8 +386,13 @@ fn wrong(
         if call.is_huge() {
             return Some("the sizes overflow".into());
         }
-        if call.layout.value(2) > 1 || call.element() > 1 {
+        if call.layout.value(2) > 1 || call.element() > 3 {
             return Some("layout or element is no such number".into());
+        }
+        let y_element = call.y_element();
+        if call.sees_y() && (![0, 16, 18, 19].contains(&y_element) || call.x == Number::F64 && y_element != 0)
+        {
+            return Some(format!("y_element is {y_element}"));
         }
         if call.sizes_are_wrong() {
             return Some("a struct is shorter than any".into());
@@ -379,19 +412,23 @@ fn wrong(
     for (i, (_, written, optional)) in arguments.iter().enumerate() {
         let (kind, len) = (arguments[i].0, spans[i].len());
         let missing = at[i].is_none();
-        let empty = if missing { channels == 0 || kind == Tensor && m == 0 } else { len == 0 };
+        let tensor = matches!(kind, Tensor | Output);
+        let empty = if missing { channels == 0 || tensor && m == 0 } else { len == 0 };
         if missing && !optional && !empty {
             return Some(format!("argument {i} is null"));
         }
-        let align = if matches!(kind, States | Mask) || call.double { 8 } else { 4 };
-        if !missing && !empty && !spans[i].start.is_multiple_of(align) {
+        if !missing && !empty && !spans[i].start.is_multiple_of(call.size(kind)) {
             return Some(format!("argument {i} is not aligned"));
         }
         for (j, (_, other_written, _)) in arguments.iter().enumerate().take(i) {
             let overlap = spans[i].start < spans[j].end && spans[j].start < spans[i].end;
             // Over one input, unless another is the same memory.
             let forms = call.operation.in_place();
-            let over = |(input, output): (usize, usize)| at[input] == at[output] && at[input].is_some();
+            let number =
+                |argument: usize| if arguments[argument].0 == Tensor { call.x } else { call.y_number() };
+            let over = |(input, output): (usize, usize)| {
+                at[input] == at[output] && at[input].is_some() && number(input) == number(output)
+            };
             let in_place = forms.iter().any(|form| {
                 let first = forms.iter().find(|other| other.1 == form.1 && over(**other));
                 (*form == (i, j) || *form == (j, i)) && first == Some(form)
@@ -479,12 +516,39 @@ const LONGEST: usize = 64;
 struct Longer<A>(A, [u8; LONGEST]);
 
 impl Call {
+    /// That of x, or of none.
     fn element(&self) -> u32 {
         match self.element {
-            Choice::Of(_) => u32::from(self.double),
-            // Of one size or the other, or of no element.
-            Choice::Any(value) if value < 2 => u32::from(self.double),
-            Choice::Any(value) => value,
+            Choice::Any(value) if value > 3 => value,
+            _ => self.x as u32,
+        }
+    }
+
+    /// That of y, or of none.
+    fn y_element(&self) -> u64 {
+        match self.y_element {
+            Choice::Any(value) if value != 0 && !(16..20).contains(&value) => value.into(),
+            _ => self.y.map_or(0, |y| y as u64 + ffi::BATCHNORM_Y_F32),
+        }
+    }
+
+    /// Whether the problem is said to be so long that the last of its fields is seen.
+    fn sees_y(&self) -> bool {
+        !self.sizes_off.is_some_and(|(of_problem, by)| of_problem && by < 0)
+    }
+
+    /// What y holds.
+    fn y_number(&self) -> Number {
+        self.y.filter(|_| self.sees_y()).unwrap_or(self.x)
+    }
+
+    /// Bytes of an element, which it is aligned to, too.
+    fn size(&self, kind: Kind) -> usize {
+        match kind {
+            Tensor => self.x.size(),
+            Output => self.y_number().size(),
+            Vector => self.x.size().max(4),
+            States | Mask => 8,
         }
     }
 
@@ -498,11 +562,11 @@ impl Call {
         }
     }
 
-    /// Whether a struct is said to be shorter than the first version's, which the problem's threads and thread pool and what
-    /// follows a normalization are not part of, or to end inside a field.
+    /// Whether a struct is said to be shorter than the first version's, which the problem's threads, thread pool and other y and
+    /// what follows a normalization are not part of, or to end inside a field.
     fn sizes_are_wrong(&self) -> bool {
         let word = size_of::<usize>() as i16;
-        let spare = |of_problem| if of_problem { 2 } else { self.operation.fused_fields() as i16 };
+        let spare = |of_problem| if of_problem { 3 } else { self.operation.fused_fields() as i16 };
         self.sizes_off.is_some_and(|(of_problem, by)| {
             by < -spare(of_problem) * word || by.clamp(i16::MIN, LONGEST as i16) % word != 0
         })
