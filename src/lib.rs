@@ -19,6 +19,7 @@
 //! that a checkpoint holds (which the feature `serde` reads and writes). Under it are the operations on
 //! slices ([`forward_training`], [`backward`], ...), for authors of frameworks; they hold no state. With options, results
 //! written over inputs for one, they are the builders [`Statistics`], [`Training`], [`Inference`] and [`Backward`].
+//! Tensors are of f32 or f64 or, with the feature `half`, of bf16 or f16, for which arithmetic and parameters are f32 ([`Storage`]).
 //! [`Welford`] states are what training returns and backward takes; they merge, so statistics of parts give statistics of
 //! the whole.
 //!
@@ -62,6 +63,8 @@
 //! For tensors of bf16 and f16 ([`Storage`]), results are to the bit those of f32 on the widened tensors, each rounded once.
 //!
 //! SiLU's exponential is the crate's own: y within 2^-20 of |u * sigmoid(u)|, half the least subnormal number aside; for f64 2^-48.
+//!
+//! Tensors of bf16 and f16 give, to the bit, what f32 gives on them widened, each result rounded once.
 //!
 //! **The same bits** for every instruction set, number of threads, alignment and layout, in every run. A NaN result is the
 //! canonical NaN.

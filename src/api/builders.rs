@@ -152,19 +152,20 @@ macro_rules! forward_tensors {
             self.y_of(y)
         }
 
-        /// As [`y`](Self::y), of other numbers than x.
+        /// As [`y`](Self::y), of other numbers than x: f32 where x is of 16-bit numbers, or these where it is of f32. Takes the
+        /// place of it.
         pub fn y_of<Y: Storage<Arithmetic = S::Arithmetic>>(mut self, y: &'a mut [Y]) -> Self {
             self.tensors.y = Some(Y::sink(y));
             self
         }
 
-        /// As [`residual`](Self::residual), of other numbers than x.
+        /// As [`residual`](Self::residual), of other numbers than x. Takes the place of it.
         pub fn residual_of<Z: Storage<Arithmetic = S::Arithmetic>>(mut self, z: &'a [Z]) -> Self {
             self.tensors.z = Some(Operand::Read(Z::source(z)));
             self
         }
 
-        /// As [`residual_in_place`](Self::residual_in_place), of other numbers than x.
+        /// As [`residual_in_place`](Self::residual_in_place), of other numbers than x, which are y's then.
         pub fn residual_of_in_place<Z: Storage<Arithmetic = S::Arithmetic>>(mut self, z: &'a mut [Z]) -> Self {
             self.tensors.z = Some(Operand::Overwritten(Z::sink(z)));
             self
@@ -267,6 +268,20 @@ impl<'a, S: Storage> Statistics<'a, S> {
 /// assert_eq!(x, [-1.0, 1.0, -1.0, 1.0]);
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
+///
+/// x of bf16 (feature `half`) into a residual stream of f32, which is not rounded:
+///
+/// ```
+/// # #[cfg(feature = "half")] {
+/// use batchnorm::{Params, Shape, Training, Welford};
+/// use half::bf16;
+/// let (x, mut stream) = ([1.0, 3.0].map(bf16::from_f32), [0.001f32, 0.002]);
+/// let training = Training::new(&Shape::nchw(&[2, 1])?, Params::new(0.0)).x(&x);
+/// training.residual_of_in_place(&mut stream).states(&mut [Welford::new()]).run()?;
+/// assert_eq!(stream, [-0.999, 1.002]);
+/// # }
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "nothing is computed before `run`"]
 pub struct Training<'a, S: Storage> {
@@ -318,6 +333,19 @@ impl<'a, S: Storage> Training<'a, S> {
 /// let params = Params::new(0.0).gamma(&gamma);
 /// Inference::new(&Shape::nchw(&[2, 1])?, params).x_in_place(&mut x).frozen(&[1.0], &[4.0]).run()?;
 /// assert_eq!(x, [2.0, 4.0]);
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
+///
+/// x of f16 (feature `half`), y of f32:
+///
+/// ```
+/// # #[cfg(feature = "half")] {
+/// use batchnorm::{Inference, Params, Shape};
+/// use half::f16;
+/// let (x, mut y) = ([3.0, 5.0].map(f16::from_f32), [0.0f32; 2]);
+/// Inference::new(&Shape::nchw(&[2, 1])?, Params::new(0.0)).x(&x).y_of(&mut y).frozen(&[0.1], &[1.0]).run()?;
+/// assert_eq!(y, [2.9, 4.9]); // as f16 2.9004, 4.8984
+/// # }
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
 #[derive(Debug)]
@@ -400,6 +428,26 @@ fn batch_of<'a, T>(shape: &Shape, states: &'a [Welford]) -> Result<Given<'a, T>,
 /// assert_eq!((dy, dbeta), ([0.5, 0.0, -0.5, 0.0], [1.0]));
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
+///
+/// dx is of x's numbers; of y's are dy and dz, which [`dy_of`](Self::dy_of) and its like take (feature `half`):
+///
+/// ```
+/// # #[cfg(feature = "half")] {
+/// use batchnorm::{Backward, Gradients, Params, Shape, Welford};
+/// use half::bf16;
+/// let (x, mut dx) = ([1.0, 3.0, 1.0, 3.0].map(bf16::from_f32), [bf16::ZERO; 4]);
+/// let mut dy = [1.0f32, 0.0, 0.0, 0.0];
+/// let states = [[1.0, 3.0, 1.0, 3.0].into_iter().collect::<Welford>()];
+/// Backward::new(&Shape::nchw(&[4, 1])?, Params::new(0.0))
+///     .x(&x)
+///     .dy_of_to_dz(&mut dy) // without an activation dz is dy
+///     .states(&states)
+///     .gradients(Gradients::new().dx(&mut dx))
+///     .run()?;
+/// assert_eq!((dx, dy), ([0.5, 0.0, -0.5, 0.0].map(bf16::from_f32), [1.0, 0.0, 0.0, 0.0]));
+/// # }
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "nothing is computed before `run`"]
 pub struct Backward<'a, S: Storage> {
@@ -448,7 +496,7 @@ impl<'a, S: Storage> Backward<'a, S> {
         self.dy_of(dy)
     }
 
-    /// As [`dy`](Self::dy), of other numbers than x: those of y.
+    /// As [`dy`](Self::dy), of other numbers than x: those of y. Takes the place of it.
     pub fn dy_of<Y: Storage<Arithmetic = S::Arithmetic>>(self, dy: &'a [Y]) -> Self {
         Self { dy: Some(Operand::Read(Y::source(dy))), ..self }
     }
@@ -468,7 +516,7 @@ impl<'a, S: Storage> Backward<'a, S> {
         Self { dy: Some(Operand::Overwritten(Y::sink(dy))), dz_over_dy: true, ..self }
     }
 
-    /// As [`Gradients::dz`], of other numbers than x: those of the residual.
+    /// As [`Gradients::dz`], of other numbers than x: those of the residual. Beside that it is a second place, [`Error::Twice`].
     pub fn dz_of<Z: Storage<Arithmetic = S::Arithmetic>>(self, dz: &'a mut [Z]) -> Self {
         Self { dz: Some(Z::sink(dz)), ..self }
     }

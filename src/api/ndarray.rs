@@ -47,6 +47,27 @@
 //! assert!(y.iter().all(|&y| y >= 0.0));
 //! # Ok::<(), batchnorm::Error>(())
 //! ```
+//!
+//! Views are of whatever a [`Storage`](crate::Storage) is: with the feature `half` of bf16 and f16 too, y of another than x.
+//!
+//! ```
+//! # #[cfg(feature = "half")] {
+//! use batchnorm::ndarray::{slice, slice_mut_like};
+//! use batchnorm::{Params, Training, Welford};
+//! use half::bf16;
+//! use ndarray::{Array3, Axis};
+//!
+//! let x = Array3::from_shape_fn((8, 3, 6), |(n, c, l)| bf16::from_f32((n + c * l) as f32));
+//! let mut y = Array3::<f32>::zeros((8, 3, 6));
+//!
+//! let (shape, x) = slice(x.view(), Axis(1))?;
+//! let mut states = [Welford::new(); 3];
+//! let training = Training::new(&shape, Params::default()).x(x).states(&mut states);
+//! training.y_of(slice_mut_like(y.view_mut(), Axis(1), &shape)?).run()?;
+//! assert_eq!(y[[0, 0, 0]], -y[[7, 0, 0]]);
+//! # }
+//! # Ok::<(), batchnorm::Error>(())
+//! ```
 
 #![forbid(unsafe_code)]
 

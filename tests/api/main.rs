@@ -5,6 +5,8 @@ mod checkpoint;
 mod common;
 mod errors;
 mod guide;
+#[cfg(feature = "half")]
+mod half;
 mod layer;
 mod modes;
 #[cfg(feature = "ndarray")]

@@ -166,6 +166,49 @@ fn a_residual_lies_as_x_does() {
     assert!(matches!(slice_like(z.view(), Axis(1), &shape), Err(Error::View { like: Some(_), .. })));
 }
 
+/// Views of half's numbers, of both layouts, give the bits that the slices of f32 give, rounded once.
+#[cfg(feature = "half")]
+#[test]
+fn arrays_of_halfs_numbers() {
+    use half::{bf16, f16};
+
+    fn check<H: batchnorm::Storage<Arithmetic = f32>>(round: fn(f32) -> H) {
+        let nhwc = numbered(&[4, 6, 5, 3]).into_dimensionality::<ndarray::Ix4>().unwrap().mapv(round);
+        let last = nhwc.view().permuted_axes([0, 3, 1, 2]);
+        let standard = last.as_standard_layout();
+        for x in [last, standard.view()] {
+            let wide = x.mapv(H::widened);
+            let [mut y, mut dx] = [(); 2].map(|()| x.to_owned());
+            let [mut wide_y, mut wide_dx, mut y_of_f32] = [(); 3].map(|()| wide.clone());
+            let (shape, x) = slice(x, Axis(1)).unwrap();
+            let (wide_shape, wide) = slice(wide.view(), Axis(1)).unwrap();
+            assert_eq!((shape, x.len()), (wide_shape, 360));
+
+            let mut states = [Welford::new(); 3];
+            let out = slice_mut_like(y.view_mut(), Axis(1), &shape).unwrap();
+            forward_training(&shape, x, &Params::default(), out, &mut states).unwrap();
+            let out = slice_mut_like(y_of_f32.view_mut(), Axis(1), &shape).unwrap();
+            let training = Training::new(&shape, Params::default()).x(x).y_of(out);
+            training.states(&mut [Welford::new(); 3]).run().unwrap();
+            let mut of_wide = [Welford::new(); 3];
+            let out = slice_mut_like(wide_y.view_mut(), Axis(1), &shape).unwrap();
+            forward_training(&shape, wide, &Params::default(), out, &mut of_wide).unwrap();
+            assert_eq!((&states, &y, &y_of_f32), (&of_wide, &wide_y.mapv(round), &wide_y), "{shape}");
+
+            let gradients = Gradients::new().dx(slice_mut_like(dx.view_mut(), Axis(1), &shape).unwrap());
+            batchnorm::backward(&shape, x, x, &states, &Params::default(), gradients).unwrap();
+            let out = slice_mut_like(wide_dx.view_mut(), Axis(1), &shape).unwrap();
+            let gradients = Gradients::new().dx(out);
+            batchnorm::backward(&shape, wide, wide, &states, &Params::default(), gradients).unwrap();
+            assert_eq!(dx, wide_dx.mapv(round), "{shape}");
+        }
+        let refused = slice(nhwc.slice(s![.., ..;2, .., ..]), Axis(3)).unwrap_err();
+        assert!(matches!(refused, Error::View { axis: 3, .. }), "{refused}");
+    }
+    check(bf16::from_f32);
+    check(f16::from_f32);
+}
+
 #[test]
 fn no_elements() {
     for dims in [[0, 3, 2], [2, 0, 2], [2, 3, 0]] {

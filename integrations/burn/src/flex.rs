@@ -14,6 +14,7 @@ use burn::backend::flex::{FlexTensor, Layout as FlexLayout};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, ExtensionType, Flex, backend_extension};
 use burn::tensor::{DType, TensorData};
+use half::{bf16, f16};
 
 use crate::memory::unwritten;
 
@@ -68,7 +69,8 @@ pub struct Trained<B: Backend> {
 
 /// Batch normalization as operations of a backend: flex, and autodiff over flex.
 ///
-/// The tensors are f32 or f64, all of them of one type; anything else panics. [`crate::batch_norm`] and
+/// x and a residual are f32, f64, bf16 or f16, both of one type, which the output has too. The others are f64 beside f64, else f32;
+/// anything else panics. [`crate::batch_norm`] and
 /// [`crate::batch_norm_train`] are for callers.
 #[backend_extension(Flex, Autodiff)]
 pub trait BatchNormBackend: Backend {
@@ -93,10 +95,26 @@ pub trait BatchNormBackend: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// An element type that burn and the kernels share.
+/// A type of parameters that burn and the kernels share, in which arithmetic is done.
 trait Float: batchnorm::Element + burn::tensor::Element + bytemuck::Pod {}
 impl Float for f32 {}
 impl Float for f64 {}
+
+/// A type of the elements of tensors that burn and the kernels share.
+trait Number: batchnorm::Storage<Arithmetic: Float> + burn::tensor::Element + bytemuck::Pod {}
+impl Number for f32 {}
+impl Number for f64 {}
+impl Number for bf16 {}
+impl Number for f16 {}
+
+/// The type that parameters have beside an input of this one, if the kernels take it.
+pub(crate) fn parameter_dtype(input: DType) -> Option<DType> {
+    match input {
+        DType::F32 | DType::BF16 | DType::F16 => Some(DType::F32),
+        DType::F64 => Some(DType::F64),
+        _ => None,
+    }
+}
 
 /// Calls a function with the element type of a tensor.
 macro_rules! by_type {
@@ -104,7 +122,9 @@ macro_rules! by_type {
         match $tensor.dtype() {
             DType::F32 => $function::<f32>($($argument),*),
             DType::F64 => $function::<f64>($($argument),*),
-            other => panic!("batchnorm-burn takes f32 and f64, not {other:?}"),
+            DType::BF16 => $function::<bf16>($($argument),*),
+            DType::F16 => $function::<f16>($($argument),*),
+            other => panic!("batchnorm-burn takes f32, f64, bf16 and f16, not {other:?}"),
         }
     };
 }
@@ -161,19 +181,19 @@ impl Dense {
         Self { tensor, shape: done(Shape::new(order, dims[0], dims[1], &dims[2..])) }
     }
 
-    fn elements<T: Float>(&self) -> &[T] {
+    fn elements<S: Number>(&self) -> &[S] {
         elements(&self.tensor)
     }
 
     /// Whether nobody else holds the elements, so that they can be written over.
-    fn is_owned<T: Float>(&mut self) -> bool {
-        self.tensor.try_storage_mut::<T>().is_some()
+    fn is_owned<S: Number>(&mut self) -> bool {
+        self.tensor.try_storage_mut::<S>().is_some()
     }
 
     /// The elements, to be written over, of which nobody else holds any.
-    fn elements_mut<T: Float>(&mut self) -> &mut [T] {
+    fn elements_mut<S: Number>(&mut self) -> &mut [S] {
         let offsets = self.tensor.layout().contiguous_offsets();
-        let elements = self.tensor.try_storage_mut::<T>().zip(offsets);
+        let elements = self.tensor.try_storage_mut::<S>().zip(offsets);
         elements.map_or_else(
             || panic!("batch norm: a tensor that is shared"),
             |(all, (start, end))| &mut all[start..end],
@@ -181,7 +201,7 @@ impl Dense {
     }
 
     /// A new tensor of this shape and order.
-    fn like<T: Float>(&self, values: Vec<T>) -> FlexTensor {
+    fn like<S: Number>(&self, values: Vec<S>) -> FlexTensor {
         let dims = self.tensor.layout().shape().to_vec();
         Self { tensor: FlexTensor::from_data(TensorData::new(values, dims)), shape: self.shape }.into_tensor()
     }
@@ -195,8 +215,8 @@ impl Dense {
 }
 
 /// The elements of a contiguous tensor.
-fn elements<T: Float>(tensor: &FlexTensor) -> &[T] {
-    tensor.as_slice().unwrap_or_else(|| panic!("batch norm: expected contiguous {:?}", T::dtype()))
+fn elements<E: burn::tensor::Element + bytemuck::Pod>(tensor: &FlexTensor) -> &[E] {
+    tensor.as_slice().unwrap_or_else(|| panic!("batch norm: expected contiguous {:?}", E::dtype()))
 }
 
 /// A tensor of one value per channel.
@@ -206,31 +226,31 @@ fn vector<T: Float>(values: Vec<T>) -> FlexTensor {
 }
 
 /// Where a forward pass writes its result.
-enum Place<T> {
+enum Place<S> {
     OverX,
     OverResidual,
-    New(Vec<T>),
+    New(Vec<S>),
 }
 
 /// Which elements an activation let through, as the kernels take it back.
 type Mask = Arc<[u64]>;
 
 /// The tensors of a forward pass, all in the input's order.
-struct Tensors<T> {
+struct Tensors<S> {
     x: Dense,
     residual: Option<Dense>,
-    y: Place<T>,
+    y: Place<S>,
     mask: Option<Vec<u64>>,
 }
 
-impl<T: Float> Tensors<T> {
+impl<S: Number> Tensors<S> {
     /// `keeps_mask`: if a backward pass may come. y goes over a tensor that nobody else holds, if there is one.
     fn new(x: FlexTensor, residual: Option<FlexTensor>, activation: Activation, keeps_mask: bool) -> Self {
         let mut x = Dense::new(x);
         let mut residual = residual.map(|z| Dense::in_order(z, x.shape.layout()));
-        let y = if x.is_owned::<T>() {
+        let y = if x.is_owned::<S>() {
             Place::OverX
-        } else if residual.as_mut().is_some_and(Dense::is_owned::<T>) {
+        } else if residual.as_mut().is_some_and(Dense::is_owned::<S>) {
             Place::OverResidual
         } else {
             Place::New(unwritten(x.shape.len()))
@@ -274,7 +294,7 @@ macro_rules! run {
     }};
 }
 
-fn training<T: Float>(
+fn training<S: Number>(
     x: FlexTensor,
     [gamma, beta]: [&FlexTensor; 2],
     epsilon: f64,
@@ -283,20 +303,20 @@ fn training<T: Float>(
 ) -> (Trained<Flex>, Option<Mask>) {
     let (activation, residual) = epilogue.into_parts();
     let [gamma, beta] = [gamma, beta].map(FlexTensor::to_contiguous);
-    let mut tensors = Tensors::<T>::new(x, residual, activation, keeps_mask);
+    let mut tensors = Tensors::<S>::new(x, residual, activation, keeps_mask);
     let shape = tensors.x.shape;
     let params = Params::new(epsilon).gamma(elements(&gamma)).beta(elements(&beta)).activation(activation);
     let mut states = vec![Welford::new(); shape.channels()];
     run!(Training::new(&shape, params).states(&mut states), &mut tensors);
     let of_states = |of: fn(&Welford) -> f64| {
-        vector(states.iter().map(|state| <T as batchnorm::Scalar>::from_f64(of(state))).collect())
+        vector(states.iter().map(|state| <S::Arithmetic as batchnorm::Scalar>::from_f64(of(state))).collect())
     };
     let (mean, variance) = (of_states(Welford::mean), of_states(Welford::variance));
     let (output, mask) = tensors.finish();
     (Trained { output, mean, variance, states: States(states.into()) }, mask)
 }
 
-fn inference<T: Float>(
+fn inference<S: Number>(
     x: FlexTensor,
     [gamma, beta, mean, variance]: [&FlexTensor; 4],
     epsilon: f64,
@@ -305,7 +325,7 @@ fn inference<T: Float>(
 ) -> (FlexTensor, Option<Mask>) {
     let (activation, residual) = epilogue.into_parts();
     let [gamma, beta, mean, variance] = [gamma, beta, mean, variance].map(FlexTensor::to_contiguous);
-    let mut tensors = Tensors::<T>::new(x, residual, activation, keeps_mask);
+    let mut tensors = Tensors::<S>::new(x, residual, activation, keeps_mask);
     let shape = tensors.x.shape;
     let params = Params::new(epsilon).gamma(elements(&gamma)).beta(elements(&beta)).activation(activation);
     run!(Inference::new(&shape, params).frozen(elements(&mean), elements(&variance)), &mut tensors);
@@ -324,7 +344,7 @@ enum Statistics {
 const INPUTS: usize = 6;
 
 /// The gradients that are wanted.
-fn gradients_of<T: Float>(
+fn gradients_of<S: Number>(
     x: FlexTensor,
     [gamma, beta]: [&FlexTensor; 2],
     saved: &Saved,
@@ -335,16 +355,19 @@ fn gradients_of<T: Float>(
     let shape = x.shape;
     let mut dy = Dense::in_order(dy, shape.layout());
     let activation = saved.activation;
-    let params =
-        Params::new(saved.epsilon).gamma(elements::<T>(&gamma)).beta(elements(&beta)).activation(activation);
+    let params = Params::new(saved.epsilon)
+        .gamma(elements::<S::Arithmetic>(&gamma))
+        .beta(elements(&beta))
+        .activation(activation);
 
     let [wants_x, per_channel @ .., wants_residual] = wanted;
-    let mut dx = wants_x.then(|| unwritten(shape.len()));
-    let mut per_channel = per_channel.map(|wants| wants.then(|| vec![T::default(); shape.channels()]));
+    let mut dx = wants_x.then(|| unwritten::<S>(shape.len()));
+    let mut per_channel =
+        per_channel.map(|wants| wants.then(|| vec![S::Arithmetic::default(); shape.channels()]));
     // The residual's gradient is written over dy if nobody else holds it. Where nothing follows, it is dy.
     let writes_dz = wants_residual && activation != Activation::Identity;
-    let over_dy = writes_dz && dy.is_owned::<T>();
-    let mut dz = (writes_dz && !over_dy).then(|| unwritten(shape.len()));
+    let over_dy = writes_dz && dy.is_owned::<S>();
+    let mut dz = (writes_dz && !over_dy).then(|| unwritten::<S>(shape.len()));
 
     let [dgamma, dbeta, dmean, dvar] = per_channel.each_mut().map(Option::as_deref_mut);
     let mut outputs = Gradients::new();

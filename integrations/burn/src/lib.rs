@@ -39,7 +39,7 @@
 //!
 //! # Which input goes where
 //!
-//! f32 and f64 on flex, of any rank from 2 on, channels in dimension 1:
+//! f32, f64, bf16 and f16 on flex, of any rank from 2 on, channels in dimension 1:
 //!
 //! - a contiguous tensor goes to the NCHW kernels as it is;
 //! - a channels-last view (`nhwc.permute([0, 3, 1, 2])`) goes to the NHWC kernels as it is, and so does what comes out: a
@@ -49,8 +49,27 @@
 //! A tensor that nobody else holds is normalized in place, unless a gradient needs its old values; else y goes over the residual,
 //! if nobody else holds that.
 //!
-//! What the kernels do not do is left to burn: other backends, f16 and bf16, parameters of another type than the input, hard swish
-//! and SiLU behind a residual.
+//! What the kernels do not do is left to burn: other backends, hard swish and SiLU behind a residual.
+//!
+//! # bf16 and f16
+//!
+//! On flex, tensors of 16-bit numbers are storage: y and the gradients of x and a residual have the input's type, parameters,
+//! running statistics and the gradients of the former are f32. Results are those on the tensors widened to f32, each rounded once;
+//! burn's own operations round after every step. A residual and an activation are within that one rounding.
+//!
+//! ```
+//! use batchnorm_burn::BatchNormConfig;
+//! use burn::tensor::{DType, Device, Distribution, Tensor};
+//!
+//! let device = Device::default().autodiff();
+//! let norm = BatchNormConfig::new(16).init(&device); // of f32
+//! let x = Tensor::<4>::random([8, 16, 12, 12], Distribution::Default, &device).cast(DType::BF16);
+//! let y = norm.forward(x);
+//! assert_eq!((y.dtype(), norm.gamma.val().dtype()), (DType::BF16, DType::F32));
+//! ```
+//!
+//! On flex, parameters of another type than f32 beside such an input (f64 beside f64, f32 beside f32) panic with a text that names
+//! one. On other backends whatever burn does remains.
 
 mod flex;
 mod memory;

@@ -7,7 +7,8 @@ use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Flag, Module, ModuleDisplay, Param, RunningState};
 use burn::tensor::{Device, Tensor};
 
-use crate::ops::{After, inference, training};
+use crate::flex::parameter_dtype;
+use crate::ops::{After, inference, is_flex, training};
 
 /// The configuration of a [`BatchNorm`], with the fields of [`burn::nn::BatchNormConfig`].
 #[derive(Config, Debug)]
@@ -23,16 +24,26 @@ pub struct BatchNormConfig {
 }
 
 impl BatchNormConfig {
-    /// A module with gamma 1, beta 0, running mean 0 and running variance 1.
+    /// A module with gamma 1, beta 0, running mean 0 and running variance 1, all of the device's float type; on flex of f32 where
+    /// that is bf16 or f16, so that they go with inputs of these.
     ///
     /// # Panics
     /// As [`burn::nn::BatchNormConfig::init`]: if a field is out of its range.
     pub fn init(&self, device: &Device) -> BatchNorm {
-        burn::nn::BatchNormConfig::new(self.num_features)
+        let mut module: BatchNorm = burn::nn::BatchNormConfig::new(self.num_features)
             .with_epsilon(self.epsilon)
             .with_momentum(self.momentum)
             .init(device)
-            .into()
+            .into();
+        let dtype = module.running_mean.value().dtype();
+        if let Some(parameters) = parameter_dtype(dtype).filter(|other| *other != dtype && is_flex(device)) {
+            let (len, options) = ([self.num_features], (device, parameters));
+            module.gamma = Param::from_tensor(Tensor::ones(len, options));
+            module.beta = Param::from_tensor(Tensor::zeros(len, options));
+            module.running_mean = RunningState::new(Tensor::zeros(len, options));
+            module.running_var = RunningState::new(Tensor::ones(len, options));
+        }
+        module
     }
 }
 

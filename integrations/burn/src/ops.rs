@@ -5,29 +5,40 @@
 use batchnorm::Activation;
 use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::module::BatchNormTrainOutput;
-use burn::tensor::{DType, Device, Tensor, activation, module};
+use burn::tensor::{Device, Tensor, activation, module};
 
+use crate::flex::parameter_dtype;
 use crate::{BatchNormBackend, Epilogue};
 
 /// Whether a device is flex, or autodiff over flex.
-fn is_flex(device: &Device) -> bool {
+pub(crate) fn is_flex(device: &Device) -> bool {
     match device.as_dispatch() {
         DispatchDevice::Autodiff(inner) => matches!(**inner, DispatchDevice::Flex(_)),
         device => matches!(device, DispatchDevice::Flex(_)),
     }
 }
 
-/// Whether the kernels take this input and these parameters; whatever they do not is burn's to do or to refuse.
-fn takes<const D: usize>(input: &Tensor<D>, parameters: &[&Tensor<1>]) -> bool {
+/// Whether the kernels take this input; what they do not is burn's to do or to refuse. Parameters of another type than they have
+/// beside it are refused here: flex looks at types in debug builds only.
+///
+/// # Panics
+/// For such a parameter.
+fn takes<const D: usize>(input: &Tensor<D>, parameters: &[(&str, &Tensor<1>)]) -> bool {
     let dtype = input.dtype();
-    D >= 2
-        && matches!(dtype, DType::F32 | DType::F64)
+    let Some(expected) = parameter_dtype(dtype) else { return false };
+    let takes = D >= 2
         && is_flex(&input.device())
-        && parameters.iter().all(|parameter| {
-            parameter.dtype() == dtype
-                && parameter.dims() == input.dims()[1..2]
-                && is_flex(&parameter.device())
-        })
+        && parameters
+            .iter()
+            .all(|(_, parameter)| parameter.dims() == input.dims()[1..2] && is_flex(&parameter.device()));
+    for (name, parameter) in parameters.iter().filter(|_| takes) {
+        let got = parameter.dtype();
+        assert!(
+            got == expected,
+            "batch norm: {name} is of {got:?}, must be of {expected:?} for an input of {dtype:?}"
+        );
+    }
+    takes
 }
 
 /// What follows a normalization: y = act(u), where u is the normalized input plus the residual if there is one.
@@ -43,13 +54,19 @@ impl<const D: usize> After<D> {
     /// What the kernels, if they take the input, do along with its normalization, and what is left for burn's operations.
     ///
     /// # Panics
-    /// For a residual of another shape than the input's, for numbers that the activation cannot have.
+    /// For a residual of another shape than the input's or, if the kernels take that, of another type; for numbers that the
+    /// activation cannot have.
     fn split(self, input: &Tensor<D>, takes: bool) -> (Epilogue<Dispatch>, Self) {
         let result = self.activation.apply::<f32>(&mut []);
         result.unwrap_or_else(|error| panic!("batch norm: {error}"));
         let fuses = self.residual.as_ref().is_none_or(|z| {
             assert_eq!(z.dims(), input.dims(), "batch norm: the residual's shape must be the input's");
-            self.activation.is_piecewise_linear() && z.dtype() == input.dtype() && is_flex(&z.device())
+            let (got, expected) = (z.dtype(), input.dtype());
+            assert!(
+                !takes || got == expected,
+                "batch norm: the residual is of {got:?}, must be of {expected:?} as the input is"
+            );
+            self.activation.is_piecewise_linear() && is_flex(&z.device())
         });
         if takes && fuses {
             (Epilogue::new(self.activation, self.residual.map(Tensor::into_dispatch)), Self::NOTHING)
@@ -84,16 +101,23 @@ impl<const D: usize> After<D> {
 /// Normalizes `input` (dimensions N, C, spatial...) by a given mean and variance per channel, as
 /// [`burn::tensor::module::batch_norm`] does. Gradients reach every argument.
 ///
+/// The output is of the input's type. Beside an input of bf16 or f16 on flex, the parameters are f32, and so is arithmetic.
+///
 /// # Panics
-/// Where burn's function does: for an input of rank 1, a parameter of another length than C; and for a negative epsilon.
+/// Where burn's function does: for an input of rank 1, a parameter of another length than C; and for a negative epsilon, and on flex
+/// for a parameter of another type than it has beside the input.
 ///
 /// ```
-/// use burn::tensor::{Device, Tensor};
+/// use burn::tensor::{DType, Device, Tensor};
 /// let device = Device::default();
 /// let vector = |value| Tensor::<1>::from_floats([value], &device);
 /// let x = Tensor::<2>::from_floats([[3.], [5.]], &device);
 /// let y = batchnorm_burn::batch_norm(x, vector(2.), vector(0.), vector(1.), vector(4.), 0.);
 /// assert_eq!(y.into_data().to_vec::<f32>().unwrap(), [2., 4.]);
+///
+/// let x = Tensor::<2>::from_floats([[3.], [5.]], &device).cast(DType::BF16);
+/// let y = batchnorm_burn::batch_norm(x, vector(2.), vector(0.), vector(1.), vector(4.), 0.);
+/// assert_eq!(y.dtype(), DType::BF16);
 /// ```
 pub fn batch_norm<const D: usize>(
     input: Tensor<D>,
@@ -113,7 +137,8 @@ pub(crate) fn inference<const D: usize>(
     epsilon: f64,
     after: After<D>,
 ) -> Tensor<D> {
-    let takes = takes(&input, &[&gamma, &beta, &mean, &variance]);
+    let takes =
+        takes(&input, &[("gamma", &gamma), ("beta", &beta), ("mean", &mean), ("variance", &variance)]);
     let (epilogue, rest) = after.split(&input, takes);
     if !takes {
         return rest.apply(module::batch_norm(input, gamma, beta, mean, variance, epsilon));
@@ -156,7 +181,7 @@ pub(crate) fn training<const D: usize>(
     epsilon: f64,
     after: After<D>,
 ) -> BatchNormTrainOutput<D> {
-    let takes = takes(&input, &[&gamma, &beta]);
+    let takes = takes(&input, &[("gamma", &gamma), ("beta", &beta)]);
     let (epilogue, rest) = after.split(&input, takes);
     if !takes {
         let trained = module::batch_norm_train(input, gamma, beta, epsilon);

@@ -4,6 +4,7 @@ use batchnorm_burn::{Activation, BatchNorm, BatchNormConfig, batch_norm, batch_n
 use burn::backend::Flex;
 use burn::module::{Module, Param, RunningState};
 use burn::tensor::{DType, Device, Tensor, TensorData, activation, module};
+use half::{bf16, f16};
 use quickcheck::{Arbitrary, Gen, QuickCheck};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
@@ -100,7 +101,7 @@ impl Case {
             Strides::Contiguous => std::array::from_fn(|axis| axis),
         };
         let range = (self.mean - 2., self.mean + 2.);
-        let leaf = random::<D>(rng, range, &dims, dtype, device);
+        let leaf = random::<D>(rng, range, &dims, self.dtype, device).cast(dtype);
         let leaf = if self.wanted[0] { leaf.require_grad() } else { leaf };
         let view = match self.strides {
             Strides::Contiguous => leaf.clone(),
@@ -127,7 +128,7 @@ fn results<const D: usize>(case: &Case, ours: bool, train: bool, dtype: DType) -
         let parameter = random::<1>(rng, range, &case.dims[1..2], dtype, &device);
         parameters.push(if *wanted { parameter.require_grad() } else { parameter });
     }
-    let dy = random::<D>(rng, (-1., 1.), &case.dims, dtype, &device);
+    let dy = random::<D>(rng, (-1., 1.), &case.dims, case.dtype, &device).cast(dtype);
     let [gamma, beta, mean, variance] = [0, 1, 2, 3].map(|i| parameters[i].clone());
     let mut results = Vec::new();
     let y = if train {
@@ -262,23 +263,30 @@ fn activate<const D: usize>(activation: Activation, u: Tensor<D>) -> Tensor<D> {
     }
 }
 
-/// Output, running statistics and gradients of this crate's module and what follows it, fused or apart.
-fn fused_results<const D: usize>(fused: &Fused, together: bool) -> Results {
+/// The type of the parameters beside an input of this one.
+fn parameters_dtype(input: DType) -> DType {
+    if matches!(input, DType::BF16 | DType::F16) { DType::F32 } else { input }
+}
+
+/// Output, running statistics and gradients of this crate's module and what follows it, fused or apart, on the tensors of the case
+/// as they are in a type.
+fn fused_results<const D: usize>(fused: &Fused, together: bool, dtype: DType) -> Results {
     let Fused { case, activation, residual, train } = fused.clone();
     let device = Device::default().autodiff();
     let rng = &mut Xoshiro256PlusPlus::seed_from_u64(case.seed);
-    let (leaf, x) = case.x::<D>(rng, case.dtype, &device);
-    let vector = |rng: &mut _, range| random::<1>(rng, range, &case.dims[1..2], case.dtype, &device);
+    let (leaf, x) = case.x::<D>(rng, dtype, &device);
+    let vector =
+        |rng: &mut _, range| random::<1>(rng, range, &case.dims[1..2], parameters_dtype(dtype), &device);
     let mut norm = BatchNormConfig::new(case.dims[1]).with_epsilon(case.epsilon).init(&device);
     norm.gamma = Param::from_tensor(vector(rng, (-2., 2.)));
     norm.beta = Param::from_tensor(vector(rng, (-2., 2.)));
     norm.running_mean = RunningState::new(vector(rng, (-1., 1.)));
     norm.running_var = RunningState::new(vector(rng, (0.5, 2.)));
     norm.training = Param::from_bool(train);
-    let dy = random::<D>(rng, (-1., 1.), &case.dims, case.dtype, &device);
+    let dy = random::<D>(rng, (-1., 1.), &case.dims, case.dtype, &device).cast(dtype);
     let z = residual.map(|(strides, wanted)| {
         let wanted = [wanted; 5];
-        Case { strides, wanted, ..case.clone() }.x::<D>(rng, case.dtype, &device)
+        Case { strides, wanted, ..case.clone() }.x::<D>(rng, dtype, &device)
     });
     let (z_leaf, z) = z.unzip();
     let y = if together {
@@ -291,7 +299,7 @@ fn fused_results<const D: usize>(fused: &Fused, together: bool) -> Results {
         let u = norm.forward(x);
         activate(activation, if let Some(z) = z { u.add(z) } else { u })
     };
-    assert_eq!(y.dims()[..], case.dims);
+    assert_eq!((&y.dims()[..], y.dtype()), (&case.dims[..], dtype));
     let mut results = vec![
         ("y", values(y.clone())),
         ("running mean", values(norm.running_mean.value_sync())),
@@ -308,7 +316,8 @@ fn fused_results<const D: usize>(fused: &Fused, together: bool) -> Results {
 }
 
 fn compare_fused<const D: usize>(fused: &Fused) {
-    let (together, apart) = (fused_results::<D>(fused, true), fused_results::<D>(fused, false));
+    let [together, apart] =
+        [true, false].map(|together| fused_results::<D>(fused, together, fused.case.dtype));
     assert_eq!(together.len(), apart.len());
     // burn's sigmoid, and its derivative of a division by a number, are of f32 for f64 too.
     let tolerance = if fused.activation.is_piecewise_linear() { 0. } else { 1e-5 };
@@ -335,6 +344,160 @@ fn fused_agrees_with_burns_operations() {
         true
     }
     QuickCheck::new().tests(600).quickcheck(holds as fn(Fused) -> bool);
+}
+
+/// A number of f32 rounded to 16 bits.
+fn rounded(value: f64, dtype: DType) -> f64 {
+    match dtype {
+        DType::BF16 => bf16::from_f32(value as f32).to_f64(),
+        _ => f16::from_f32(value as f32).to_f64(),
+    }
+}
+
+/// Of an x of 16-bit numbers, y and the gradients are those of f32, each rounded once; what is per channel is the same.
+fn compare_half<const D: usize>(fused: &Fused, dtype: DType) {
+    let fused = Fused { case: Case { dtype, ..fused.case.clone() }, ..fused.clone() };
+    let (halves, wide) =
+        (fused_results::<D>(&fused, true, dtype), fused_results::<D>(&fused, true, DType::F32));
+    assert_eq!(halves.len(), wide.len());
+    for ((name, half), (_, wide)) in halves.iter().zip(&wide) {
+        let of_x = matches!(*name, "y" | "dx" | "dz");
+        let round = |value: &f64| if of_x { rounded(*value, dtype) } else { *value }.to_bits();
+        let expected: Vec<u64> = wide.iter().map(round).collect();
+        let got: Vec<u64> = half.iter().map(|value| value.to_bits()).collect();
+        assert!(got == expected, "{name}: {half:?} of {dtype:?}, f32 gives {wide:?}, {fused:?}");
+    }
+}
+
+#[test]
+fn bf16_and_f16_are_f32_rounded_once() {
+    fn holds(fused: Fused) -> bool {
+        // Hard swish and SiLU behind a residual are burn's operations.
+        if fused.residual.is_some() && !fused.activation.is_piecewise_linear() {
+            return true;
+        }
+        for dtype in [DType::BF16, DType::F16] {
+            match fused.case.dims.len() {
+                2 => compare_half::<2>(&fused, dtype),
+                3 => compare_half::<3>(&fused, dtype),
+                4 => compare_half::<4>(&fused, dtype),
+                _ => compare_half::<5>(&fused, dtype),
+            }
+        }
+        true
+    }
+    QuickCheck::new().tests(400).quickcheck(holds as fn(Fused) -> bool);
+}
+
+/// Gradients of every parameter of the functions are f32; numbers out of range, none at all, and tensors written over.
+#[test]
+fn bf16_and_f16_by_the_functions() {
+    let device = Device::default().autodiff();
+    let vector = |value: f32| Tensor::<1>::full([1], value, &device).require_grad();
+    for dtype in [DType::BF16, DType::F16] {
+        let x = Tensor::<2>::from_floats([[1.], [-3.], [f32::INFINITY], [f32::NAN]], &device).cast(dtype);
+        let parameters = [65_504., 0., 0., 1.].map(vector);
+        let [gamma, beta, mean, variance] = parameters.clone();
+        let y = batch_norm(x.clone(), gamma, beta, mean, variance, 0.);
+        let gradients = y.clone().slice([0..2, 0..1]).sum().backward();
+        let y = values(y);
+        let expected = [65_504., -196_512.].map(|value| rounded(value, dtype));
+        assert_eq!((&y[..2], y[2]), (&expected[..], f64::INFINITY), "{dtype:?}");
+        assert!(y[3].is_nan());
+        for (parameter, finite) in parameters.into_iter().zip([false, true, true, false]) {
+            let gradient = parameter.grad(&gradients).unwrap();
+            // The infinity and the NaN of x are in the sums over it, though y's gradient is 0 there.
+            assert_eq!((gradient.dtype(), values(gradient)[0].is_finite()), (DType::F32, finite));
+        }
+        let empty = batch_norm_train(x.slice([0..0, 0..1]), vector(1.), vector(0.), 1e-5);
+        assert_eq!(
+            (empty.output.dims(), empty.output.dtype(), empty.mean.dtype()),
+            ([0, 1], dtype, DType::F32)
+        );
+
+        let device = Device::default();
+        let make = || Tensor::<2>::from_floats([[1., 4.], [3., 8.]], &device).cast(dtype);
+        let address =
+            |x: &Tensor<2>| x.clone().try_into_primitive::<Flex>().unwrap().bytes().as_ptr() as usize;
+        let norm = BatchNormConfig::new(2).init(&device).with_activation(Activation::Relu);
+        let (x, z) = (make(), make());
+        let kept = x.clone();
+        let place = address(&z);
+        let over_z = norm.forward_with_residual(x, z);
+        assert_eq!(address(&over_z), place);
+        assert_eq!(values(kept), [1., 4., 3., 8.]);
+        let x = make();
+        let place = address(&x);
+        let over_x = norm.forward_with_residual(x, make());
+        assert_eq!(address(&over_x), place);
+        assert_eq!(values(over_x), values(over_z));
+    }
+}
+
+/// What a call panics with.
+fn panics(call: impl FnOnce()) -> String {
+    let payload = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).unwrap_err();
+    payload.downcast_ref::<String>().cloned().unwrap_or_default()
+}
+
+/// Which types go together is told before anything is computed, in builds of any kind.
+#[test]
+fn parameters_of_another_type_are_named() {
+    use DType::{BF16, F16, F32, F64};
+    for device in [Device::default(), Device::default().autodiff()] {
+        for (input, parameters, other) in [
+            (BF16, F32, BF16),
+            (F16, F32, F16),
+            (BF16, F32, F16),
+            (F16, F32, F64),
+            (F32, F32, F16),
+            (F64, F64, F32),
+        ] {
+            let x = || Tensor::<3>::ones([4, 2, 5], (&device, input));
+            let vector = |dtype| Tensor::<1>::ones([2], (&device, dtype));
+            let text = |name| {
+                format!(
+                    "batch norm: {name} is of {other:?}, must be of {parameters:?} for an input of {input:?}"
+                )
+            };
+            for (wrong, name) in ["gamma", "beta", "mean", "variance"].into_iter().enumerate() {
+                let of = |place| vector(if place == wrong { other } else { parameters });
+                let [gamma, beta, mean, variance] = [0, 1, 2, 3].map(of);
+                let error = panics(|| {
+                    batch_norm(x(), gamma.clone(), beta.clone(), mean, variance, 1e-5);
+                });
+                assert_eq!(error, text(name));
+                if wrong < 2 {
+                    let error = panics(|| {
+                        batch_norm_train(x(), gamma.clone(), beta.clone(), 1e-5);
+                    });
+                    assert_eq!(error, text(name));
+                    let mut norm = BatchNormConfig::new(2).init(&device);
+                    (norm.gamma, norm.beta) = (Param::from_tensor(gamma), Param::from_tensor(beta));
+                    norm.running_mean = RunningState::new(vector(parameters));
+                    norm.running_var = RunningState::new(vector(parameters));
+                    let error = panics(|| {
+                        norm.forward_with_residual(x(), x());
+                    });
+                    assert_eq!(error, text(name));
+                    assert_eq!(values(norm.running_mean.value_sync()), [1.; 2]);
+                }
+            }
+            let mut norm = BatchNormConfig::new(2).init(&device);
+            let ones = || vector(parameters);
+            (norm.gamma, norm.beta) = (Param::from_tensor(ones()), Param::from_tensor(ones()));
+            (norm.running_mean, norm.running_var) = (RunningState::new(ones()), RunningState::new(ones()));
+            let z = x().cast(other);
+            if other != input {
+                let error = panics(|| {
+                    norm.forward_with_residual(x(), z);
+                });
+                let text =
+                    format!("batch norm: the residual is of {other:?}, must be of {input:?} as the input is");
+                assert_eq!(error, text);
+            }
+        }
+    }
 }
 
 /// The whole chain by burn alone: what a residual block of a model was before.
@@ -462,35 +625,24 @@ fn in_place_only_where_nobody_sees() {
     assert_eq!([values(over_z), values(over_x)], [values(y.clone()), values(y)]);
 }
 
-/// What the kernels do not do is burn's.
+/// What the kernels do not do is burn's: hard swish and SiLU behind a residual.
 #[test]
 fn the_rest_is_burns() {
     let rng = &mut Xoshiro256PlusPlus::seed_from_u64(3);
     let device = Device::default();
-    let x = random::<3>(rng, (-1., 3.), &[4, 2, 5], DType::F16, &device);
-    let vector = |value: f64| Tensor::<1>::full([2], value, (&device, DType::F16));
-    let ours = batch_norm_train(x.clone(), vector(2.), vector(1.), 1e-3);
-    let theirs = module::batch_norm_train(x, vector(2.), vector(1.), 1e-3);
-    assert_eq!(values(ours.output), values(theirs.output));
-
-    // What follows is, too: in f16, and hard swish and SiLU behind a residual.
-    let clip = Activation::Clip { lo: -0.5, hi: 0.75 };
     for (activation, dtype) in [
-        (Activation::Relu, DType::F16),
-        (Activation::LeakyRelu { slope: 0.25 }, DType::F16),
-        (clip, DType::F16),
         (Activation::HardSwish, DType::F32),
         (Activation::Silu, DType::F32),
+        (Activation::HardSwish, DType::BF16),
+        (Activation::Silu, DType::F16),
     ] {
         let [x, z] = [(); 2].map(|()| random::<3>(rng, (-1., 3.), &[4, 2, 5], dtype, &device));
-        let mut bare = BatchNormConfig::new(2).init(&device);
-        let ones = || Tensor::<1>::ones([2], (&device, dtype));
-        (bare.gamma, bare.beta) = (Param::from_tensor(ones()), Param::from_tensor(ones()));
-        (bare.running_mean, bare.running_var) = (RunningState::new(ones()), RunningState::new(ones()));
+        let bare = BatchNormConfig::new(2).init(&device);
         let y = bare.clone().with_activation(activation).forward_with_residual(x.clone(), z.clone());
         let expected = activate(activation, bare.forward(x).add(z));
+        assert_eq!(y.dtype(), dtype);
         let error = largest(values(y).iter().zip(values(expected)).map(|(y, expected)| y - expected));
-        assert!(error < 1e-6, "{activation}: {error:e}");
+        assert!(error < if dtype == DType::F32 { 1e-6 } else { 1e-2 }, "{activation}: {error:e}");
     }
 }
 

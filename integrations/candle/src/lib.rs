@@ -46,22 +46,44 @@
 //!
 //! # Which input goes where
 //!
-//! f32 and f64 on the CPU, of any rank from 2 on, channels in dimension 1:
+//! f32, f64, bf16 and f16 on the CPU, of any rank from 2 on, channels in dimension 1:
 //!
 //! - a contiguous tensor goes to the NCHW kernels as it is;
 //! - a channels-last view (`nhwc.permute((0, 3, 1, 2))` of a contiguous tensor) goes to the NHWC kernels as it is, and so
 //!   does what comes out: a channels-last view;
 //! - other strides are made contiguous first.
 //!
-//! What the kernels do not do, the module leaves to candle's own: other devices, f16 and bf16, and training with
-//! `remove_mean: false`. Then candle's operations add the residual and apply the activation, and so they do for hard swish and
-//! SiLU behind a residual.
+//! What the kernels do not do, the module leaves to candle's own: other devices, and training with `remove_mean: false`. Then
+//! candle's operations add the residual and apply the activation, and so they do for hard swish and SiLU behind a residual.
+//!
+//! # bf16 and f16
+//!
+//! On the CPU, tensors of 16-bit numbers are storage: y and the gradients of x and a residual have the input's type, parameters,
+//! running statistics and the gradients of the former are f32. Results are those on the tensors widened to f32, each rounded once;
+//! candle's own operations round after every step. A residual and an activation are within that one rounding.
+//!
+//! ```
+//! use batchnorm_candle::batch_norm;
+//! use candle_core::{DType, Device, Tensor};
+//! use candle_nn::{ModuleT, VarBuilder, VarMap};
+//!
+//! let variables = VarMap::new();
+//! let vb = VarBuilder::from_varmap(&variables, DType::BF16, &Device::Cpu); // the model's
+//! let norm = batch_norm(16, 1e-5, vb.to_dtype(DType::F32).pp("norm"))?;
+//! let x = Tensor::randn(0f32, 1., (8, 16, 12, 12), &Device::Cpu)?.to_dtype(DType::BF16)?;
+//! let y = norm.forward_t(&x, true)?;
+//! assert_eq!((y.dtype(), norm.running_mean().dtype()), (DType::BF16, DType::F32));
+//! # Ok::<(), candle_core::Error>(())
+//! ```
+//!
+//! Variables of another type than f32 beside such an input (f64 beside f64, f32 beside f32) are an error that names one.
 //!
 //! # What differs from candle
 //!
-//! Training on a single element per channel is an error; candle lets a NaN into the running variance. A batch of no
-//! elements leaves the running statistics as they are. NaN and infinity stay in their channel. Results are those of
-//! [`batchnorm`]: right to the last bits, and the same bits for every number of threads.
+//! Variables of bf16 or f16 are an error, with which candle's module evaluates (but does not train). Training on a single element
+//! per channel is an error; candle lets a NaN into the running variance. A batch of no elements leaves the running statistics as
+//! they are. NaN and infinity stay in their channel. Results are those of [`batchnorm`]: right to the last bits, and the same bits
+//! for every number of threads.
 
 mod memory;
 mod module;

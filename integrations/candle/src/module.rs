@@ -6,12 +6,15 @@ use batchnorm::{Activation, RunningUpdate, RunningVariance, UpdateRule, Welford,
 use candle_core::{DType, Device, Error, Result, Tensor, Var};
 use candle_nn::{BatchNormConfig, Module, ModuleT, VarBuilder};
 
-use crate::op::{Epilogue, Float, fused_inference, fused_training};
+use crate::op::{Epilogue, Float, check_dtypes, fused_inference, fused_training, parameter_dtype};
 
 /// Batch normalization with the interface of [`candle_nn::BatchNorm`] and the kernels of [`batchnorm`].
 ///
 /// It holds candle's module, whose variables are the parameters and the running statistics, and which computes what the
-/// kernels do not: on other devices than the CPU, in f16 and bf16, in training with `remove_mean: false`.
+/// kernels do not: on other devices than the CPU, in training with `remove_mean: false`.
+///
+/// Inputs may be f32, f64, bf16 or f16, and y is of the same type. Variables are f64 beside an input of f64, and f32 beside the
+/// others: to read a model of bf16 or f16, make the module of `vb.to_dtype(DType::F32)`.
 ///
 /// Beyond candle's it may have an [activation](Self::with_activation), and take a
 /// [residual](Self::forward_t_with_residual): both are done in the pass that normalizes, and give the bits that they give one
@@ -166,15 +169,26 @@ impl BatchNorm {
         self.inner.momentum()
     }
 
-    /// Whether the kernels take this tensor and these parameters; whatever they do not is candle's to do or to refuse.
-    fn takes(&self, x: &Tensor) -> bool {
-        let dtype = x.dtype();
-        let alike = |tensor: &Tensor| tensor.dtype() == dtype && tensor.device().is_cpu();
-        matches!(dtype, DType::F32 | DType::F64)
+    /// The parameters and the running statistics, by their names in checkpoints.
+    fn variables(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
+        let affine = self.weight_and_bias();
+        [("running_mean", self.running_mean()), ("running_var", self.running_var())]
+            .into_iter()
+            .chain(affine.into_iter().flat_map(|(weight, bias)| [("weight", weight), ("bias", bias)]))
+    }
+
+    /// Whether the kernels take this tensor; what they do not is candle's to do or to refuse. Variables of another type than they
+    /// have beside it are an error that names one.
+    fn takes(&self, x: &Tensor) -> Result<bool> {
+        let takes = x.device().is_cpu()
+            && parameter_dtype(x.dtype()).is_some()
             && x.rank() >= 2
             && self.running_mean().dims() == &x.dims()[1..2]
-            && [x, self.running_mean(), self.running_var()].into_iter().all(alike)
-            && self.weight_and_bias().is_none_or(|(weight, bias)| alike(weight) && alike(bias))
+            && self.variables().all(|(_, variable)| variable.device().is_cpu());
+        if takes {
+            check_dtypes(x.dtype(), self.variables())?;
+        }
+        Ok(takes)
     }
 
     /// Normalizes a batch by its own statistics, of which the running statistics take in the mean and the unbiased
@@ -252,7 +266,7 @@ impl BatchNorm {
 
     fn train(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         self.check_activation()?;
-        if !(self.remove_mean && self.takes(x)) {
+        if !(self.remove_mean && self.takes(x)?) {
             return self.follow(self.inner.forward_train(x)?, residual);
         }
         if x.elem_count() != 0 && x.elem_count() == x.dims()[1] {
@@ -286,7 +300,7 @@ impl BatchNorm {
 
     fn eval(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         self.check_activation()?;
-        if !self.takes(x) {
+        if !self.takes(x)? {
             return self.follow(self.inner.forward_t(x, false)?, residual);
         }
         let (epilogue, running) = (self.epilogue(residual), (self.running_mean(), self.running_var()));

@@ -7,16 +7,68 @@ use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Error, Layout, Result, Storage, Tensor,
     WithDType,
 };
+use half::{bf16, f16};
 
 use crate::memory::unwritten;
 use crate::view::{dense, from_memory, to_memory};
 
 const NAME: &str = "batchnorm";
 
-/// An element type that candle and the kernels share.
+/// A type of parameters that candle and the kernels share, in which arithmetic is done.
 pub(crate) trait Float: WithDType + Element {}
 impl Float for f32 {}
 impl Float for f64 {}
+
+/// A type of the elements of tensors that candle and the kernels share.
+trait Number: WithDType + batchnorm::Storage<Arithmetic: Float> {}
+impl Number for f32 {}
+impl Number for f64 {}
+impl Number for bf16 {}
+impl Number for f16 {}
+
+/// Calls a function with the element type of a tensor.
+macro_rules! by_dtype {
+    ($tensor:expr, $function:ident ( $($argument:expr),* )) => {
+        match $tensor.dtype() {
+            DType::F32 => $function::<f32>($($argument),*),
+            DType::F64 => $function::<f64>($($argument),*),
+            DType::BF16 => $function::<bf16>($($argument),*),
+            DType::F16 => $function::<f16>($($argument),*),
+            other => candle_core::bail!("batchnorm-candle takes f32, f64, bf16 and f16, not {other:?}"),
+        }
+    };
+}
+
+/// The type that parameters have beside an input of this one, if the kernels take it.
+pub(crate) fn parameter_dtype(input: DType) -> Option<DType> {
+    match input {
+        DType::F32 | DType::BF16 | DType::F16 => Some(DType::F32),
+        DType::F64 => Some(DType::F64),
+        _ => None,
+    }
+}
+
+/// That parameters have the type that they have beside this input, which is one that the kernels take.
+pub(crate) fn check_dtypes<'a>(
+    input: DType,
+    parameters: impl IntoIterator<Item = (&'static str, &'a Tensor)>,
+) -> Result<()> {
+    let Some(expected) = parameter_dtype(input) else { return Ok(()) };
+    for (name, parameter) in parameters {
+        if parameter.dtype() != expected {
+            candle_core::bail!(
+                "{name} is of {:?}, must be of {expected:?} for an input of {input:?}",
+                parameter.dtype()
+            )
+        }
+    }
+    Ok(())
+}
+
+/// gamma and beta by name.
+fn named<'a>(affine: Option<(&'a Tensor, &'a Tensor)>) -> impl Iterator<Item = (&'static str, &'a Tensor)> {
+    affine.into_iter().flat_map(|(gamma, beta)| [("gamma", gamma), ("beta", beta)])
+}
 
 /// What follows a normalization in the same pass: y = act(u), where u is the normalized input plus the residual if there is one.
 #[derive(Clone, Copy, Default)]
@@ -27,7 +79,7 @@ pub(crate) struct Epilogue<'a> {
 }
 
 /// What an operation normalizes by.
-enum Statistics<T> {
+enum Statistics<T: Float> {
     /// The batch's own, known once the forward pass has run.
     Batch(OnceLock<Vec<Welford>>),
     /// Constants, as they were in the forward pass.
@@ -35,13 +87,13 @@ enum Statistics<T> {
 }
 
 /// One batch normalization in candle's graph.
-struct Op<T> {
+struct Op<S: Number> {
     shape: Shape,
     /// The input's dimensions as they lie in memory, which are the output's.
     memory: Vec<usize>,
     eps: f64,
     activation: Activation,
-    statistics: Statistics<T>,
+    statistics: Statistics<S::Arithmetic>,
     /// Whether a backward pass may come that cannot find u from x, for there is a residual.
     keeps_mask: bool,
     /// Then, which elements the activation let through, known once the forward pass has run.
@@ -50,20 +102,20 @@ struct Op<T> {
 
 /// The graph's handle on an operation, of which the caller keeps another for the statistics. Its arguments are x, or x, gamma
 /// and beta.
-struct Node<T>(Arc<Op<T>>);
+struct Node<S: Number>(Arc<Op<S>>);
 
 /// The same with a residual. Its arguments are x and z, or x, z and a matrix with the rows gamma and beta: candle's operations
 /// have three arguments at most.
-struct ResidualNode<T>(Arc<Op<T>>);
+struct ResidualNode<S: Number>(Arc<Op<S>>);
 
 /// The elements of a tensor that is dense in memory, in that order.
-fn elements<'a, T: Float>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+fn elements<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
     let (start, len) = (layout.start_offset(), layout.shape().elem_count());
     Ok(&T::cpu_storage_as_slice(storage)?[start..start + len])
 }
 
 /// Calls `f` with the elements of a dense tensor.
-fn with_elements<T: Float, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> Result<R>) -> Result<R> {
+fn with_elements<T: WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> Result<R>) -> Result<R> {
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
         Storage::Cpu(storage) => f(elements(storage, layout)?),
@@ -74,20 +126,20 @@ fn with_elements<T: Float, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> Result<R>
 /// Both gamma and beta.
 type Affine<'a, T> = Option<(&'a [T], &'a [T])>;
 
-impl<T: Float> Op<T> {
-    fn params<'a>(&self, affine: Affine<'a, T>) -> Params<'a, T> {
+impl<S: Number> Op<S> {
+    fn params<'a>(&self, affine: Affine<'a, S::Arithmetic>) -> Params<'a, S::Arithmetic> {
         let params = Params::new(self.eps).activation(self.activation);
         affine.map_or(params, |(gamma, beta)| params.gamma(gamma).beta(beta))
     }
 
     fn forward(
         &self,
-        x: &[T],
-        z: Option<&[T]>,
-        affine: Affine<'_, T>,
+        x: &[S],
+        z: Option<&[S]>,
+        affine: Affine<'_, S::Arithmetic>,
     ) -> Result<(CpuStorage, candle_core::Shape)> {
         let params = self.params(affine);
-        let mut y = unwritten(self.shape.len())?;
+        let mut y = unwritten::<S>(self.shape.len())?;
         let mut mask = self.keeps_mask.then(|| vec![0; self.shape.mask_len()]);
         match &self.statistics {
             Statistics::Batch(states) => {
@@ -116,10 +168,16 @@ impl<T: Float> Op<T> {
         if let Some(mask) = mask {
             self.mask.get_or_init(|| mask);
         }
-        Ok((T::to_cpu_storage_owned(y), self.memory.as_slice().into()))
+        Ok((S::to_cpu_storage_owned(y), self.memory.as_slice().into()))
     }
 
-    fn gradients(&self, x: &[T], dy: &[T], affine: Affine<'_, T>, gradients: Gradients<'_, T>) -> Result<()> {
+    fn gradients(
+        &self,
+        x: &[S],
+        dy: &[S],
+        affine: Affine<'_, S::Arithmetic>,
+        gradients: Gradients<'_, S>,
+    ) -> Result<()> {
         let mut backward = Backward::new(&self.shape, self.params(affine)).x(x).dy(dy).gradients(gradients);
         if let Some(mask) = self.mask.get() {
             backward = backward.mask(mask);
@@ -152,11 +210,12 @@ impl<T: Float> Op<T> {
         // What no gradient is tracked of is not computed.
         let wanted = |tensor: &Tensor| tensor.track_op();
         let wants_z = z.is_some_and(wanted);
-        let tensor = |wants: bool| wants.then(|| unwritten::<T>(self.shape.len())).transpose();
+        let tensor = |wants: bool| wants.then(|| unwritten::<S>(self.shape.len())).transpose();
         let mut dx = tensor(wanted(x))?;
         let mut dz = tensor(wants_z && self.activation != Activation::Identity)?;
-        let per_channel =
-            |tensor: Option<&Tensor>| tensor.is_some_and(wanted).then(|| vec![T::default(); channels]);
+        let per_channel = |tensor: Option<&Tensor>| {
+            tensor.is_some_and(wanted).then(|| vec![S::Arithmetic::default(); channels])
+        };
         let mut dgamma = per_channel(affine.map(|(gamma, _)| gamma));
         let mut dbeta = per_channel(affine.map(|(_, beta)| beta));
 
@@ -175,21 +234,21 @@ impl<T: Float> Op<T> {
             })
         })?;
 
-        let tensor = |values: Vec<T>| Tensor::from_vec(values, self.memory.as_slice(), &Device::Cpu);
+        let tensor = |values: Vec<S>| Tensor::from_vec(values, self.memory.as_slice(), &Device::Cpu);
         let dx = dx.map(|dx| tensor(dx)?.permute(from_memory(self.shape.layout(), self.memory.len())));
         // The residual comes in the order of memory. Where nothing follows it, its gradient is that of y.
         let dz = match dz {
             Some(dz) => Some(tensor(dz)?),
             None => wants_z.then_some(dy),
         };
-        let vector = |values: Option<Vec<T>>| {
+        let vector = |values: Option<Vec<S::Arithmetic>>| {
             values.map(|values| Tensor::from_vec(values, channels, &Device::Cpu)).transpose()
         };
         Ok([dx.transpose()?, dz, vector(dgamma)?, vector(dbeta)?])
     }
 }
 
-impl<T: Float> CustomOp1 for Node<T> {
+impl<S: Number> CustomOp1 for Node<S> {
     fn name(&self) -> &'static str {
         NAME
     }
@@ -204,7 +263,7 @@ impl<T: Float> CustomOp1 for Node<T> {
     }
 }
 
-impl<T: Float> CustomOp3 for Node<T> {
+impl<S: Number> CustomOp3 for Node<S> {
     fn name(&self) -> &'static str {
         NAME
     }
@@ -235,7 +294,7 @@ impl<T: Float> CustomOp3 for Node<T> {
     }
 }
 
-impl<T: Float> CustomOp2 for ResidualNode<T> {
+impl<S: Number> CustomOp2 for ResidualNode<S> {
     fn name(&self) -> &'static str {
         NAME
     }
@@ -262,7 +321,7 @@ impl<T: Float> CustomOp2 for ResidualNode<T> {
     }
 }
 
-impl<T: Float> CustomOp3 for ResidualNode<T> {
+impl<S: Number> CustomOp3 for ResidualNode<S> {
     fn name(&self) -> &'static str {
         NAME
     }
@@ -296,14 +355,14 @@ impl<T: Float> CustomOp3 for ResidualNode<T> {
     }
 }
 
-/// Puts an operation on a tensor of type `T` into the graph.
-fn apply<T: Float>(
+/// Puts an operation on a tensor of type `S` into the graph.
+fn apply<S: Number>(
     x: &Tensor,
     affine: Option<(&Tensor, &Tensor)>,
     eps: f64,
     epilogue: Epilogue<'_>,
-    statistics: Statistics<T>,
-) -> Result<(Tensor, Arc<Op<T>>)> {
+    statistics: Statistics<S::Arithmetic>,
+) -> Result<(Tensor, Arc<Op<S>>)> {
     let Epilogue { activation, residual } = epilogue;
     let (x, shape) = dense(x)?;
     let order = to_memory(shape.layout(), x.rank());
@@ -341,44 +400,48 @@ fn same_shape<'a>(z: &'a Tensor, x: &Tensor) -> Result<&'a Tensor> {
     Ok(z)
 }
 
-fn training<T: Float>(
+fn training<S: Number>(
     x: &Tensor,
     affine: Option<(&Tensor, &Tensor)>,
     eps: f64,
     epilogue: Epilogue<'_>,
 ) -> Result<(Tensor, Vec<Welford>)> {
-    let (y, op) = apply::<T>(x, affine, eps, epilogue, Statistics::Batch(OnceLock::new()))?;
+    let (y, op) = apply::<S>(x, affine, eps, epilogue, Statistics::Batch(OnceLock::new()))?;
     Ok((y, op.states().to_vec()))
 }
 
-fn inference<T: Float>(
+fn inference<S: Number>(
     x: &Tensor,
     (mean, var): (&Tensor, &Tensor),
     affine: Option<(&Tensor, &Tensor)>,
     eps: f64,
     epilogue: Epilogue<'_>,
 ) -> Result<Tensor> {
-    let statistics = Statistics::Given { mean: mean.to_vec1::<T>()?, var: var.to_vec1::<T>()? };
-    Ok(apply(x, affine, eps, epilogue, statistics)?.0)
+    let statistics = Statistics::Given { mean: mean.to_vec1()?, var: var.to_vec1()? };
+    Ok(apply::<S>(x, affine, eps, epilogue, statistics)?.0)
 }
 
 /// Normalizes `x` (dimensions N, C, spatial...) by its own statistics, with gamma and beta if given:
 /// y = gamma * (x - mean) / sqrt(var + eps) + beta. Returns y and each channel's statistics.
 ///
-/// Gradients reach x, gamma and beta; they are those of [`batchnorm::backward`].
+/// y is of x's type, gamma and beta are too, but for an x of bf16 or f16: beside that they are f32, and so is arithmetic. Gradients
+/// reach x, gamma and beta, each of its own type; they are those of [`batchnorm::backward`].
 ///
 /// # Errors
-/// On another device than the CPU, for other types than f32 and f64 or several types at once, for ranks below 2, for
-/// gamma and beta of another length than C.
+/// On another device than the CPU, for other types than f32, f64, bf16 and f16, for gamma and beta of another type than they have
+/// beside x, for ranks below 2, for gamma and beta of another length than C.
 ///
 /// ```
 /// use batchnorm_candle::forward_training;
-/// use candle_core::{Device, Tensor};
+/// use candle_core::{DType, Device, Tensor};
 ///
 /// let x = Tensor::new(&[[1f32], [3.]], &Device::Cpu)?;
 /// let (y, states) = forward_training(&x, None, 0.)?;
 /// assert_eq!(y.to_vec2::<f32>()?, [[-1.], [1.]]);
 /// assert_eq!((states[0].mean(), states[0].variance()), (2., 1.));
+///
+/// let (y, _) = forward_training(&x.to_dtype(DType::BF16)?, None, 0.)?;
+/// assert_eq!(y.dtype(), DType::BF16);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn forward_training(
@@ -396,20 +459,17 @@ pub(crate) fn fused_training(
     eps: f64,
     epilogue: Epilogue<'_>,
 ) -> Result<(Tensor, Vec<Welford>)> {
-    match x.dtype() {
-        DType::F32 => training::<f32>(x, affine, eps, epilogue),
-        DType::F64 => training::<f64>(x, affine, eps, epilogue),
-        other => candle_core::bail!("batchnorm-candle takes f32 and f64, not {other:?}"),
-    }
+    check_dtypes(x.dtype(), named(affine))?;
+    by_dtype!(x, training(x, affine, eps, epilogue))
 }
 
-/// Normalizes `x` (dimensions N, C, spatial...) by a given mean and variance per channel.
+/// Normalizes `x` (dimensions N, C, spatial...) by a given mean and variance per channel, which have the type of gamma and beta.
 ///
 /// Gradients reach x, gamma and beta; they are those of [`batchnorm::backward_frozen`]. None reaches the mean and the
 /// variance, which are taken as the constants that they are at the time of the call.
 ///
 /// # Errors
-/// As [`forward_training`], and for a mean and a variance of another length than C.
+/// As [`forward_training`], and for a mean and a variance of another length than C or another type than gamma's.
 ///
 /// ```
 /// use batchnorm_candle::forward_inference;
@@ -439,9 +499,7 @@ pub(crate) fn fused_inference(
     eps: f64,
     epilogue: Epilogue<'_>,
 ) -> Result<Tensor> {
-    match x.dtype() {
-        DType::F32 => inference::<f32>(x, statistics, affine, eps, epilogue),
-        DType::F64 => inference::<f64>(x, statistics, affine, eps, epilogue),
-        other => candle_core::bail!("batchnorm-candle takes f32 and f64, not {other:?}"),
-    }
+    let (mean, var) = statistics;
+    check_dtypes(x.dtype(), [("mean", mean), ("var", var)].into_iter().chain(named(affine)))?;
+    by_dtype!(x, inference(x, statistics, affine, eps, epilogue))
 }
