@@ -73,16 +73,17 @@ class span {
 
 enum layout : std::uint32_t { nchw = BATCHNORM_NCHW, nhwc = BATCHNORM_NHWC };
 
-// The numbers of 16 bits that tensors may hold: their bits, without arithmetic. C++23's convert to them and back.
+// The numbers of 16 bits that tensors may hold: their bits, without arithmetic. C++23's convert to them and back. Made by
+// of_bits alone: as aggregates, they would take another number for bits.
 struct bfloat16 {
   std::uint16_t bits;
+  bfloat16() = default;
   static constexpr bfloat16 of_bits(std::uint16_t bits) noexcept {
     bfloat16 number = {};
     number.bits = bits;
     return number;
   }
 #ifdef __STDCPP_BFLOAT16_T__
-  bfloat16() = default;
   // Of no other number, which would be rounded on the way.
   template <typename Number, typename = std::enable_if_t<std::is_same_v<Number, std::bfloat16_t>>>
   constexpr bfloat16(Number number) noexcept : bits(std::bit_cast<std::uint16_t>(number)) {}
@@ -91,13 +92,13 @@ struct bfloat16 {
 };
 struct float16 {
   std::uint16_t bits;
+  float16() = default;
   static constexpr float16 of_bits(std::uint16_t bits) noexcept {
     float16 number = {};
     number.bits = bits;
     return number;
   }
 #ifdef __STDCPP_FLOAT16_T__
-  float16() = default;
   // Of no other number, which would be rounded on the way.
   template <typename Number, typename = std::enable_if_t<std::is_same_v<Number, std::float16_t>>>
   constexpr float16(Number number) noexcept : bits(std::bit_cast<std::uint16_t>(number)) {}
