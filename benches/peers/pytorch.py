@@ -4,6 +4,10 @@
 Needs PyTorch (`pip install torch`). Outputs are preallocated where PyTorch takes one: in the forward passes. What follows batch
 norm is done in place (`add_`, `relu_`), its backward by `threshold_backward`. The loop that stands beside it is PyTorch's own:
 torch.mul for two tensors' traffic, torch.add for more.
+
+`--type bf16` or f16 is for tensors of 16 bits with parameters of f32. The operation is what torch.nn.functional.batch_norm
+comes to, without its allocations. Ours beside it is by `cargo bench --bench half --features half -- --csv > half.csv` in the
+repository's root: `--ours half.csv`, with as many threads, at another time in another program.
 """
 
 import argparse
@@ -25,9 +29,11 @@ OPERATIONS = ["training", "inference", "backward"]
 EPILOGUES = ["", " + ReLU", " + add + ReLU"]
 FORMS = [operation + epilogue for epilogue in EPILOGUES for operation in OPERATIONS]
 LAYOUTS = ["nchw", "nhwc"]
+COMPARED = ["PyTorch / ours nchw", "PyTorch / ours nhwc", "best / ours nchw", "best / best ours"]
 COLUMNS = ["operation", "shape", "threads", "contender", "layout", "median_us", "fastest_us", "samples"]
+TYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 SHAPES = Path(__file__).resolve().parent.parent / "shapes" / "table.txt"
-# How far a result may be off, relative to the largest value that there should be.
+# How far a result may be off, relative to the largest value that there should be, beside the roundings of 16-bit numbers.
 TOLERANCE = 1e-3
 
 
@@ -51,12 +57,12 @@ def in_layout(tensor, layout):
 class Layer:
     """A layer's tensors in NCHW and its parameters."""
 
-    def __init__(self, dims):
+    def __init__(self, dims, dtype):
         torch.manual_seed(0)
         channels = dims[1]
-        self.x, self.dy, self.z = (torch.rand(dims) * 2 - 1 for _ in range(3))
+        self.x, self.dy, self.z = ((torch.rand(dims) * 2 - 1).to(dtype) for _ in range(3))
         self.gamma, self.beta = torch.rand(channels) + 0.5, torch.rand(channels) * 2 - 1
-        var, mean = torch.var_mean(self.x, self.axes(), correction=0)
+        var, mean = torch.var_mean(self.x.float(), self.axes(), correction=0)
         self.mean, self.var, self.invstd = mean, var, 1 / torch.sqrt(var + EPS)
 
     def axes(self):
@@ -74,7 +80,7 @@ class Layer:
         u = xhat * gamma + beta + (self.z.double() if "add" in after else 0)
         if operation != "backward":
             return u.clamp(min=0) if after else u
-        # ReLU's gradient is decided in f32, as everyone does.
+        # ReLU's gradient is decided by the y that PyTorch has, rounded, as everyone does.
         dy = self.dy.double() * (self.result(form) > 0) if after else self.dy.double()
         terms = dy.mean(self.axes(), keepdim=True), (dy * xhat).mean(self.axes(), keepdim=True)
         return gamma * invstd * (dy - terms[0] - xhat * terms[1])
@@ -157,7 +163,9 @@ def measure(functions, options):
 def check(layer, operation, functions, shape):
     """Ends the program if PyTorch computes something else than the formulas say."""
     expected = layer.expected(operation)
-    bound = TOLERANCE * expected.abs().max()
+    # Half an eps each for batch norm and for an addition of its own.
+    rounding = 0 if layer.x.dtype == torch.float32 else torch.finfo(layer.x.dtype).eps
+    bound = (TOLERANCE + rounding) * expected.abs().max()
     for (name, layout), function in functions.items():
         if name == "PyTorch" and not (function() - expected).abs().max() <= bound:
             sys.exit(f"{operation} of {shape}: {name} {layout} is not what the formulas give")
@@ -175,24 +183,35 @@ def markdown(head, lines):
     return "\n".join([text(head), text(rule), *map(text, lines)])
 
 
+def compared(times, ours):
+    """How many times as long PyTorch takes on a shape, as `COMPARED` names it; `ours` by layout."""
+    nchw, nhwc = (times["PyTorch", layout] for layout in LAYOUTS)
+    our_nchw, our_nhwc = (ours[layout] for layout in LAYOUTS)
+    best = min(nchw, nhwc)
+    return [nchw / our_nchw, nhwc / our_nhwc, best / our_nchw, best / min(our_nchw, our_nhwc)]
+
+
+def geometric_mean(ratios):
+    return math.exp(statistics.fmean(map(math.log, ratios)))
+
+
 def table(medians, ours):
     """The table of one form: `medians` in microseconds by shape, then by contender; `ours` by shape, by layout."""
     head = ["shape", "loop", "PyTorch nchw", "PyTorch nhwc", "loop / nchw", "loop / nhwc"]
     if ours:
-        head += ["ours nchw", "ours nhwc", "PyTorch / ours nchw", "PyTorch / ours nhwc", "best / ours nchw", "best / best ours"]
+        head += ["ours nchw", "ours nhwc", *COMPARED]
     lines, ratios = [], []
     for shape, times in medians.items():
         loop_time, nchw, nhwc = (times[key] for key in [("loop", "nchw"), ("PyTorch", "nchw"), ("PyTorch", "nhwc")])
         row_times, row_ratios = [loop_time, nchw, nhwc], [loop_time / nchw, loop_time / nhwc]
         cells = [f"{value:.2f}" for value in row_times + row_ratios]
         if ours:
-            our = [ours[shape][layout] for layout in LAYOUTS]
-            compared = [nchw / our[0], nhwc / our[1], min(nchw, nhwc) / our[0], min(nchw, nhwc) / min(our)]
-            cells += [f"{value:.2f}" for value in our + compared]
-            row_ratios += compared
+            our, beside = [ours[shape][layout] for layout in LAYOUTS], compared(times, ours[shape])
+            cells += [f"{value:.2f}" for value in our + beside]
+            row_ratios += beside
         lines.append([shape, *cells])
         ratios.append(row_ratios)
-    means = [f"{math.exp(statistics.fmean(map(math.log, column))):.2f}" for column in zip(*ratios)]
+    means = [f"{geometric_mean(column):.2f}" for column in zip(*ratios)]
     blank = [""] * 2
     least = [f"{min(column):.2f}" for column in zip(*ratios)]
     for name, figures in (("least", least), ("geometric mean", means)):
@@ -200,15 +219,37 @@ def table(medians, ours):
     return markdown(head, lines)
 
 
-def read_ours(path):
-    """Our medians in microseconds by operation, shape and layout, from the file that the Rust program writes."""
-    ours = {}
+def summary(medians, ours):
+    """A line for each form: the geometric mean of each ratio, and the shape that is worst for us."""
+    lines = []
+    for operation, shapes in medians.items():
+        ratios = {shape: compared(times, ours[operation][shape]) for shape, times in shapes.items()}
+        cells = [operation]
+        for column, _ in enumerate(COMPARED):
+            worst = min(ratios, key=lambda shape: ratios[shape][column])
+            mean = geometric_mean([row[column] for row in ratios.values()])
+            cells.append(f"{mean:.2f} ({ratios[worst][column]:.2f} {worst})")
+        lines.append(cells)
+    return markdown(["geometric mean (worst)", *COMPARED], lines)
+
+
+def read_ours(path, number, threads):
+    """Our medians in microseconds by operation, shape and layout, from the Rust program's file or that of the bench `half`."""
+    ours, forms = {}, {form.lower(): form for form in FORMS}
     with open(path, newline="") as file:
-        for row in csv.DictReader(file):
-            # Of two ways of ours, the faster.
-            if row["contender"] in ("ours", "ours by mask"):
-                layouts = ours.setdefault(row["operation"], {}).setdefault(row["shape"], {})
-                time = float(row["median_us"])
+        reader = csv.DictReader(file)
+        of_half = f"{number}_microseconds"
+        column = of_half if of_half in (reader.fieldnames or []) else "median_us"
+        if column not in (reader.fieldnames or []) or number != "f32" and column != of_half:
+            raise ValueError(f"{path} has no times of {number}: `cargo bench --bench half --features half -- --csv` writes some")
+        for row in reader:
+            if int(row["threads"]) != threads:
+                raise ValueError(f"{path} is of {row['threads']} threads, and PyTorch has {threads}: --threads chooses")
+            form = forms.get(row["operation"].lower())
+            # Of two ways of ours, the faster; the bench `half` has nobody else.
+            if form and row.get("contender", "ours") in ("ours", "ours by mask"):
+                layouts = ours.setdefault(form, {}).setdefault(row["shape"], {})
+                time = float(row[column])
                 layouts[row["layout"]] = min(time, layouts.get(row["layout"], time))
     return ours
 
@@ -219,13 +260,20 @@ def arguments():
     parser.add_argument("--seconds", type=float, default=0.05, help="how long each contender runs at a time")
     parser.add_argument("--rounds", type=int, default=5, help="how often each contender's turn comes")
     parser.add_argument("--shapes", default="", help="only shapes with one of these in their names, such as 56x56,7x7")
-    ops = "of training, inference, backward, and each of them with +relu and +add+relu; default: all nine"
-    parser.add_argument("--ops", default=",".join(FORMS), help=ops)
+    ops = "of training, inference, backward, and each of them with +relu and +add+relu; default: all nine, or those of --ours"
+    parser.add_argument("--ops", help=ops)
+    parser.add_argument("--type", choices=TYPES, default="f32", help="what tensors hold; parameters are f32 (default: f32)")
     parser.add_argument("--csv", help="also writes every median there")
-    parser.add_argument("--ours", help="a file that the Rust program has written with --csv, to compare with")
+    ours = "a file to compare with, which the Rust program has written with --csv, or the bench half, for 16-bit types too"
+    parser.add_argument("--ours", help=ours)
     options = parser.parse_args()
+    try:
+        options.our_medians = read_ours(options.ours, options.type, options.threads) if options.ours else {}
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     known = {form.replace(" ", "").lower(): form for form in FORMS}
-    names = [name.replace(" ", "").lower() for name in options.ops.split(",")]
+    ops = ",".join(options.our_medians or FORMS) if options.ops is None else options.ops
+    names = [name.replace(" ", "").lower() for name in ops.split(",")]
     if unknown := set(names) - set(known):
         parser.error(f"{', '.join(sorted(unknown))} is none of: {', '.join(known)}")
     options.operations = [form for name, form in known.items() if name in names]
@@ -235,7 +283,6 @@ def arguments():
     options.problems = [dims for dims in read_shapes(SHAPES) if any(part in name_of(dims) for part in wanted)]
     if not options.problems:
         parser.error(f"no shape of the table has {options.shapes!r} in its name")
-    options.our_medians = read_ours(options.ours) if options.ours else {}
     for operation in options.operations if options.ours else []:
         for shape in map(name_of, options.problems):
             if set(LAYOUTS) - set(options.our_medians.get(operation, {}).get(shape, {})):
@@ -250,7 +297,7 @@ def main():
     rows = [COLUMNS]
     medians = {operation: {} for operation in options.operations}
     for number, dims in enumerate(options.problems):
-        shape, layer = name_of(dims), Layer(dims)
+        shape, layer = name_of(dims), Layer(dims, TYPES[options.type])
         for operation in options.operations:
             progress = f"{number + 1}/{len(options.problems)} {shape} {operation}"
             print(f"\r{progress:60}", end="", file=sys.stderr, flush=True)
@@ -260,15 +307,20 @@ def main():
             for (name, layout), samples in measure(functions, options).items():
                 times[name, layout] = median = statistics.median(samples) * 1e6
                 figures = f"{median:.3f}", f"{min(samples) * 1e6:.3f}", len(samples)
-                rows.append([operation, shape, options.threads, name, layout, *figures])
+                # The columns know no types: in the file, one that is not f32 is part of the name.
+                contender = name if options.type == "f32" else f"{name} {options.type}"
+                rows.append([operation, shape, options.threads, contender, layout, *figures])
     print(f"\r{'':60}\r", end="", file=sys.stderr)
     if options.csv:
         with open(options.csv, "w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
-    print(f"PyTorch {torch.__version__}. Threads: {options.threads}.")
+    print(f"PyTorch {torch.__version__}. Threads: {torch.get_num_threads()}.")
     for operation, shapes in medians.items():
-        print(f"\n{operation}, f32, microseconds (medians) and ratios\n")
+        print(f"\n{operation}, {options.type}, microseconds (medians) and ratios\n")
         print(table(shapes, options.our_medians.get(operation)))
+    if options.ours:
+        print(f"\nall of them, {options.type}, ratios\n")
+        print(summary(medians, options.our_medians))
 
 
 if __name__ == "__main__":

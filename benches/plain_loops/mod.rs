@@ -3,7 +3,7 @@
 //! Batch normalization does little arithmetic per element, so what it takes is what moving its tensors takes.
 //! [`passes`](Form::passes) says which passes over memory an operation cannot do without; [`PlainLoops::run`] does
 //! just these. They are a reference, no limit: a kernel that moves the same bytes in another order, or whose tasks suit the
-//! caches better, can be faster.
+//! caches better, can be faster. Of 16-bit numbers they are the loops of f32 over the same bytes, without conversions.
 
 mod loops;
 mod timing;
@@ -13,7 +13,7 @@ use std::hint::black_box;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use batchnorm::{Layout, Shape};
+use batchnorm::{Layout, Shape, Storage};
 use rayon::prelude::*;
 
 use crate::shapes::Epilogue;
@@ -179,11 +179,11 @@ pub struct PlainLoops {
 impl PlainLoops {
     /// The ways of doing an operation's passes on the current pool: with loops for data in the caches or in memory, in
     /// one part per thread and in more or fewer.
-    pub fn ways<T: Float>(form: Form, shape: &Shape) -> Vec<Self> {
-        let passes = form.passes(shape, size_of::<T>());
+    pub fn ways<S: Storage>(form: Form, shape: &Shape) -> Vec<Self> {
+        let passes = form.passes(shape, size_of::<S>());
         let parts = match rayon::current_num_threads() {
             1 => vec![1],
-            threads if shape.len() * size_of::<T>() <= ALONE_BYTES => vec![threads, 1],
+            threads if shape.len() * size_of::<S>() <= ALONE_BYTES => vec![threads, 1],
             threads => vec![threads, FINE * threads],
         };
         let ways = parts.into_iter().flat_map(|parts| [false, true].map(|far| Self { passes, far, parts }));
@@ -191,21 +191,22 @@ impl PlainLoops {
     }
 
     /// The fastest way, found by measuring for `time`, and its median in seconds.
-    pub fn measure<T: Float>(
+    pub fn measure<S: Storage<Arithmetic: Float>>(
         form: Form,
         shape: &Shape,
-        inputs: [&[T]; 2],
-        [y, w]: [&mut [T]; 2],
+        inputs: [&[S]; 2],
+        [y, w]: [&mut [S]; 2],
         time: Duration,
     ) -> (Self, f64) {
-        let ways = Self::ways::<T>(form, shape);
+        let ways = Self::ways::<S>(form, shape);
         let all = times(time, ways.len(), |way| ways[way].run(inputs, [&mut *y, &mut *w]));
         let best = Times::fastest(&all);
         (ways[best], all[best].median)
     }
 
     /// Does the passes once, over tensors of the same length; the second output is written by four streams alone.
-    pub fn run<T: Float>(&self, inputs: [&[T]; 2], [y, w]: [&mut [T]; 2]) {
+    pub fn run<S: Storage<Arithmetic: Float>>(&self, inputs: [&[S]; 2], outputs: [&mut [S]; 2]) {
+        let (inputs, [y, w]) = (inputs.map(loaded), outputs.map(stored));
         let len = y.len();
         assert!(inputs.iter().all(|input| input.len() == len) && w.len() == len, "tensors of one length");
         for &pass in self.passes {
@@ -230,6 +231,18 @@ impl PlainLoops {
         let outputs = y.par_chunks_mut(part).zip(w.par_chunks_mut(part));
         inputs.zip(outputs).with_max_len(1).for_each(|((x, z), (y, w))| one([x, z], [y, w]));
     }
+}
+
+/// A tensor's bytes as what the loops load, but for an odd number at the end.
+fn loaded<S: Storage>(tensor: &[S]) -> &[S::Arithmetic] {
+    // SAFETY: the sealed trait is of plain numbers: no padding, and any bits are some number of either type.
+    unsafe { tensor.align_to() }.1
+}
+
+/// The same as what they store.
+fn stored<S: Storage>(tensor: &mut [S]) -> &mut [S::Arithmetic] {
+    // SAFETY: as above.
+    unsafe { tensor.align_to_mut() }.1
 }
 
 /// Passes in words, such as "read + copy".

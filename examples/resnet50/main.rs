@@ -4,6 +4,7 @@
 //! `cargo run --release --example resnet50 -- --help` explains the options.
 
 mod measure;
+mod number;
 mod options;
 #[path = "../output/mod.rs"]
 mod output;
@@ -20,8 +21,10 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use measure::{Layer, OPERATIONS};
+use number::{Number, Type};
 use options::Options;
 use plain_loops::{Form, Operation};
+use shapes::Epilogue;
 use table::{Row, Total};
 
 fn main() -> ExitCode {
@@ -57,7 +60,8 @@ fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     let layout = options::layout_name(options.layout);
     let plural = if threads == 1 { "" } else { "s" };
     let fused = if options.fused { ", with what follows each layer in one call" } else { "" };
-    let what = format!("f32, {layout}, {threads} thread{plural}, {}{fused}", options.level);
+    let number = options.number.name();
+    let what = format!("{number}, {layout}, {threads} thread{plural}, {}{fused}", options.level);
     outln!("Batch normalization of {}: {what}", options.network);
     let count = options.problems.len() * OPERATIONS.len();
     let seconds = options.time.as_secs_f64();
@@ -65,9 +69,15 @@ fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
         "{count} measurements of {seconds} s and checks: about {:.0} s\n",
         expected_seconds(options, threads)
     );
-    let tables = pool.install(|| measure(options))?;
+    let tables = pool.install(|| match options.number {
+        Type::F32 => measure::<f32>(options),
+        #[cfg(feature = "half")]
+        Type::Bf16 => measure::<half::bf16>(options),
+        #[cfg(feature = "half")]
+        Type::F16 => measure::<half::f16>(options),
+    })?;
     for ((operation, rows), (_, promised)) in tables.iter().zip(OPERATIONS) {
-        outln!("{}", table::text(*operation, rows, promised, options.fused));
+        outln!("{}", table::text(*operation, rows, promised, options.number, options.fused));
     }
     let step = |wanted: &[Operation]| {
         let all = tables.iter().filter(|(operation, _)| wanted.contains(operation));
@@ -90,8 +100,10 @@ fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
         "share: plain loops / time, a reference and no limit; GB/s: each tensor that must be read or written counted once"
     );
     if options.fused {
+        let f32s = options.number == Type::F32;
+        let whose = if f32s { ", whose bits" } else { "; on f32 and rounded once, these have the bits that" };
         outln!(
-            "apart: the bare operation, the addition and ReLU one after the other, whose bits the one call must have"
+            "apart: the bare operation, the addition and ReLU one after the other{whose} the one call must have"
         );
     }
     if let Some(warning) = table::warning(&tables) {
@@ -99,7 +111,7 @@ fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     }
 
     if let Some(path) = &options.csv {
-        let csv = table::csv(layout, threads, &options.level.to_string(), &tables, options.fused);
+        let csv = table::csv(layout, threads, &options.level.to_string(), number, &tables, options.fused);
         std::fs::write(path, csv).map_err(|error| format!("{}: {error}", path.display()))?;
         outln!("table: {}", path.display());
     }
@@ -117,13 +129,15 @@ fn run(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
 fn expected_seconds(options: &Options, threads: usize) -> f64 {
     const SERIAL_SECONDS: f64 = 20e-9;
     const PARALLEL_SECONDS: f64 = 60e-9;
+    // With what follows each layer the data is made twice.
+    let serial_seconds = if options.fused { 2.0 * SERIAL_SECONDS } else { SERIAL_SECONDS };
     let elements: usize = options.problems.iter().map(|problem| problem.dims.iter().product::<usize>()).sum();
     let measured = options.problems.len() as f64 * OPERATIONS.len() as f64 * options.time.as_secs_f64();
-    measured + elements as f64 * (SERIAL_SECONDS + PARALLEL_SECONDS / threads as f64)
+    measured + elements as f64 * (serial_seconds + PARALLEL_SECONDS / threads as f64)
 }
 
 /// Measures all shapes, on the pool that it is called in.
-fn measure(options: &Options) -> Result<Vec<(Operation, Vec<Row>)>, batchnorm::Error> {
+fn measure<S: Number>(options: &Options) -> Result<Vec<(Operation, Vec<Row>)>, batchnorm::Error> {
     let mut tables: Vec<_> = OPERATIONS.iter().map(|(operation, _)| (*operation, Vec::new())).collect();
     let bar = ProgressBar::new((options.problems.len() * tables.len()) as u64);
     let style =
@@ -132,14 +146,20 @@ fn measure(options: &Options) -> Result<Vec<(Operation, Vec<Row>)>, batchnorm::E
     for problem in &options.problems {
         bar.set_message(problem.to_string());
         let shape = problem.shape(options.layout)?;
-        let mut layer = Layer::new(shape, problem.epilogue)?;
+        let mut layer = Layer::new(shape, problem.epilogue, S::of)?;
+        // What one call must have the bits of: separate ones on the same numbers in f32.
+        let mut widened = match problem.epilogue {
+            Epilogue::Nothing => None,
+            epilogue => Some(Layer::new(shape, epilogue, |value| S::of(value).widened())?),
+        };
         for (operation, rows) in &mut tables {
             bar.set_message(format!("{problem} {}", operation.name()));
             bar.tick();
-            let measured = layer.measure(*operation, options.time)?;
+            let measured = layer.measure(*operation, options.time, widened.as_mut())?;
             let form = Form { operation: *operation, epilogue: problem.epilogue };
-            let passes = form.passes(&shape, size_of::<f32>());
-            rows.push(Row { problem: problem.clone(), form, passes, measured });
+            let bytes = size_of::<S>();
+            let passes = form.passes(&shape, bytes);
+            rows.push(Row { problem: problem.clone(), form, bytes, passes, measured });
             bar.inc(1);
         }
     }

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use aligned_vec::{AVec, ConstAlign};
 use batchnorm::{
-    Activation, Backward, Error, Gradients, Inference, Params, Shape, Tensor, Training, Welford, reference,
+    Activation, Backward, Error, Gradients, Inference, Params, Shape, Training, Welford, reference,
 };
 use rayon::prelude::*;
 
+use crate::number::{CHUNK, Number};
 use crate::plain_loops::{Form, Operation, PlainLoops, Times, times};
 use crate::shapes::Epilogue;
 
@@ -33,7 +35,7 @@ impl Measured {
 #[derive(Debug, Clone, Copy)]
 pub struct Apart {
     pub times: Times,
-    /// Whether the one call has their bits.
+    /// Whether the one call has their bits: those of f32, rounded once.
     pub same: bool,
 }
 
@@ -52,9 +54,6 @@ enum Way {
     Loops(PlainLoops),
 }
 
-/// Elements that a separate operation takes at a time: 16 KiB.
-const CHUNK: usize = 4096;
-
 /// The operations shown, with the largest error that the crate promises.
 pub const OPERATIONS: [(Operation, f64); 3] = [
     (Operation::Training, 1.0 / (1 << 21) as f64),
@@ -64,22 +63,25 @@ pub const OPERATIONS: [(Operation, f64); 3] = [
 
 const EPS: f64 = 1e-5;
 
+/// As `batchnorm::Tensor`, which is of f32 and f64 alone.
+type Tensor<S> = AVec<S, ConstAlign<64>>;
+
 /// A layer with its input, the gradient of its output, and what follows it.
-pub struct Layer {
+pub struct Layer<S: Number> {
     shape: Shape,
     epilogue: Epilogue,
-    x: Tensor<f32>,
-    dy: Tensor<f32>,
+    x: Tensor<S>,
+    dy: Tensor<S>,
     /// The residual, where there is one.
-    z: Tensor<f32>,
+    z: Tensor<S>,
     /// What training gave: backward in separate calls takes it.
-    y: Tensor<f32>,
+    y: Tensor<S>,
     /// The same in bits.
     mask: Vec<u64>,
     /// y, or dx.
-    output: Tensor<f32>,
+    output: Tensor<S>,
     /// What the activation's own backward gives.
-    dz: Tensor<f32>,
+    dz: Tensor<S>,
     gamma: Vec<f32>,
     beta: Vec<f32>,
     mean: Vec<f32>,
@@ -99,9 +101,9 @@ fn noise(index: usize, seed: u64) -> f32 {
     evens.sum::<f32>() * 3f32.sqrt()
 }
 
-impl Layer {
-    /// A layer whose channels have means from -3 to 3 and standard deviations from 1/2 to 2.
-    pub fn new(shape: Shape, epilogue: Epilogue) -> Result<Self, Error> {
+impl<S: Number> Layer<S> {
+    /// A layer whose channels have means from -3 to 3 and standard deviations from 1/2 to 2, of numbers `of` those.
+    pub fn new(shape: Shape, epilogue: Epilogue, of: impl Fn(f32) -> S) -> Result<Self, Error> {
         let channels = shape.channels();
         let per_channel = |seed, low: f32, high: f32| -> Vec<f32> {
             let even = |c| (noise(c, seed).clamp(-2.0, 2.0) + 2.0) / 4.0;
@@ -110,20 +112,23 @@ impl Layer {
         let (shift, scale) = (per_channel(1, -3.0, 3.0), per_channel(2, 0.5, 2.0));
         // Which channel an offset is of: planes of `run` elements follow each other.
         let run = shape.offset(0, 1, 0);
-        let x = Tensor::from_fn(shape, |i| {
+        let tensor =
+            |value: &dyn Fn(usize) -> f32| Tensor::from_iter(64, (0..shape.len()).map(|i| of(value(i))));
+        let x = tensor(&|i| {
             let c = i / run % channels;
             noise(i, 3) * scale[c] + shift[c]
         });
+        let zeros = || tensor(&|_| 0.0);
         let mut layer = Self {
             shape,
             epilogue,
             x,
-            dy: Tensor::from_fn(shape, |i| noise(i, 4)),
-            z: Tensor::from_fn(shape, |i| if epilogue == Epilogue::AddRelu { noise(i, 7) } else { 0.0 }),
-            y: Tensor::zeros(shape),
+            dy: tensor(&|i| noise(i, 4)),
+            z: tensor(&|i| if epilogue == Epilogue::AddRelu { noise(i, 7) } else { 0.0 }),
+            y: zeros(),
             mask: vec![0; shape.mask_len()],
-            output: Tensor::zeros(shape),
-            dz: Tensor::zeros(shape),
+            output: zeros(),
+            dz: zeros(),
             gamma: per_channel(5, 0.5, 1.5),
             beta: per_channel(6, -1.0, 1.0),
             mean: Vec::new(),
@@ -140,8 +145,14 @@ impl Layer {
         Ok(layer)
     }
 
-    /// Checks the operation's result, then times it and what follows it next to plain loops for `time` in all.
-    pub fn measure(&mut self, operation: Operation, time: Duration) -> Result<Measured, Error> {
+    /// Checks the operation's result, and with what follows it against the same on f32 in separate calls; then times it next to
+    /// plain loops for `time` in all.
+    pub fn measure(
+        &mut self,
+        operation: Operation,
+        time: Duration,
+        widened: Option<&mut Layer<f32>>,
+    ) -> Result<Measured, Error> {
         let form = Form { operation, epilogue: self.epilogue };
         self.run(operation, Way::Bare)?;
         let error = self.error(operation);
@@ -151,18 +162,18 @@ impl Layer {
         }
         let fused = ways.len();
         let mut same = true;
-        if self.epilogue != Epilogue::Nothing {
-            self.run(operation, Way::Apart)?;
-            let bits = |tensor: &Tensor<f32>| tensor.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-            let expected = [bits(&self.output), bits(&self.dz)];
+        if let Some(widened) = widened {
+            widened.run(operation, Way::Apart)?;
             for &way in &ways {
                 self.run(operation, way)?;
-                same &= expected == [bits(&self.output), bits(&self.dz)];
+                same &= rounded(&widened.output, &self.output);
+                // One call writes the gradient of a residual alone.
+                same &= operation != Operation::Backward || !form.adds() || rounded(&widened.dz, &self.dz);
             }
             ways.push(Way::Apart);
         }
         let loops = ways.len();
-        ways.extend(PlainLoops::ways::<f32>(form, &self.shape).into_iter().map(Way::Loops));
+        ways.extend(PlainLoops::ways::<S>(form, &self.shape).into_iter().map(Way::Loops));
         let mut result = Ok(());
         let all = times(time, ways.len(), |candidate| {
             if let Err(error) = self.run(operation, ways[candidate]) {
@@ -212,7 +223,7 @@ impl Layer {
                 call.run()?;
             }
             Operation::Backward => {
-                let mut dy: &[f32] = dy;
+                let mut dy: &[S] = dy;
                 let mut gradients = Gradients::new().dx(output).dgamma(dgamma).dbeta(dbeta);
                 if adds {
                     gradients = gradients.dz(dz);
@@ -229,7 +240,7 @@ impl Layer {
         }
         if way == Way::Apart && operation != Operation::Backward {
             if *epilogue == Epilogue::AddRelu {
-                add(z, output);
+                S::add(shape, z, output)?;
             }
             relu(output);
         }
@@ -248,13 +259,15 @@ impl Layer {
 
     fn error_of_channel(&self, operation: Operation, channel: usize) -> f64 {
         let one = Shape::nchw(&[self.shape.batch(), 1, self.shape.spatial()]).expect("a part of a shape");
-        let gather = |tensor: &[f32]| -> Vec<f64> {
+        let gather = |tensor: &[S]| -> Vec<S> {
             let samples = 0..self.shape.batch();
             let offsets = samples
                 .flat_map(|n| (0..self.shape.spatial()).map(move |s| self.shape.offset(n, channel, s)));
-            offsets.map(|offset| f64::from(tensor[offset])).collect()
+            offsets.map(|offset| tensor[offset]).collect()
         };
-        let x = gather(&self.x);
+        let widen = |value: &S| f64::from(value.widened());
+        let widened = |tensor: &[S]| -> Vec<f64> { gather(tensor).iter().map(widen).collect() };
+        let x = widened(&self.x);
         let (gamma, beta) = ([f64::from(self.gamma[channel])], [f64::from(self.beta[channel])]);
         let params = Params::new(EPS).gamma(&gamma).beta(&beta);
         let mut exact = vec![0.0; x.len()];
@@ -271,7 +284,7 @@ impl Layer {
                 exact.iter().map(|y| (y - beta[0]).abs() + beta[0].abs()).collect()
             }
             Operation::Backward => {
-                let dy = gather(&self.dy);
+                let dy = widened(&self.dy);
                 let statistics = reference::statistics(&one, &x);
                 let (mut dgamma, mut dbeta) = ([0.0], [0.0]);
                 let gradients = Gradients::new().dx(&mut exact).dgamma(&mut dgamma).dbeta(&mut dbeta);
@@ -287,29 +300,35 @@ impl Layer {
             }
         };
         let output = gather(&self.output);
-        let errors = output.iter().zip(&exact).map(|(output, exact)| (output - exact).abs());
+        // What one rounding of the result in f32 to 16 bits may change is no error.
+        let errors = output
+            .iter()
+            .zip(&exact)
+            .map(|(output, exact)| (widen(output) - exact).abs() - output.rounding());
         // Nothing where both are equal, even where the unit is 0.
-        let in_units = errors.zip(units).map(|(error, unit)| if error == 0.0 { 0.0 } else { error / unit });
+        let in_units = errors.zip(units).map(|(error, unit)| if error <= 0.0 { 0.0 } else { error / unit });
         in_units.fold(0.0, |a, b| if a >= b { a } else { b })
     }
 }
 
-/// y += z, on all threads.
-fn add(z: &[f32], y: &mut [f32]) {
-    let chunks = y.par_chunks_mut(CHUNK).zip(z.par_chunks(CHUNK));
-    chunks.for_each(|(y, z)| y.iter_mut().zip(z).for_each(|(y, z)| *y += z));
+/// Whether each number is the f32 rounded once, to the bit.
+fn rounded<S: Number>(exact: &[f32], numbers: &[S]) -> bool {
+    let same = |(&exact, number): (&f32, &S)| S::of(exact).widened().to_bits() == number.widened().to_bits();
+    exact.par_iter().zip(numbers).all(same)
 }
 
 /// y = max(y, 0), on all threads.
-fn relu(y: &mut [f32]) {
-    y.par_chunks_mut(CHUNK).for_each(|y| y.iter_mut().for_each(|y| *y = if *y < 0.0 { 0.0 } else { *y }));
+fn relu<S: Number>(y: &mut [S]) {
+    let zero = S::default();
+    y.par_chunks_mut(CHUNK).for_each(|y| y.iter_mut().for_each(|y| *y = if *y < zero { zero } else { *y }));
 }
 
 /// g = dy where y > 0, on all threads.
-fn relu_backward(y: &[f32], dy: &[f32], g: &mut [f32]) {
+fn relu_backward<S: Number>(y: &[S], dy: &[S], g: &mut [S]) {
+    let zero = S::default();
     let chunks = g.par_chunks_mut(CHUNK).zip(y.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK)));
     chunks.for_each(|(g, (y, dy))| {
         let inputs = y.iter().zip(dy);
-        g.iter_mut().zip(inputs).for_each(|(g, (&y, &dy))| *g = if y <= 0.0 { 0.0 } else { dy });
+        g.iter_mut().zip(inputs).for_each(|(g, (&y, &dy))| *g = if y <= zero { zero } else { dy });
     });
 }

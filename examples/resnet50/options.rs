@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use batchnorm::{Layout, Level};
 
+use crate::number::Type;
 use crate::shapes::{self, Epilogue, Problem};
 
 /// The shapes of ResNet-50's batch-norm layers.
@@ -22,15 +23,20 @@ Usage: cargo run --release --example resnet50 -- [OPTIONS]
 Options:
   --batch N          samples per batch [default: what the shape file says; 32 for ResNet-50]
   --layout NAME      nchw or nhwc [default: nchw]
+  --type NAME        what tensors hold: f32, or with the feature half (cargo run --release --features half --example ...)
+                     bf16 or f16, next to f32's loops over as many bytes; an error is what is beyond one rounding to the type.
+                     Parameters are f32 [default: f32]
   --threads N        threads to run on [default: all cores]
   --level NAME       instruction set of the kernels: portable, avx2 or avx512 [default: the best that the CPU has]
   --fused            each layer with the ReLU, or the residual and the ReLU, that follow it in the network, in one call and
-                     apart: same bits, how many times as long. Backward of ReLU by the faster of two ways, the mask or u anew
+                     apart: same bits (of 16-bit types those of f32, rounded once), how many times as long. Backward of ReLU by
+                     the faster of two ways, the mask or u anew
   --shapes FILE      other shapes, a line of `N C spatial... [xLAYERS] [relu | add_relu]` each; what follows counts with
                      --fused alone [default: ResNet-50]
   --time SECONDS     time per measurement, of an operation and its plain loops together [default: 1]
   --csv FILE         writes the table there too, as comma-separated values
-  --picture FILE     where the picture goes [default: resnet50-LAYOUT.svg, resnet50-fused-LAYOUT.svg]
+  --picture FILE     where the picture goes [default: resnet50-LAYOUT.svg; with --fused resnet50-fused-LAYOUT.svg, of
+                     16-bit types resnet50-bf16-LAYOUT.svg and so on]
   --help             prints this
 
 Exit codes: 0 all well, 1 a result is not as exact as promised or a file cannot be written, 2 wrong options.
@@ -44,6 +50,8 @@ pub struct Options {
     /// Its layers, with the batch asked for.
     pub problems: Vec<Problem>,
     pub layout: Layout,
+    /// What tensors hold.
+    pub number: Type,
     /// 0 for all cores.
     pub threads: usize,
     pub level: Level,
@@ -70,6 +78,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Optio
         network: "ResNet-50".to_owned(),
         problems: Vec::new(),
         layout: Layout::Nchw,
+        number: Type::F32,
         threads: 0,
         level: Level::active(),
         fused: false,
@@ -94,6 +103,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Optio
                     other => return Err(format!("--layout is {other:?}, must be nchw or nhwc")),
                 }
             }
+            "--type" => options.number = Type::parse(&value()?)?,
             "--level" => {
                 let level = value()?.parse::<Level>().map_err(|error| format!("--level: {error}"))?;
                 Level::force(Some(level)).map_err(|error| format!("--level: {error}"))?;
@@ -133,8 +143,10 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Optio
     }
     let name = options.network.to_lowercase().replace("resnet-50", "resnet50");
     let fused = if options.fused { "fused-" } else { "" };
-    options.picture =
-        picture.unwrap_or_else(|| format!("{name}-{fused}{}.svg", layout_name(options.layout)).into());
+    let number =
+        if options.number == Type::F32 { String::new() } else { format!("{}-", options.number.name()) };
+    options.picture = picture
+        .unwrap_or_else(|| format!("{name}-{fused}{number}{}.svg", layout_name(options.layout)).into());
     Ok(Some(options))
 }
 

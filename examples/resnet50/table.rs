@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::measure::Measured;
+use crate::number::Type;
 use crate::plain_loops::{self, Form, Operation, Pass};
 use crate::shapes::Problem;
 
@@ -13,6 +14,8 @@ pub const SCATTER: f64 = 0.2;
 pub struct Row {
     pub problem: Problem,
     pub form: Form,
+    /// Of an element.
+    pub bytes: usize,
     pub passes: &'static [Pass],
     pub measured: Measured,
 }
@@ -28,9 +31,9 @@ impl Row {
         self.measured.times.scatter().max(self.measured.loops.scatter())
     }
 
-    /// Gigabytes per second, of each f32 tensor that must be read or written counted once.
+    /// Gigabytes per second, of each tensor that must be read or written counted once.
     pub fn rate(&self) -> f64 {
-        let bytes = self.problem.dims.iter().product::<usize>() * size_of::<f32>() * self.form.tensors();
+        let bytes = self.problem.dims.iter().product::<usize>() * self.bytes * self.form.tensors();
         bytes as f64 / self.measured.times.median / 1e9
     }
 }
@@ -68,7 +71,7 @@ pub fn total(rows: &[Row]) -> Total {
 
 /// The table of an operation; `promised` is the largest error there may be. With `fused` it has what follows each layer, and
 /// separate calls.
-pub fn text(operation: Operation, rows: &[Row], promised: f64, fused: bool) -> String {
+pub fn text(operation: Operation, rows: &[Row], promised: f64, number: Type, fused: bool) -> String {
     let mut text = String::new();
     let mut line = |cells: [&str; 10], [then, apart, gain]: [&str; 3]| {
         let [shape, layers, us, low, high, rate, loops, share, passes, error] = cells;
@@ -128,7 +131,9 @@ pub fn text(operation: Operation, rows: &[Row], promised: f64, fused: bool) -> S
         ["", &us(apart), &format!("{:.2}", apart / seconds)],
     );
     if worst <= promised {
-        writeln!(text, "error: at most {promised:.1e} is promised").expect("writing to a string");
+        let rounding = format!("beyond one rounding to {}, ", number.name());
+        let beyond = if number == Type::F32 { "" } else { &rounding };
+        writeln!(text, "error: {beyond}at most {promised:.1e} is promised").expect("writing to a string");
     } else {
         writeln!(text, "ERROR LARGER THAN PROMISED ({promised:.1e})").expect("writing to a string");
     }
@@ -188,19 +193,20 @@ pub fn csv(
     layout: &str,
     threads: usize,
     level: &str,
+    number: &str,
     tables: &[(Operation, Vec<Row>)],
     fused: bool,
 ) -> String {
-    let mut text = "operation,layout,threads,level,shape,layers,microseconds,gigabytes_per_second,\
+    let mut text = "operation,layout,threads,level,type,shape,layers,microseconds,gigabytes_per_second,\
                     loops_microseconds,share,plain_loops,error,lower_quartile_us,upper_quartile_us"
         .to_owned();
     text.push_str(if fused { ",then,apart_microseconds\n" } else { "\n" });
     for (operation, rows) in tables {
         for row in rows {
-            let Row { problem, form, passes, measured } = row;
+            let Row { problem, form, passes, measured, .. } = row;
             write!(
                 text,
-                "{},{layout},{threads},{level},{problem},{},{:.3},{:.3},{:.3},{:.4},{},{:.3e},{:.3},{:.3}",
+                "{},{layout},{threads},{level},{number},{problem},{},{:.3},{:.3},{:.3},{:.4},{},{:.3e},{:.3},{:.3}",
                 operation.name(),
                 problem.layers,
                 measured.times.median * 1e6,
