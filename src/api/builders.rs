@@ -352,7 +352,7 @@ pub struct Inference<'a, S: Storage> {
     params: Params<'a, S::Arithmetic>,
     tensors: Tensors<'a, S::Arithmetic>,
     storage: PhantomData<S>,
-    frozen: Option<(&'a [S::Arithmetic], &'a [S::Arithmetic])>,
+    frozen: Option<MeanAndVar<'a, S::Arithmetic>>,
 }
 
 impl<'a, S: Storage> Inference<'a, S> {
@@ -383,8 +383,11 @@ impl<'a, S: Storage> Inference<'a, S> {
     }
 }
 
-/// A given mean and variance, checked.
-fn frozen_of<'a, T>(shape: &Shape, (mean, var): (&'a [T], &'a [T])) -> Result<Given<'a, T>, Error> {
+/// A given mean and variance.
+type MeanAndVar<'a, T> = (&'a [T], &'a [T]);
+
+/// The same, checked.
+fn frozen_of<'a, T>(shape: &Shape, (mean, var): MeanAndVar<'a, T>) -> Result<Given<'a, T>, Error> {
     check_len("mean", mean.len(), shape.channels())?;
     check_len("var", var.len(), shape.channels())?;
     Ok(Given::Frozen { mean, var })

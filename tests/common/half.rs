@@ -195,7 +195,7 @@ pub fn outcome<S: Storage<Arithmetic = f32> + Canary, Y: Storage<Arithmetic = f3
     let mut dx_places: Vec<Vec<S>> = Vec::new();
     let mut tensors: Vec<[Vec<Y>; 2]> = Vec::new();
     let mut vectors: Vec<[Vec<f32>; 4]> = Vec::new();
-    for pass in 0..2 {
+    for (pass, mask) in masks.iter().enumerate() {
         let (mut dx, mut dz) = (Guarded::<S>::new(len, at.outputs), new());
         let mut outputs = [(); 4].map(|()| vector());
         let [dgamma, dbeta, dmean, dvar] = &mut outputs;
@@ -218,7 +218,7 @@ pub fn outcome<S: Storage<Arithmetic = f32> + Canary, Y: Storage<Arithmetic = f3
             (false, _) => call.dy_of(dy.get()),
         };
         if needs_mask {
-            call = call.mask(&masks[pass]);
+            call = call.mask(mask);
         }
         call = match pass {
             0 => call.states(&states),
