@@ -9,7 +9,7 @@ use crate::api::shape::Shape;
 use crate::ground::error::Error;
 use crate::operations::storage::Storage;
 
-/// A tensor that owns its elements, aligned to 64 bytes (a cache line, and the widest vector).
+/// A tensor that owns its elements, of any [`Storage`], aligned to 64 bytes (a cache line, and the widest vector).
 ///
 /// It dereferences to a slice; the kernels take slices of any alignment, so this type is a convenience.
 ///
@@ -21,19 +21,19 @@ use crate::operations::storage::Storage;
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
-pub struct Tensor<T> {
+pub struct Tensor<S> {
     shape: Shape,
-    data: AVec<T, ConstAlign<64>>,
+    data: AVec<S, ConstAlign<64>>,
 }
 
-impl<T: Storage> Tensor<T> {
+impl<S: Storage> Tensor<S> {
     /// A tensor of zeros.
     pub fn zeros(shape: Shape) -> Self {
-        Self::from_fn(shape, |_| T::default())
+        Self::from_fn(shape, |_| S::default())
     }
 
     /// A tensor whose element at offset `i` of memory is `f(i)`.
-    pub fn from_fn(shape: Shape, f: impl FnMut(usize) -> T) -> Self {
+    pub fn from_fn(shape: Shape, f: impl FnMut(usize) -> S) -> Self {
         let mut data = AVec::with_capacity(64, shape.len());
         for value in (0..shape.len()).map(f) {
             data.push(value);
@@ -45,7 +45,7 @@ impl<T: Storage> Tensor<T> {
     ///
     /// # Errors
     /// [`Error::Length`] if there are more or fewer than the shape has elements.
-    pub fn from_slice(shape: Shape, values: &[T]) -> Result<Self, Error> {
+    pub fn from_slice(shape: Shape, values: &[S]) -> Result<Self, Error> {
         shape.check_tensor("values", values.len())?;
         Ok(Self { shape, data: AVec::from_slice(64, values) })
     }
@@ -56,15 +56,15 @@ impl<T: Storage> Tensor<T> {
     }
 }
 
-impl<T> Deref for Tensor<T> {
-    type Target = [T];
-    fn deref(&self) -> &[T] {
+impl<S> Deref for Tensor<S> {
+    type Target = [S];
+    fn deref(&self) -> &[S] {
         &self.data
     }
 }
 
-impl<T> DerefMut for Tensor<T> {
-    fn deref_mut(&mut self) -> &mut [T] {
+impl<S> DerefMut for Tensor<S> {
+    fn deref_mut(&mut self) -> &mut [S] {
         &mut self.data
     }
 }

@@ -2,7 +2,7 @@
 
 use batchnorm::{
     Activation, Backward, BatchNorm, Error, Gradients, Inference, Mode, Params, Parts, Shape, Statistics,
-    StreamingStatistics, Training, Welford, forward_training,
+    StreamingStatistics, Tensor, Training, Welford, forward_training,
 };
 use half::{bf16, f16};
 
@@ -255,6 +255,22 @@ fn streaming_statistics_of_batches_of_any_numbers() {
     let error = halves.update(&Shape::nchw(&[2, 3]).unwrap(), &[bf16::ONE; 6]).unwrap_err();
     assert_eq!(error.to_string(), "NC 2x3 has 3 channels, must have the 4 of the statistics");
     assert_eq!(halves, before);
+}
+
+/// The buffer holds any numbers, and goes where a slice does.
+#[test]
+fn a_tensor_of_bf16() {
+    let shape = Shape::nhwc(&[4, 3]).unwrap();
+    let x = Tensor::from_fn(shape, |i| bf16::from_f32((i * i) as f32));
+    assert_eq!((x.len(), x.as_ptr() as usize % 64), (12, 0));
+    assert_eq!(x, Tensor::from_slice(shape, &x).unwrap());
+    let mut y = Tensor::<bf16>::zeros(shape);
+    BatchNorm::<f32>::new(3).forward_training(&shape, &x, &mut y).unwrap();
+    let mut wide = [0.0f32; 12];
+    BatchNorm::new(3).forward_training(&shape, &widened(&x), &mut wide).unwrap();
+    assert_same("y", &y, &rounded::<bf16>(&wide));
+    let error = Tensor::from_slice(shape, &x[1..]).unwrap_err();
+    assert_eq!(error.to_string(), "values has length 11, must have length 12, that of NC 4x3");
 }
 
 /// What a call may write to: a tensor of 16-bit numbers, one of f32, states, a mask.
