@@ -1,8 +1,9 @@
 //! bf16 and f16 next to f32: `cargo bench --bench half --features half`, some three minutes.
 //!
 //! From the main thread, on the twelve shapes of shapes/table.txt in both layouts. An operation on f32, bf16 and f16 takes turns in one
-//! process; so does the conversion of as many numbers from bf16 to f32 and back in a plain loop on one thread. Prints the median on f32
-//! in microseconds, those of the others over it, at the end geometric means, and the shape that is worst for the number.
+//! process. Prints the median on f32 in microseconds, those of the others over it, at the end geometric means, and the shape that is
+//! worst for the number. Then the same of a tensor that is in L1, in nanoseconds per 16 elements: what conversions alone cost, and the
+//! call, where no memory is waited for.
 //!
 //! `-- --only backward` takes the operations whose name holds this, `--shapes 7x7` the shapes, `--layout nhwc` one layout,
 //! `--seconds 2` is for how long a shape's numbers take turns, `--csv` prints lines for benches/record.
@@ -34,6 +35,9 @@ const OPERATIONS: [&str; 8] = [
     "backward",
     "backward + add + relu",
 ];
+
+/// A tensor that stays in L1 with its output, of f32 too: four planes of 32 x 32.
+const IN_L1: [usize; 4] = [1, 4, 32, 32];
 
 /// The tensors of a number, of which all shapes are the first elements.
 struct Tensors<S> {
@@ -189,6 +193,21 @@ fn main() {
             let sum: f64 = ratios.iter().map(|(_, ratio)| ratio.ln()).sum();
             let worst = ratios.iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("a shape at least");
             println!("{name:<40}{:.3}, {:.2} {}", (sum / ratios.len() as f64).exp(), worst.1, worst.0);
+        }
+        println!("\nIn L1, nanoseconds per 16 elements{:<6}f32   bf16    f16", "");
+        let shape = Shape::nchw(&IN_L1).expect("a shape that fits");
+        for operation in OPERATIONS.into_iter().filter(|operation| operation.contains(only)) {
+            let mut channels = Channels::new(&shape);
+            singles.run("training + add + relu", &shape, &mut channels);
+            let all = times(budget, 3, |number| match number {
+                0 => singles.run(operation, &shape, &mut channels),
+                1 => bfloats.run(operation, &shape, &mut channels),
+                _ => floats.run(operation, &shape, &mut channels),
+            });
+            let vectors = shape.len() as f64 / 16.0;
+            print!("{operation:<36}");
+            all.iter().for_each(|times| print!("{:7.2}", times.median * 1e9 / vectors));
+            println!();
         }
     }
 }
