@@ -484,9 +484,9 @@ batchnorm_status batchnorm_step(const batchnorm_problem *problem, const batchnor
 
 /** The instruction set of every CPU of the build's kind. */
 #define BATCHNORM_PORTABLE 1
-/** AVX2 and FMA. */
+/** AVX2, FMA and F16C. */
 #define BATCHNORM_AVX2 2
-/** AVX-512F. */
+/** AVX-512F and BW. */
 #define BATCHNORM_AVX512 3
 
 /** What a status means: a static string, for numbers that are no status too. */

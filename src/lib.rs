@@ -64,8 +64,6 @@
 //!
 //! SiLU's exponential is the crate's own: y within 2^-20 of |u * sigmoid(u)|, half the least subnormal number aside; for f64 2^-48.
 //!
-//! Tensors of bf16 and f16 give, to the bit, what f32 gives on them widened, each result rounded once.
-//!
 //! **The same bits** for every instruction set, number of threads, alignment and layout, in every run. A NaN result is the
 //! canonical NaN.
 //!

@@ -11,9 +11,9 @@ use crate::threads::rayon_pool::set_threads;
 
 /// The instruction set of every CPU of the build's kind.
 pub const BATCHNORM_PORTABLE: u32 = 1;
-/// AVX2 and FMA.
+/// AVX2, FMA and F16C.
 pub const BATCHNORM_AVX2: u32 = 2;
-/// AVX-512F.
+/// AVX-512F and BW.
 pub const BATCHNORM_AVX512: u32 = 3;
 
 /// What a status means: a static string, for numbers that are no status too.

@@ -252,6 +252,10 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
                     let (first, end) = parts().fold((usize::MAX, 0), |(first, end), (some, _)| {
                         (first.min(some.start), end.max(some.end))
                     });
+                    // The last span has fewer channels than units.
+                    if first >= end {
+                        continue;
+                    }
                     let columns = span.start + first..span.start + end;
                     if derived.as_ref() != Some(&columns) {
                         let states = partial.get(columns.clone()).unwrap_or(&[]);

@@ -546,3 +546,31 @@ fn a_running_variance_beyond_f32_is_infinite() {
     layer.forward_inference(&shape, &x, &mut y).unwrap();
     assert_eq!(y, [0.0; 2]);
 }
+
+/// More channels than are mapped at once, of planes that are shared out singly: the last tasks of the last channels have nothing to do.
+/// (Found by a user's sweep; it panicked.)
+#[cfg(feature = "rayon")]
+#[test]
+fn channels_just_above_a_span() {
+    for (dims, threads) in [
+        (&[1, 2049, 500][..], 2),
+        (&[1, 2049, 300], 7),
+        (&[2, 2053, 256], 3),
+        (&[1, 4097, 256], 3),
+        (&[1, 6145, 127], 2),
+    ] {
+        let problem = Problem::<f32>::new(dims, 7);
+        let results = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let (shape, params) = (problem.shape(batchnorm::Layout::Nchw), problem.params());
+                let (mut y, mut dx) = (vec![0.0; problem.x.len()], vec![0.0; problem.x.len()]);
+                let Problem { x, dy, mean, var, .. } = &problem;
+                forward_inference(&shape, x, mean, var, &params, &mut y).unwrap();
+                backward_frozen(&shape, x, dy, mean, var, &params, Gradients::new().dx(&mut dx)).unwrap();
+                [y, dx].map(|values| values.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+            })
+        };
+        assert!(results(threads) == results(1), "{dims:?} on {threads} threads");
+    }
+}

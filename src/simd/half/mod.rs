@@ -6,6 +6,10 @@ pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
 #[cfg(any(feature = "half", feature = "capi"))]
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "elsewhere there is the portable level alone")
+)]
 mod stored;
 
 use super::{Dispatch, Kernel, Lanes, Level};
@@ -17,6 +21,7 @@ use crate::ground::slices::{Input, Output};
 use std::convert::Infallible;
 
 #[cfg(any(feature = "half", feature = "capi"))]
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_imports, reason = "as above"))]
 use stored::{AsStored, doubled, doubled_mut};
 
 /// Numbers of a line.
@@ -49,6 +54,7 @@ impl HalfLanes for f32 {
         doubled_mut(tensor)
     }
 
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "as above"))]
     fn dispatch_half<K: Kernel<f32>>(level: Level, half: Half, kernel: K) {
         match (level, half) {
             // SAFETY: every `Level` in use was found on this CPU by `Level::available`.
