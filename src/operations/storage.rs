@@ -30,7 +30,8 @@ use crate::operations::Element;
 /// ```
 ///
 /// x, and dx which lies as it does, are of one type; y, dy, the residual and dz may be of another whose arithmetic is the same
-/// ([`Training::y_of`](crate::Training::y_of), [`Backward::dy_of`](crate::Backward::dy_of) and their like). The layer takes either:
+/// ([`Training::y_of`](crate::Training::y_of), [`Backward::dy_of`](crate::Backward::dy_of) and their like). The layer takes any of them,
+/// all tensors of a call of one type:
 ///
 /// ```
 /// # #[cfg(feature = "half")] {
