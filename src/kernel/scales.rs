@@ -186,9 +186,11 @@ pub fn in_unit((mean, mean_low): (f64, f64), exponent: i64) -> (f64, f64) {
 }
 
 /// The unit of sums of gradients with a given mean and 1 / sqrt(var + eps): without it, deviations, or products with them,
-/// could leave f64's range where xhat does not.
+/// could leave f64's range where xhat does not. The mean itself must not.
 #[inline(always)]
 pub fn given_unit(mean: f64, invstd: f64) -> f64 {
-    let none = (ordinary(mean) & ordinary(invstd)) | (invstd == 0.0) | !invstd.is_finite();
-    if none { 1.0 } else { power_of_two(invstd) }
+    let none =
+        (ordinary(mean) & ordinary(invstd)) | (invstd == 0.0) | !invstd.is_finite() | !mean.is_finite();
+    let most = power_of_two(f64::MAX / 8.0 / mean.abs().max(1.0));
+    if none { 1.0 } else { at_most(power_of_two(invstd), most) }
 }

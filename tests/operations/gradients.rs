@@ -288,6 +288,13 @@ fn frozen_gradients_have_room_for_deviations() {
             assert_close(&format!("dx about {mean:e}"), &dx, &expected, 2f64.powi(-48), 0.0);
         }
     }
+    // At the mean, however large that and invstd are.
+    for (mean, var) in [(f64::MAX, 7e-6), (-1e307, 1e-10), (1e300, 1e-300), (-1e200, 1e-250)] {
+        let (mut dgamma, shape) = ([1.0], shape(Layout::Nchw, 2, 1, &[2]));
+        let gradients = Gradients::new().dgamma(&mut dgamma);
+        backward_frozen(&shape, &[mean; 4], &dy, &[mean], &[var], &Params::new(0.0), gradients).unwrap();
+        assert_eq!(dgamma, [0.0], "at {mean:e}");
+    }
 }
 
 /// No gradient along 1 and xhat, along which y does not change (with eps = 0).
