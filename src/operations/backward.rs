@@ -97,18 +97,14 @@ impl<T: Vectorized, M: Memory<T>> Backward<'_, T, M> {
 }
 
 impl<T: Vectorized> Loops<T> for Backward<'_, T> {
-    fn first_look(&self, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) {
-        let inputs = [self.x, self.dy];
-        match self.upstream() {
-            None if self.is_scaled(task) => self.reduce_by(T::ScaledGradient::default(), task, part),
-            None => self.reduce_by(T::Gradient::default(), task, part),
-            Some(Upstream::Recomputed(recomputed)) => {
-                task.sums_recomputed(T::ScaledGradient::default(), inputs, recomputed, part);
-            }
-            Some(Upstream::Masked(masked)) => {
-                task.sums_masked(T::ScaledGradient::default(), inputs, masked, part);
-            }
+    fn sum_and_map(&self, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) -> bool {
+        let (Some(pending), Some(dx)) = (task.pending.clone(), self.dx) else { return false };
+        if self.is_scaled(task) {
+            self.sum_and_map_by(T::ScaledGradient::default(), task, dx, (part, &pending));
+        } else {
+            self.sum_and_map_by(T::Gradient::default(), task, dx, (part, &pending));
         }
+        true
     }
 
     fn map_part(&self, task: &mut Task<'_, T>, part: Part<'_>) {
@@ -155,18 +151,15 @@ impl<T: Vectorized> Loops<T> for Backward<'_, T> {
 }
 
 impl<T: Vectorized> Backward<'_, T> {
-    /// The sums of a block, while the pending group is mapped, if there is one.
-    fn reduce_by(&self, terms: impl Terms<2>, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) {
-        let inputs = [self.x, self.dy];
-        match (task.pending.clone(), self.dx) {
-            (Some(pending), Some(dx)) => {
-                let formula = (InputGradient, Bare);
-                task.sums_and_map::<_, _, _, 2, ORDINARY_GRADIENT>(
-                    terms, formula, inputs, dx, part, &pending,
-                );
-            }
-            _ => task.sums(terms, inputs, part),
-        }
+    fn sum_and_map_by(
+        &self,
+        terms: impl Terms<2>,
+        task: &mut Task<'_, T>,
+        dx: Output<'_, T>,
+        (part, pending): ((&Range<usize>, &Block), &Range<usize>),
+    ) {
+        let (formula, inputs) = ((InputGradient, Bare), [self.x, self.dy]);
+        task.sums_and_map::<_, _, _, 2, ORDINARY_GRADIENT>(terms, formula, inputs, dx, part, pending);
     }
 }
 
@@ -193,51 +186,19 @@ impl<'a, T: Vectorized> Backward<'a, T, Mixed> {
     }
 }
 
-impl<T: Vectorized> Backward<'_, T, Mixed> {
-    /// Maps by lanes over 16-bit numbers, if that can be: then something.
-    fn map_halves(&self, task: &mut Task<'_, T>, part: Part<'_>) -> Option<()> {
-        if !matches!(self.given, Given::Batch(_)) {
-            return None;
-        }
-        let of = halves::to_map(task, [self.x, self.dy], (self.dx?, self.dz), part.0)?;
-        let halves::Gradients { half, inputs, dx, dz } = of;
-        match self.upstream().map(|upstream| upstream.with_dz(dz)) {
-            None => {
-                task.apply_half::<_, _, 2, ORDINARY_GRADIENT>(half, (InputGradient, Bare), inputs, dx, part);
-            }
-            Some(Upstream::Recomputed(recomputed)) => {
-                let formula = (InputGradientThrough, recomputed);
-                task.apply_half::<_, _, 2, ORDINARY_THROUGH>(half, formula, inputs, dx, part);
-            }
-            Some(Upstream::Masked(masked)) => {
-                let formula = (InputGradient, masked);
-                task.apply_half::<_, _, 2, ORDINARY_GRADIENT>(half, formula, inputs, dx, part);
-            }
-        }
-        Some(())
-    }
-}
-
 impl<T: Vectorized> Loops<T> for Backward<'_, T, Mixed> {
-    fn first_look(&self, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) {
-        let inputs = [self.x, self.dy];
-        match self.upstream() {
-            None if self.is_scaled(task) => Mixed::sums(task, T::ScaledGradient::default(), inputs, part),
-            None => Mixed::sums(task, T::Gradient::default(), inputs, part),
-            Some(Upstream::Recomputed(recomputed)) => {
-                tiles::sums_recomputed(task, T::ScaledGradient::default(), inputs, recomputed, part);
-            }
-            Some(Upstream::Masked(masked)) => {
-                tiles::sums_masked(task, T::ScaledGradient::default(), inputs, masked, part);
-            }
-        }
-    }
-
     fn map_part(&self, task: &mut Task<'_, T>, part: Part<'_>) {
-        if self.map_halves(task, part).is_some() {
-            return;
+        let by_batch = matches!(self.given, Given::Batch(_));
+        let (inputs, outputs) = ([self.x, self.dy], [self.dx, self.dz]);
+        // dz alone and frozen statistics' dx are mapped in tiles.
+        if self.dx.is_some()
+            && by_batch
+            && let Some((half, ([x, dy], [dx, dz]))) = halves::to_map(task, inputs, outputs, part.0)
+        {
+            let own = self.with((x, dy), (dx, dz), self.mask);
+            return task.of_halves(half, |task| own.map_part(task, part));
         }
-        let takes_x = self.dx.is_some() && (matches!(self.given, Given::Batch(_)) || self.takes_u());
+        let takes_x = self.dx.is_some() && (by_batch || self.takes_u());
         tiles::map(task, part, |mapped| {
             let Mapped { mut task, tiles: Tiles { tensors: [first, second], bits }, place, column, store } =
                 mapped;
@@ -328,7 +289,18 @@ where
         block: &Block,
         states: &mut [T::Gradients],
     ) {
-        self.first_look(task, (channels, block));
+        let (inputs, part) = ([self.x, self.dy], (channels, block));
+        match self.upstream() {
+            None if self.sum_and_map(task, part) => {}
+            None if self.is_scaled(task) => M::sums(task, T::ScaledGradient::default(), inputs, part),
+            None => M::sums(task, T::Gradient::default(), inputs, part),
+            Some(Upstream::Recomputed(recomputed)) => {
+                M::sums_recomputed(task, T::ScaledGradient::default(), inputs, recomputed, part);
+            }
+            Some(Upstream::Masked(masked)) => {
+                M::sums_masked(task, T::ScaledGradient::default(), inputs, masked, part);
+            }
+        }
         for (i, state) in states.iter_mut().enumerate() {
             *state = T::Gradients::of_block(&task.scratch.sums, i);
         }

@@ -36,11 +36,9 @@ impl<'a, T: Vectorized> Forward<'a, T, Mixed> {
 }
 
 impl<T: Vectorized> Loops<T> for Forward<'_, T> {
-    fn first_look(&self, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) {
+    fn sum_and_map(&self, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) -> bool {
+        let (Some(pending), Some(y)) = (task.pending.clone(), self.y) else { return false };
         let (terms, inputs) = (T::Plain::default(), [self.x]);
-        let (Some(pending), Some(y)) = (task.pending.clone(), self.y) else {
-            return task.sums(terms, inputs, part);
-        };
         match self.after.kind() {
             Kind::Nothing => {
                 task.sums_and_map(terms, (NormalizeBatch, Bare), inputs, y, part, &pending);
@@ -53,6 +51,7 @@ impl<T: Vectorized> Loops<T> for Forward<'_, T> {
                 task.sums_and_map::<_, _, _, 1, ORDINARY_SCALE>(terms, formula, inputs, y, part, &pending);
             }),
         }
+        true
     }
 
     fn map_part(&self, task: &mut Task<'_, T>, part: Part<'_>) {
@@ -63,10 +62,6 @@ impl<T: Vectorized> Loops<T> for Forward<'_, T> {
 }
 
 impl<T: Vectorized> Loops<T> for Forward<'_, T, Mixed> {
-    fn first_look(&self, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) {
-        Mixed::sums(task, T::Plain::default(), [self.x], part);
-    }
-
     fn map_part(&self, task: &mut Task<'_, T>, part: Part<'_>) {
         if let Some(y) = self.y {
             tiles::normalize(NormalizeBatch, (self.x, y), &self.after, task, part);
@@ -105,7 +100,9 @@ where
     fn sum(&self, task: &mut Task<'_, T>, channels: &Range<usize>, block: &Block, states: &mut [T::Moments]) {
         let count = block.count() as f64;
         let part = (channels, block);
-        self.first_look(task, part);
+        if !self.sum_and_map(task, part) {
+            M::sums(task, T::Plain::default(), [self.x], part);
+        }
         for look in 0..T::LOOKS {
             let again = T::look_again(task.level, &mut task.scratch.sums, (channels.len(), count), look == 0);
             if !again {

@@ -30,16 +30,12 @@ impl<'a, T: Vectorized> Inference<'a, T, Mixed> {
 }
 
 impl<T: Vectorized> Loops<T> for Inference<'_, T> {
-    fn first_look(&self, _: &mut Task<'_, T>, _: (&Range<usize>, &Block)) {}
-
     fn map_part(&self, task: &mut Task<'_, T>, part: Part<'_>) {
         task.normalize(Normalize, self.x, self.y, &self.after, part);
     }
 }
 
 impl<T: Vectorized> Loops<T> for Inference<'_, T, Mixed> {
-    fn first_look(&self, _: &mut Task<'_, T>, _: (&Range<usize>, &Block)) {}
-
     fn map_part(&self, task: &mut Task<'_, T>, part: Part<'_>) {
         tiles::normalize(Normalize, (self.x, self.y), &self.after, task, part);
     }

@@ -1,11 +1,12 @@
-//! Where tensors are: in memory as the kernels take them ([`Own`]), or so that parts of them are widened to tiles first and narrowed
-//! after ([`Mixed`]).
+//! Where tensors are: in memory as the kernels take them ([`Own`]), or of 16-bit numbers, which lanes of their own take or which become
+//! tiles first ([`Mixed`]).
 
 use std::ops::Range;
 
 use crate::ground::geometry::Block;
 use crate::ground::slices::{Input, Output};
 use crate::kernel::Vectorized;
+use crate::kernel::fused::{Masked, Recomputed};
 use crate::kernel::terms::Terms;
 use crate::schedule::engine::Task;
 
@@ -31,12 +32,30 @@ pub trait Memory<T: Vectorized>: Copy + Sync + 'static {
         inputs: [Self::In<'_>; IN],
         part: (&Range<usize>, &Block),
     );
+    /// As [`Task::sums_recomputed`].
+    fn sums_recomputed<O: Terms<2>>(
+        task: &mut Task<'_, T>,
+        terms: O,
+        inputs: [Self::In<'_>; 2],
+        recomputed: Recomputed<T>,
+        part: (&Range<usize>, &Block),
+    );
+    /// As [`Task::sums_masked`].
+    fn sums_masked<O: Terms<2>>(
+        task: &mut Task<'_, T>,
+        terms: O,
+        inputs: [Self::In<'_>; 2],
+        masked: Masked<'_, T>,
+        part: (&Range<usize>, &Block),
+    );
 }
 
-/// An operation's loops over its tensors, wherever they are.
+/// An operation's loops over its tensors, which depend on where they are.
 pub trait Loops<T: Vectorized> {
-    /// The first look at a block: its sums, to the scratch. Maps as much of the group that is pending.
-    fn first_look(&self, task: &mut Task<'_, T>, part: (&Range<usize>, &Block));
+    /// The sums of a block, while the group that is pending is mapped; false if there is none.
+    fn sum_and_map(&self, _: &mut Task<'_, T>, _: (&Range<usize>, &Block)) -> bool {
+        false
+    }
     /// Maps a part.
     fn map_part(&self, task: &mut Task<'_, T>, part: Part<'_>);
 }
@@ -65,5 +84,25 @@ impl<T: Vectorized> Memory<T> for Own {
         part: (&Range<usize>, &Block),
     ) {
         task.sums(terms, inputs, part);
+    }
+
+    fn sums_recomputed<O: Terms<2>>(
+        task: &mut Task<'_, T>,
+        terms: O,
+        inputs: [Input<'_, T>; 2],
+        recomputed: Recomputed<T>,
+        part: (&Range<usize>, &Block),
+    ) {
+        task.sums_recomputed(terms, inputs, recomputed, part);
+    }
+
+    fn sums_masked<O: Terms<2>>(
+        task: &mut Task<'_, T>,
+        terms: O,
+        inputs: [Input<'_, T>; 2],
+        masked: Masked<'_, T>,
+        part: (&Range<usize>, &Block),
+    ) {
+        task.sums_masked(terms, inputs, masked, part);
     }
 }

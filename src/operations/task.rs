@@ -106,6 +106,13 @@ impl<T: Vectorized> Task<'_, T> {
         }
     }
 
+    /// Calls `body` with the task of 16-bit numbers, as lanes over them take them.
+    pub fn of_halves(&mut self, half: T::Half, body: impl FnOnce(&mut Self)) {
+        self.half = Some(half);
+        body(self);
+        self.half = None;
+    }
+
     /// Sums over a block, to the scratch.
     pub fn sums<O: Terms<IN>, const IN: usize>(
         &mut self,
@@ -114,7 +121,8 @@ impl<T: Vectorized> Task<'_, T> {
         part: (&Range<usize>, &Block),
     ) {
         let sums = &mut self.scratch.sums;
-        sum_up(self.level, self.geometry, terms, inputs, part, sums, (AsRead, NoInterleave));
+        let how = (self.level, self.half);
+        sum_up(how, self.geometry, terms, inputs, part, sums, (AsRead, NoInterleave));
     }
 
     /// The same of x and g, for which u is found anew: its coefficients are in the scratch.
@@ -127,7 +135,8 @@ impl<T: Vectorized> Task<'_, T> {
     ) {
         let Scratch { sums, coefficients, .. } = &mut *self.scratch;
         let read = ReadRecomputed { recomputed, coefficients };
-        sum_up(self.level, self.geometry, terms, inputs, part, sums, (read, NoInterleave));
+        let how = (self.level, self.half);
+        sum_up(how, self.geometry, terms, inputs, part, sums, (read, NoInterleave));
     }
 
     /// The same of x and g by what the forward pass kept.
@@ -140,7 +149,8 @@ impl<T: Vectorized> Task<'_, T> {
     ) {
         let read = ReadMasked { masked, x: inputs[0] };
         let sums = &mut self.scratch.sums;
-        sum_up(self.level, self.geometry, terms, inputs, part, sums, (read, NoInterleave));
+        let how = (self.level, self.half);
+        sum_up(how, self.geometry, terms, inputs, part, sums, (read, NoInterleave));
     }
 
     /// Sums over a block, while the pending group is mapped.
@@ -160,7 +170,7 @@ impl<T: Vectorized> Task<'_, T> {
         let (level, geometry) = (self.level, self.geometry);
         let whole = Block { samples: 0..geometry.n, positions: 0..geometry.s };
         let (map, sums) = self.map_of((formula, fused), inputs, output, (pending, 0, &whole));
-        sum_up(level, geometry, terms, inputs, part, sums, (AsRead, Pipelined(map)));
+        sum_up((level, None), geometry, terms, inputs, part, sums, (AsRead, Pipelined(map)));
     }
 
     /// Normalizes a part, by a formula of its own if all channels are ordinary, with what comes after.
@@ -193,23 +203,9 @@ impl<T: Vectorized> Task<'_, T> {
         output: Output<'_, T>,
         part: (&Range<usize>, usize, &Block),
     ) {
-        let level = self.level;
+        let (level, half) = (self.level, self.half);
         let (map, _) = self.map_of(formula, inputs, output, part);
-        T::dispatch(level, map);
-    }
-
-    /// Maps a part of tensors of 16-bit numbers ([`HalfLanes::elements`](crate::simd::half::HalfLanes::elements)).
-    pub fn apply_half<O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K: usize>(
-        &mut self,
-        half: T::Half,
-        formula: (O, E),
-        inputs: [Input<'_, T>; IN],
-        output: Output<'_, T>,
-        part: (&Range<usize>, usize, &Block),
-    ) {
-        let level = self.level;
-        let (map, _) = self.map_of(formula, inputs, output, part);
-        T::dispatch_half(level, half, map);
+        T::dispatch_tensors(level, half, map);
     }
 
     /// The map of a part, and what can be summed in beside it.
@@ -240,7 +236,7 @@ impl<T: Vectorized> Task<'_, T> {
 
 /// Sums over a block, to `sums`, of what is read, with something else interleaved.
 fn sum_up<T: Vectorized, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize>(
-    level: Level,
+    (level, half): (Level, Option<T::Half>),
     geometry: &Geometry,
     _: O,
     inputs: [Input<'_, T>; IN],
@@ -248,10 +244,8 @@ fn sum_up<T: Vectorized, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const I
     sums: &mut Sums,
     (read, interleave): (R, M),
 ) {
-    let (channels, block) = (channels.clone(), block.clone());
+    let (channels, block, terms) = (channels.clone(), block.clone(), PhantomData::<O>);
     let piece = Piece::whole(geometry, &block);
-    T::dispatch(
-        level,
-        Reduce { geometry, inputs, channels, block, piece, sums, read, interleave, terms: PhantomData::<O> },
-    );
+    let reduce = Reduce { geometry, inputs, channels, block, piece, sums, read, interleave, terms };
+    T::dispatch_tensors(level, half, reduce);
 }

@@ -1,15 +1,15 @@
-//! Tensors of 16-bit numbers: parts of them become tiles of elements in a thread's own memory, which the kernels work on as on
-//! tensors of their own, and results are narrowed from there. So no kernel knows of 16-bit numbers, and the bits are those of the
-//! operation on widened tensors by construction; what that costs is some loads and stores in L1, where memory sets the pace nothing.
+//! Tensors of 16-bit numbers for which there are no lanes ([`halves`]): parts of them become tiles of elements in a thread's own memory,
+//! which the kernels work on as on tensors of their own, and results are narrowed from there.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::ground::geometry::{Block, Geometry, Pattern};
+use crate::ground::scalar::Scalar;
 use crate::ground::slices::{Input, Output, Sink, Source};
 use crate::kernel::Vectorized;
 use crate::kernel::bits::{BitWriter, words};
-use crate::kernel::fused::{AsRead, Masked, Read, ReadMasked, ReadRecomputed, Recomputed};
+use crate::kernel::fused::{AsRead, Masked, Read, ReadRecomputed, Recomputed};
 use crate::kernel::map::formulas::{Formula, GradientAlone};
 use crate::kernel::map::{Access, Prefetch, Store};
 use crate::kernel::reduce::interleave::NoInterleave;
@@ -82,10 +82,10 @@ fn sums<T: Vectorized, const IN: usize>(
 }
 
 /// A task in tiles of this form, which are read and written through the caches.
-fn tile_task<'t, T>(task: &'t mut Task<'_, T>, geometry: &'t Geometry) -> Task<'t, T> {
+fn tile_task<'t, T: Scalar>(task: &'t mut Task<'_, T>, geometry: &'t Geometry) -> Task<'t, T> {
     let access = Access { store: Store::Temporal, prefetch: Prefetch::None, ..task.access };
     let (level, scratch) = (task.level, &mut *task.scratch);
-    Task { level, geometry, access, scratch, tiles: None, tiled: false, pending: None }
+    Task { level, geometry, access, scratch, tiles: None, tiled: false, half: None, pending: None }
 }
 
 impl<T: Vectorized> Memory<T> for Mixed {
@@ -99,71 +99,58 @@ impl<T: Vectorized> Memory<T> for Mixed {
 
     fn sums<O: Terms<IN>, const IN: usize>(
         task: &mut Task<'_, T>,
-        _: O,
+        terms: O,
         inputs: [Source<'_, T>; IN],
         part: (&Range<usize>, &Block),
     ) {
         if O::OF_HALVES
             && let Some((half, inputs)) = halves::to_sum(task, inputs, part.0)
         {
-            let sums = &mut task.scratch.sums;
-            return halves::reduce::<_, O, _, IN>(
-                (task.level, half),
-                task.geometry,
-                inputs,
-                part,
-                sums,
-                AsRead,
-            );
+            return task.of_halves(half, |task| task.sums(terms, inputs, part));
         }
         sums(task, inputs, part, None, |level, summed, scratch| {
             summed.reduce::<O, _>(level, &mut scratch.sums, AsRead);
         });
     }
-}
 
-/// The sums of x and g, which is found from u anew; its coefficients are in the scratch.
-pub fn sums_recomputed<T: Vectorized, O: Terms<2>>(
-    task: &mut Task<'_, T>,
-    _: O,
-    inputs: [Source<'_, T>; 2],
-    recomputed: Recomputed<T>,
-    part: (&Range<usize>, &Block),
-) {
-    if O::OF_HALVES
-        && let Some((half, inputs)) = halves::to_sum(task, inputs, part.0)
-    {
-        let Scratch { sums, coefficients, .. } = &mut *task.scratch;
-        let read = ReadRecomputed { recomputed, coefficients };
-        return halves::reduce::<_, O, _, 2>((task.level, half), task.geometry, inputs, part, sums, read);
+    fn sums_recomputed<O: Terms<2>>(
+        task: &mut Task<'_, T>,
+        terms: O,
+        inputs: [Source<'_, T>; 2],
+        recomputed: Recomputed<T>,
+        part: (&Range<usize>, &Block),
+    ) {
+        if O::OF_HALVES
+            && let Some((half, inputs)) = halves::to_sum(task, inputs, part.0)
+        {
+            return task.of_halves(half, |task| task.sums_recomputed(terms, inputs, recomputed, part));
+        }
+        sums(task, inputs, part, None, |level, summed, scratch| {
+            let Scratch { sums, coefficients, .. } = scratch;
+            summed.reduce::<O, _>(level, sums, ReadRecomputed { recomputed, coefficients });
+        });
     }
-    sums(task, inputs, part, None, |level, summed, scratch| {
-        let Scratch { sums, coefficients, .. } = scratch;
-        summed.reduce::<O, _>(level, sums, ReadRecomputed { recomputed, coefficients });
-    });
-}
 
-/// The same by what the forward pass kept.
-pub fn sums_masked<T: Vectorized, O: Terms<2>>(
-    task: &mut Task<'_, T>,
-    _: O,
-    inputs: [Source<'_, T>; 2],
-    masked: Masked<'_, T>,
-    part: (&Range<usize>, &Block),
-) {
-    if O::OF_HALVES
-        && let Some((half, inputs)) = halves::to_sum(task, inputs, part.0)
-    {
-        let (sums, read) = (&mut task.scratch.sums, ReadMasked { masked, x: inputs[0] });
-        return halves::reduce::<_, O, _, 2>((task.level, half), task.geometry, inputs, part, sums, read);
+    fn sums_masked<O: Terms<2>>(
+        task: &mut Task<'_, T>,
+        terms: O,
+        inputs: [Source<'_, T>; 2],
+        masked: Masked<'_, T>,
+        part: (&Range<usize>, &Block),
+    ) {
+        if O::OF_HALVES
+            && let Some((half, inputs)) = halves::to_sum(task, inputs, part.0)
+        {
+            return task.of_halves(half, |task| task.sums_masked(terms, inputs, masked, part));
+        }
+        sums(task, inputs, part, Some(masked), |level, summed, scratch| {
+            summed.reduce::<O, _>(level, &mut scratch.sums, AsRead);
+        });
     }
-    sums(task, inputs, part, Some(masked), |level, summed, scratch| {
-        summed.reduce::<O, _>(level, &mut scratch.sums, AsRead);
-    });
 }
 
 /// A part of an operation's tensors, to be mapped in tiles.
-pub struct Mapped<'t, T> {
+pub struct Mapped<'t, T: Scalar> {
     pub task: Task<'t, T>,
     pub tiles: &'t mut Tiles<T>,
     pub place: Place,
@@ -192,15 +179,15 @@ pub fn map<T: Vectorized>(
 }
 
 /// As [`Task::normalize`].
-pub fn normalize<T: Vectorized>(
+pub fn normalize<'a, T: Vectorized>(
     ordinary: impl Formula<1, ORDINARY_SCALE>,
-    (x, y): (Source<'_, T>, Sink<'_, T>),
-    after: &After<'_, T, Mixed>,
+    (x, y): (Source<'a, T>, Sink<'a, T>),
+    after: &After<'a, T, Mixed>,
     task: &mut Task<'_, T>,
     part: Part<'_>,
 ) {
-    if halves::normalize(ordinary, (x, y), after, task, part).is_some() {
-        return;
+    if let Some((half, (x, y, after))) = halves::to_normalize(task, (x, y), after, part.0) {
+        return task.of_halves(half, |task| task.normalize(ordinary, x, y, &after, part));
     }
     let writer = after.mask.map(|(mask, elements)| BitWriter::new(mask, elements));
     map(task, part, |mapped| {

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::ground::error::Error;
 use crate::ground::geometry::{Block, Geometry};
 use crate::ground::memory::filled;
+use crate::ground::scalar::Scalar;
 use crate::ground::sizes::{BAND, GROUP};
 use crate::ground::slices::Output;
 use crate::kernel::Vectorized;
@@ -21,7 +22,7 @@ use crate::simd::{Level, environment};
 use crate::threads::deal;
 
 /// What an operation works in: the level, the problem, scratch memory of its own.
-pub struct Task<'a, T> {
+pub struct Task<'a, T: Scalar> {
     pub level: Level,
     pub geometry: &'a Geometry,
     pub access: Access,
@@ -30,6 +31,8 @@ pub struct Task<'a, T> {
     pub tiles: Option<&'a mut Tiles<T>>,
     /// Whether it works on tiles, and not on tensors as they lie: coefficients are laid out for the former then.
     pub tiled: bool,
+    /// Whether tensors are 16-bit numbers for lanes over such ([`HalfLanes::elements`](crate::simd::half::HalfLanes::elements)).
+    pub half: Option<T::Half>,
     /// A group, of as many channels as the next, whose map is pending until that is reduced. The scratch has its
     /// coefficients.
     pub pending: Option<Range<usize>>,
@@ -155,7 +158,8 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
                 let Some(mut room) = T::take_scratch().or_else(|| spare().take()) else { return };
                 let Room { scratch, tiles } = &mut *room;
                 let (tiles, tiled) = (Some(tiles), O::TILED);
-                let mut task = Task { level, geometry, access, scratch, tiles, tiled, pending: None };
+                let (half, pending) = (None, None);
+                let mut task = Task { level, geometry, access, scratch, tiles, tiled, half, pending };
                 body(ranges, &mut task);
                 if let Some(room) = T::keep_scratch(room) {
                     *spare() = Some(room);

@@ -300,6 +300,8 @@ pub trait Kernel<T> {
     /// Whether it interleaves two loops, which takes registers: then it is compiled for no level without many
     /// ([`Level::interleaves`]), and must be run on no other.
     const INTERLEAVES: bool = false;
+    /// Whether it is compiled for lanes over 16-bit numbers ([`half`]), too, which takes code: it must be run on none else.
+    const OF_HALVES: bool = false;
 
     /// Does the work. `#[inline(always)]` in every implementation and in all that it calls, and no vector operation in a
     /// closure (which cannot be told to be inlined): only then is it compiled with the instruction set of the

@@ -17,6 +17,8 @@ pub trait Formula<const IN: usize, const K: usize>: Copy {
     /// Whether it is for channels out of the ordinary, or seldom asked for: then it has one loop, which writes through the caches and finds out vector by
     /// vector whether to prefetch.
     const RARE: bool = false;
+    /// Whether there are kernels of it for 16-bit numbers as they are, which take code; others are mapped in tiles.
+    const OF_HALVES: bool = !Self::RARE;
 
     fn apply<T, S: Lanes<T>>(s: S, x: [S::Vector; IN], k: [S::Vector; K]) -> S::Vector;
 }
@@ -117,6 +119,7 @@ impl Formula<2, 10> for InputGradient {
 pub struct FrozenGradient;
 
 impl Formula<1, 2> for FrozenGradient {
+    const OF_HALVES: bool = false;
     const ROWS: [usize; 2] = [HALF, REST];
 
     #[inline(always)]

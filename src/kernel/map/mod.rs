@@ -70,6 +70,8 @@ const AHEAD_BYTES: usize = 8192;
 impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K: usize> Kernel<T>
     for Map<'_, T, O, E, IN, K>
 {
+    const OF_HALVES: bool = O::OF_HALVES;
+
     #[inline(always)]
     fn run<S: Lanes<T>>(self, s: S) {
         debug_assert!(self.inputs.iter().all(|input| input.len() == self.geometry.len()));

@@ -63,6 +63,7 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> K
     for Reduce<'_, T, O, R, M, IN>
 {
     const INTERLEAVES: bool = M::ANY;
+    const OF_HALVES: bool = O::OF_HALVES && !M::ANY;
 
     #[inline(always)]
     fn run<S: Lanes<T>>(mut self, s: S) {

@@ -36,8 +36,17 @@ pub trait HalfLanes: Dispatch + Scalar {
     fn elements(tensor: Input<'_, u16>) -> Option<Input<'_, Self>>;
     /// The same of a tensor that is written.
     fn elements_mut(tensor: Output<'_, u16>) -> Option<Output<'_, Self>>;
-    /// Runs a kernel, all of whose tensors are such ones, on a level that has such lanes.
+    /// Runs a kernel that is compiled for it, all of whose tensors are such ones, on a level that has such lanes.
     fn dispatch_half<K: Kernel<Self>>(level: Level, half: Self::Half, kernel: K);
+
+    /// Runs a kernel: on lanes over 16-bit numbers if its tensors are [`elements`](Self::elements) of such, else on the level's own.
+    fn dispatch_tensors<K: Kernel<Self>>(level: Level, half: Option<Self::Half>, kernel: K) {
+        match half {
+            None => Self::dispatch(level, kernel),
+            Some(half) if K::OF_HALVES => Self::dispatch_half(level, half, kernel),
+            Some(_) => debug_assert!(false, "a kernel that is not compiled for 16-bit numbers"),
+        }
+    }
 }
 
 #[cfg(any(feature = "half", feature = "capi"))]
