@@ -1,0 +1,235 @@
+//! Gradients.
+
+#![forbid(unsafe_code)]
+
+use crate::api::builders::operands::*;
+use crate::api::params::{Gradients, Params};
+use crate::api::shape::Shape;
+use crate::ground::error::{Error, check_optional};
+use crate::ground::slices::{Input, Output, Sink};
+use crate::ground::welford::Welford;
+use crate::kernel::activations::Activation;
+use crate::kernel::bits::Bits;
+use crate::operations::storage::Storage;
+use crate::operations::{Job, backward};
+
+/// Gradients of [`Training`](crate::Training), from its input, the gradient of its output and the states that it returned:
+/// dbeta = sum(dy), dgamma = sum(dy * xhat), dx = gamma * invstd * (dy - dbeta / m - xhat * dgamma / m); or of
+/// [`Inference`](crate::Inference), whose statistics do not depend on x: dx = gamma * invstd * dy.
+///
+/// [`backward`](crate::backward) and [`backward_frozen`](crate::backward_frozen) are the short forms of dx apart.
+/// `params` are the forward pass's; beta is looked at where there is an activation. Through one, dy stands for g = dy *
+/// act'(u), which is also dz, the gradient of the residual. u is found from x anew, so that nothing but x need be kept;
+/// where there was a residual it cannot be, and what [`Training::mask`](crate::Training::mask) wrote says enough. dmean and dvar are dL/dmean
+/// and dL/dvar of the 2015 paper, which dx of training already contains; with frozen statistics, those with respect to
+/// the mean and the variance given.
+///
+/// ```
+/// use batchnorm::{Backward, Gradients, Params, Shape, Welford};
+/// let (x, mut dy) = ([1.0f32, 3.0, 1.0, 3.0], [1.0f32, 0.0, 0.0, 0.0]);
+/// let states = [x.iter().map(|&x| f64::from(x)).collect::<Welford>()];
+/// let mut dbeta = [0.0];
+/// Backward::new(&Shape::nchw(&[4, 1])?, Params::new(0.0))
+///     .x(&x)
+///     .dy_to_dx(&mut dy) // dx is written over dy
+///     .states(&states)
+///     .gradients(Gradients::new().dbeta(&mut dbeta))
+///     .run()?;
+/// assert_eq!((dy, dbeta), ([0.5, 0.0, -0.5, 0.0], [1.0]));
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
+///
+/// dx is of x's numbers; of y's are dy and dz, which [`dy_of`](Self::dy_of) and its like take (feature `half`):
+///
+/// ```
+/// # #[cfg(feature = "half")] {
+/// use batchnorm::{Backward, Gradients, Params, Shape, Welford};
+/// use half::bf16;
+/// let (x, mut dx) = ([1.0, 3.0, 1.0, 3.0].map(bf16::from_f32), [bf16::ZERO; 4]);
+/// let mut dy = [1.0f32, 0.0, 0.0, 0.0];
+/// let states = [[1.0, 3.0, 1.0, 3.0].into_iter().collect::<Welford>()];
+/// Backward::new(&Shape::nchw(&[4, 1])?, Params::new(0.0))
+///     .x(&x)
+///     .dy_of_to_dz(&mut dy) // without an activation dz is dy
+///     .states(&states)
+///     .gradients(Gradients::new().dx(&mut dx))
+///     .run()?;
+/// assert_eq!((dx, dy), ([0.5, 0.0, -0.5, 0.0].map(bf16::from_f32), [1.0, 0.0, 0.0, 0.0]));
+/// # }
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "nothing is computed before `run`"]
+pub struct Backward<'a, S: Storage> {
+    shape: Shape,
+    params: Params<'a, S::Arithmetic>,
+    x: Option<Operand<'a, S::Arithmetic>>,
+    dy: Option<Operand<'a, S::Arithmetic>>,
+    /// Whether what dy is overwritten by is dz.
+    dz_over_dy: bool,
+    /// Beside those of the gradients: of a type of their own.
+    dx: Option<Sink<'a, S::Arithmetic>>,
+    dz: Option<Sink<'a, S::Arithmetic>>,
+    mask: Option<&'a [u64]>,
+    statistics: Option<Normalizer<'a, S::Arithmetic>>,
+    gradients: Gradients<'a, S>,
+}
+
+/// What the forward pass normalized by.
+#[derive(Debug)]
+enum Normalizer<'a, T> {
+    Batch(&'a [Welford]),
+    Frozen(&'a [T], &'a [T]),
+}
+
+impl<'a, S: Storage> Backward<'a, S> {
+    /// Of tensors of this shape, through a forward pass with this scale and eps.
+    pub fn new(shape: &Shape, params: Params<'a, S::Arithmetic>) -> Self {
+        let gradients = Gradients::new();
+        let (dx, dz, mask, statistics) = (None, None, None, None);
+        let (shape, x, dy, dz_over_dy) = (*shape, None, None, false);
+        Self { shape, params, x, dy, dz_over_dy, dx, dz, mask, statistics, gradients }
+    }
+
+    /// The forward pass's input, of the shape's length.
+    pub fn x(self, x: &'a [S]) -> Self {
+        Self { x: Some(Operand::Read(S::source(x))), ..self }
+    }
+
+    /// The forward pass's input, of the shape's length, which dx is written over.
+    pub fn x_to_dx(self, x: &'a mut [S]) -> Self {
+        Self { x: Some(Operand::Overwritten(S::sink(x))), ..self }
+    }
+
+    /// The gradient of the forward pass's output, of the shape's length.
+    pub fn dy(self, dy: &'a [S]) -> Self {
+        self.dy_of(dy)
+    }
+
+    /// As [`dy`](Self::dy), of other numbers than x: those of y. Takes the place of it.
+    pub fn dy_of<Y: Storage<Arithmetic = S::Arithmetic>>(self, dy: &'a [Y]) -> Self {
+        Self { dy: Some(Operand::Read(Y::source(dy))), ..self }
+    }
+
+    /// The gradient of the forward pass's output, of the shape's length, which dx is written over.
+    pub fn dy_to_dx(self, dy: &'a mut [S]) -> Self {
+        Self { dy: Some(Operand::Overwritten(S::sink(dy))), dz_over_dy: false, ..self }
+    }
+
+    /// The gradient of the forward pass's output, of the shape's length, which dz is written over.
+    pub fn dy_to_dz(self, dy: &'a mut [S]) -> Self {
+        self.dy_of_to_dz(dy)
+    }
+
+    /// As [`dy_to_dz`](Self::dy_to_dz), of other numbers than x: those of y and the residual.
+    pub fn dy_of_to_dz<Y: Storage<Arithmetic = S::Arithmetic>>(self, dy: &'a mut [Y]) -> Self {
+        Self { dy: Some(Operand::Overwritten(Y::sink(dy))), dz_over_dy: true, ..self }
+    }
+
+    /// As [`Gradients::dz`], of other numbers than x: those of the residual. Beside that it is a second place, [`Error::Twice`].
+    pub fn dz_of<Z: Storage<Arithmetic = S::Arithmetic>>(self, dz: &'a mut [Z]) -> Self {
+        Self { dz: Some(Z::sink(dz)), ..self }
+    }
+
+    /// For callers who have tensors of a type that is not theirs to know: x and dy, dx and dz if they go over neither, and whether what
+    /// goes over dy is dz.
+    #[cfg(feature = "capi")]
+    pub(crate) fn operands(
+        self,
+        [x, dy]: [Operand<'a, S::Arithmetic>; 2],
+        [dx, dz]: [Option<Sink<'a, S::Arithmetic>>; 2],
+        dz_over_dy: bool,
+    ) -> Self {
+        Self { x: Some(x), dy: Some(dy), dx, dz, dz_over_dy, ..self }
+    }
+
+    /// What the forward pass wrote by its `mask`: needed if there was a residual and an activation, else what
+    /// the activation lets through is found from x anew.
+    pub fn mask(self, mask: &'a [u64]) -> Self {
+        Self { mask: Some(mask), ..self }
+    }
+
+    /// Through training: the states that it returned, one per channel. Takes the place of [`frozen`](Self::frozen).
+    pub fn states(self, states: &'a [Welford]) -> Self {
+        Self { statistics: Some(Normalizer::Batch(states)), ..self }
+    }
+
+    /// Through inference: the mean and the variance that it took, one of each per channel. Takes the place of
+    /// [`states`](Self::states).
+    pub fn frozen(self, mean: &'a [S::Arithmetic], var: &'a [S::Arithmetic]) -> Self {
+        Self { statistics: Some(Normalizer::Frozen(mean, var)), ..self }
+    }
+
+    /// The gradients wanted; dx among them if it goes neither over x nor over dy.
+    pub fn gradients(self, gradients: Gradients<'a, S>) -> Self {
+        Self { gradients, ..self }
+    }
+
+    /// Computes.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] for x, dy or states (or mean and var), and for the mask if dz is asked for through an activation;
+    /// [`Error::Twice`] for dx or dz in two places, [`Error::NotFinite`], [`Error::Clip`] and [`Error::Activation`] as of the
+    /// forward pass, [`Error::Length`], [`Error::Epsilon`], [`Error::Count`] if a state is not of m elements, [`Error::OutOfMemory`].
+    /// Nothing has been written then.
+    pub fn run(self) -> Result<(), Error> {
+        let Self { shape, params, x, dy, dz_over_dy, mask, statistics, gradients, .. } = self;
+        let (dx_beside, dz_beside) = (self.dx, self.dz);
+        let channels = shape.channels();
+        let (x, dy) = (given("x", x)?, given("dy", dy)?);
+        let given = match given("states", statistics)? {
+            Normalizer::Batch(states) => batch_of(&shape, states)?,
+            Normalizer::Frozen(mean, var) => frozen_of(&shape, (mean, var))?,
+        };
+        shape.check_tensor("x", x.len())?;
+        shape.check_tensor("dy", dy.len())?;
+        let Gradients { dx, dz, dgamma, dbeta, dmean, dvar } = gradients;
+        let (dx, dz) = (dx.map(S::sink), dz.map(S::sink));
+        for (name, output) in [("dx", dx), ("dz", dz), ("dx", dx_beside), ("dz", dz_beside)] {
+            output.map_or(Ok(()), |output| shape.check_tensor(name, output.len()))?;
+        }
+        let activation = params.activation;
+        check_mask(&shape, mask, activation)?;
+        let ((x, over_x), (dy, over_dy)) = (x.split(), dy.split());
+        let (dz_over_dy, dx_over_dy) = if dz_over_dy { (over_dy, None) } else { (None, over_dy) };
+        let one_of = |argument, places: [Option<Sink<'a, S::Arithmetic>>; 4]| {
+            let mut places = places.into_iter().flatten();
+            let place = places.next();
+            places.next().map_or(Ok(place), |_| Err(Error::Twice { argument }))
+        };
+        let dx = one_of("dx", [dx, dx_beside, over_x, dx_over_dy])?;
+        let dz = one_of("dz", [dz, dz_beside, dz_over_dy, None])?;
+        check_fits(activation, "residual", dz.is_some())?;
+        if dz.is_some() && activation != Activation::Identity && mask.is_none() {
+            return Err(Error::Missing { argument: "mask" });
+        }
+        let mask = mask.map(|mask| Bits(Input::new(mask)));
+        let affine = params.checked(channels)?;
+        let mut per_channel = [("dgamma", dgamma), ("dbeta", dbeta), ("dmean", dmean), ("dvar", dvar)];
+        for (name, output) in &per_channel {
+            check_optional(name, output.as_deref(), channels)?;
+        }
+        if shape.per_channel() == 0 {
+            let outputs = per_channel.iter_mut().filter_map(|(_, output)| output.as_mut());
+            outputs.for_each(|output| output.fill(S::Arithmetic::default()));
+        }
+        let [dgamma, dbeta, dmean, dvar] = per_channel.map(|(_, output)| output.map(Output::new));
+        run(
+            &shape,
+            Job::Backward(backward::Backward {
+                x,
+                dy,
+                given,
+                affine,
+                activation,
+                mask,
+                dx,
+                dz,
+                dgamma,
+                dbeta,
+                dmean,
+                dvar,
+            }),
+        )
+    }
+}

@@ -1,0 +1,91 @@
+//! What the builders are given, and what is checked of it.
+
+#![forbid(unsafe_code)]
+
+use crate::api::params::Params;
+use crate::api::shape::Shape;
+use crate::ground::error::{Error, check_eps, check_len, check_optional};
+use crate::ground::slices::{Sink, Source};
+use crate::ground::welford::Welford;
+use crate::kernel::activations::Activation;
+use crate::operations::given::{Affine, Given};
+use crate::operations::{Element, Job};
+use crate::simd::Level;
+
+/// Runs a job, unless there is nothing to do.
+pub fn run<T: Element>(shape: &Shape, job: Job<'_, T>) -> Result<(), Error> {
+    shape.geometry().map_or(Ok(()), |geometry| T::run(Level::active(), &geometry, &job))
+}
+
+impl<'a, T: Element> Params<'a, T> {
+    pub(super) fn checked(&self, channels: usize) -> Result<Affine<'a, T>, Error> {
+        check_eps(self.eps)?;
+        check_optional("gamma", self.gamma, channels)?;
+        check_optional("beta", self.beta, channels)?;
+        self.activation.check()?;
+        Ok(Affine { gamma: self.gamma, beta: self.beta, eps: self.eps })
+    }
+}
+
+pub fn given<V>(argument: &'static str, value: Option<V>) -> Result<V, Error> {
+    value.ok_or(Error::Missing { argument })
+}
+
+/// A tensor that is read, and that the result may be written over.
+#[derive(Debug)]
+pub enum Operand<'a, T: Element> {
+    Read(Source<'a, T>),
+    Overwritten(Sink<'a, T>),
+}
+
+impl<'a, T: Element> Operand<'a, T> {
+    pub fn len(&self) -> usize {
+        match self {
+            Operand::Read(values) => values.len(),
+            Operand::Overwritten(values) => values.len(),
+        }
+    }
+
+    /// The tensor to read, and to write if it is overwritten.
+    pub fn split(self) -> (Source<'a, T>, Option<Sink<'a, T>>) {
+        match self {
+            Operand::Read(source) => (source, None),
+            Operand::Overwritten(sink) => (sink.as_source(), Some(sink)),
+        }
+    }
+}
+
+/// A given mean and variance.
+pub type MeanVar<'a, T> = (&'a [T], &'a [T]);
+
+/// That an activation goes with what there is.
+pub fn check_fits(activation: Activation, with: &'static str, is_there: bool) -> Result<(), Error> {
+    if is_there && !activation.is_piecewise_linear() {
+        return Err(Error::Activation { activation: activation.to_string(), with });
+    }
+    Ok(())
+}
+
+/// A mask's length, and that the activation has one.
+pub fn check_mask(shape: &Shape, mask: Option<&[u64]>, activation: Activation) -> Result<(), Error> {
+    let Some(mask) = mask else { return Ok(()) };
+    shape.check_mask(mask.len())?;
+    check_fits(activation, "mask", true)
+}
+
+/// A given mean and variance, checked.
+pub fn frozen_of<'a, T>(shape: &Shape, (mean, var): (&'a [T], &'a [T])) -> Result<Given<'a, T>, Error> {
+    check_len("mean", mean.len(), shape.channels())?;
+    check_len("var", var.len(), shape.channels())?;
+    Ok(Given::Frozen { mean, var })
+}
+
+/// The batch's own statistics, checked.
+pub fn batch_of<'a, T>(shape: &Shape, states: &'a [Welford]) -> Result<Given<'a, T>, Error> {
+    check_len("states", states.len(), shape.channels())?;
+    let expected = shape.per_channel() as u64;
+    if let Some(channel) = states.iter().position(|state| state.count() != expected) {
+        return Err(Error::Count { channel, got: states[channel].count(), expected });
+    }
+    Ok(Given::Batch(states))
+}
