@@ -9,16 +9,15 @@
 //! `-- --only backward` takes the operations, `--shapes 7x7` the shapes whose name holds this, `--layout nhwc` one layout,
 //! `--seconds 2` is for how long the forms of a shape take turns, `--csv` prints lines for benches/record.
 
+mod options;
 #[expect(dead_code, reason = "shared with the examples, which also show how samples scatter")]
 mod plain_loops;
 mod shapes;
 
 use std::fmt;
-use std::time::Duration;
 
-use batchnorm::{
-    Activation, Backward, Gradients, Inference, Layout, Params, Shape, Tensor, Training, Welford,
-};
+use batchnorm::{Activation, Backward, Gradients, Inference, Params, Shape, Tensor, Training, Welford};
+use options::{Options, noise};
 use plain_loops::{Form, Operation, PlainLoops, Times, times};
 use rayon::prelude::*;
 use shapes::Epilogue;
@@ -104,13 +103,6 @@ struct Buffers {
 impl Buffers {
     fn new(len: usize) -> Self {
         let shape = Shape::nchw(&[len, 1]).expect("a shape that fits");
-        // Spread evenly over (-1, 1), in no order that a channel or a branch would notice.
-        let noise = |seed: u32| {
-            move |i: usize| {
-                let bits = (i as u32).wrapping_add(seed).wrapping_mul(0x9e37_79b9);
-                (bits ^ bits >> 15).wrapping_mul(0x85eb_ca6b) as i32 as f32 / (1u32 << 31) as f32
-            }
-        };
         let [x, dy, z] = [0, 1 << 31, 1 << 30].map(|seed| Tensor::from_fn(shape, noise(seed)));
         // Written once, so that no page of them is new in a measurement.
         let [u, out, dz] = [0, 0, 0].map(|_| Tensor::from_fn(shape, |_| 1.0));
@@ -278,7 +270,7 @@ struct Ratios {
 /// A form's ratios on the shapes in a layout.
 struct Line {
     form: String,
-    layout: Layout,
+    layout: &'static str,
     ratios: Vec<Ratios>,
 }
 
@@ -296,30 +288,14 @@ impl fmt::Display for Line {
         };
         let (to_bare, apart) = (cell(|shape| shape.to_bare, true), cell(|shape| shape.apart, false));
         let (loops, bare) = (mean(|shape| shape.loops), mean(|shape| shape.bare_loops));
-        write!(f, "{:<28}{:<6}{to_bare:<28}{apart:<28}{loops:.3}, {bare:.3}", self.form, name(self.layout))
+        write!(f, "{:<28}{:<6}{to_bare:<28}{apart:<28}{loops:.3}, {bare:.3}", self.form, self.layout)
     }
 }
 
-fn name(layout: Layout) -> &'static str {
-    if layout == Layout::Nhwc { "nhwc" } else { "nchw" }
-}
-
 fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    let has = |name: &str| arguments.iter().any(|argument| argument == name);
-    let value = |name: &str, default: &'static str| {
-        let at = arguments.iter().position(|argument| argument == name);
-        at.and_then(|at| arguments.get(at + 1)).map_or(default, String::as_str)
-    };
-    let (csv, test) = (has("--csv"), has("--test"));
-    let (only, wanted, layout) = (value("--only", ""), value("--shapes", ""), value("--layout", ""));
-    let seconds: f64 = value("--seconds", SECONDS).parse().expect("a number of seconds");
-    let budget = if test { Duration::ZERO } else { Duration::from_secs_f64(seconds) };
-    let mut problems = shapes::parse(TABLE).expect("the table of shapes");
-    problems.retain(|problem| problem.to_string().contains(wanted));
-    let problems = &problems[if test { problems.len().saturating_sub(2) } else { 0 }..];
-    let len = problems.iter().map(|problem| problem.dims.iter().product::<usize>()).max().unwrap_or(0);
-    let mut buffers = Buffers::new(len);
+    let options = Options::of(TABLE, SECONDS);
+    let Options { csv, budget, .. } = options;
+    let mut buffers = Buffers::new(options.largest());
     let threads = rayon::current_num_threads();
     if csv {
         println!(
@@ -329,21 +305,21 @@ fn main() {
         println!("{threads} threads. Microseconds; over bare, apart over it, plain loops over it");
     }
     let mut lines: Vec<Line> = Vec::new();
-    for (operation, forms) in FORMS.iter().filter(|(operation, _)| operation.name().contains(only)) {
-        for layout in [Layout::Nchw, Layout::Nhwc].into_iter().filter(|&it| name(it).contains(layout)) {
+    for (operation, forms) in FORMS.iter().filter(|(operation, _)| operation.name().contains(&options.only)) {
+        for (layout, name) in options.layouts() {
             if !csv {
-                print!("\n{:<16}{:>8}  loops", format!("{}, {}", operation.name(), name(layout)), "bare");
+                print!("\n{:<16}{:>8}  loops", format!("{}, {}", operation.name(), name), "bare");
                 forms.iter().for_each(|form| print!("{:>30}", form.to_string()));
                 println!();
             }
             let first = lines.len();
             let line = |form: &Fused| Line {
                 form: format!("{} {form}", operation.name()),
-                layout,
+                layout: name,
                 ratios: Vec::new(),
             };
             lines.extend(forms.iter().map(line));
-            for problem in problems {
+            for problem in &options.problems {
                 let shape = problem.shape(layout).expect("a shape of the table");
                 let mut call = Call::new(shape, &mut buffers);
                 // What backward reads: of a forward pass.
@@ -379,9 +355,9 @@ fn main() {
                         bare_loops: bare_loops / bare,
                     });
                     if csv {
-                        let (form, layout) = (&line.form, name(layout));
+                        let form = &line.form;
                         println!(
-                            "\"{form}\",{problem},{layout},{threads},{time:.3},{bare:.3},{apart:.3},{loops:.3},{bare_loops:.3}"
+                            "\"{form}\",{problem},{name},{threads},{time:.3},{bare:.3},{apart:.3},{loops:.3},{bare_loops:.3}"
                         );
                     } else {
                         print!("{time:11.1} {:6.3} {:5.2} {:5.2}", time / bare, apart / time, loops / time);

@@ -8,17 +8,17 @@
 //! `-- --only backward` takes the operations whose name holds this, `--shapes 7x7` the shapes, `--layout nhwc` one layout,
 //! `--seconds 2` is for how long a shape's numbers take turns, `--csv` prints lines for benches/record.
 
+mod options;
 #[expect(dead_code, reason = "shared with the other benches, which compare with the loops themselves")]
 mod plain_loops;
 mod shapes;
 
-use std::time::Duration;
-
 use batchnorm::{
-    Activation, Backward, Gradients, Inference, Layout, Params, Shape, Statistics, Storage, Training, Welford,
+    Activation, Backward, Gradients, Inference, Params, Shape, Statistics, Storage, Training, Welford,
 };
 use half::{bf16, f16};
-use plain_loops::{Times, times};
+use options::{Options, noise};
+use plain_loops::times;
 
 const TABLE: &str = include_str!("shapes/table.txt");
 
@@ -50,16 +50,9 @@ struct Tensors<S> {
 
 impl<S: Storage<Arithmetic = f32>> Tensors<S> {
     fn new(len: usize, of: impl Fn(f32) -> S) -> Self {
-        // Spread evenly over (-1, 1), in no order that a channel or a branch would notice.
-        let noise = |seed: u32| {
-            let numbers = (0..len).map(|i| {
-                let bits = (i as u32).wrapping_add(seed).wrapping_mul(0x9e37_79b9);
-                of((bits ^ bits >> 15).wrapping_mul(0x85eb_ca6b) as i32 as f32 / (1u32 << 31) as f32)
-            });
-            numbers.collect::<Vec<S>>()
-        };
+        let numbers = |seed| (0..len).map(noise(seed)).map(&of).collect::<Vec<S>>();
         // Outputs are written once, so that no page of them is new in a measurement.
-        let [x, dy, z, out, dz] = [0, 1 << 31, 1 << 30, 7, 9].map(noise);
+        let [x, dy, z, out, dz] = [0, 1 << 31, 1 << 30, 7, 9].map(numbers);
         Self { x, dy, z, out, dz }
     }
 
@@ -128,86 +121,67 @@ struct Line {
 }
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    let has = |name: &str| arguments.iter().any(|argument| argument == name);
-    let value = |name: &str, default: &'static str| {
-        let at = arguments.iter().position(|argument| argument == name);
-        at.and_then(|at| arguments.get(at + 1)).map_or(default, String::as_str)
-    };
-    let (csv, test) = (has("--csv"), has("--test"));
-    let (only, wanted, wanted_layout) = (value("--only", ""), value("--shapes", ""), value("--layout", ""));
-    let seconds: f64 = value("--seconds", SECONDS).parse().expect("a number of seconds");
-    let budget = if test { Duration::ZERO } else { Duration::from_secs_f64(seconds) };
-    let mut problems = shapes::parse(TABLE).expect("the table of shapes");
-    problems.retain(|problem| problem.to_string().contains(wanted));
-    let problems = &problems[if test { problems.len().saturating_sub(2) } else { 0 }..];
-    let len = problems.iter().map(|problem| problem.dims.iter().product::<usize>()).max().unwrap_or(0);
+    let options = Options::of(TABLE, SECONDS);
+    let len = options.largest().max(IN_L1.iter().product());
     let mut singles = Tensors::<f32>::new(len, |x| x);
     let mut bfloats = Tensors::<bf16>::new(len, bf16::from_f32);
     let mut floats = Tensors::<f16>::new(len, f16::from_f32);
-    if csv {
+    // The medians of an operation on f32, bf16 and f16, in seconds.
+    let mut measure = |operation: &str, shape: &Shape| {
+        let mut channels = Channels::new(shape);
+        // What backward reads: of a forward pass.
+        singles.run("training + add + relu", shape, &mut channels);
+        let all = times(options.budget, 3, |number| match number {
+            0 => singles.run(operation, shape, &mut channels),
+            1 => bfloats.run(operation, shape, &mut channels),
+            _ => floats.run(operation, shape, &mut channels),
+        });
+        [all[0].median, all[1].median, all[2].median]
+    };
+    let operations = || OPERATIONS.into_iter().filter(|operation| operation.contains(&options.only));
+    let threads = rayon::current_num_threads();
+    if options.csv {
         println!("operation,shape,layout,threads,f32_microseconds,bf16_microseconds,f16_microseconds");
     }
-    let threads = rayon::current_num_threads();
     let mut lines: Vec<Line> = Vec::new();
-    for operation in OPERATIONS.into_iter().filter(|operation| operation.contains(only)) {
-        for layout in [Layout::Nchw, Layout::Nhwc] {
-            let name = if layout == Layout::Nhwc { "nhwc" } else { "nchw" };
-            if !name.contains(wanted_layout) {
-                continue;
-            }
-            if !csv {
-                println!("\n{:<34}{:>9}  bf16   f16, over f32", format!("{operation}, {name}"), "f32");
-            }
-            let line = |number| Line { name: format!("{operation}, {name}, {number}"), ratios: Vec::new() };
-            let [mut of_bf16, mut of_f16] = ["bf16", "f16"].map(line);
-            for problem in problems {
-                let shape = problem.shape(layout).expect("a shape of the table");
-                let mut channels = Channels::new(&shape);
-                // What backward reads: of a forward pass.
-                singles.run("training + add + relu", &shape, &mut channels);
-                let all = times(budget, 3, |number| match number {
-                    0 => singles.run(operation, &shape, &mut channels),
-                    1 => bfloats.run(operation, &shape, &mut channels),
-                    _ => floats.run(operation, &shape, &mut channels),
-                });
-                let medians: Vec<f64> = all.iter().map(|Times { median, .. }| median * 1e6).collect();
-                let [f32_time, bf16_time, f16_time] = [medians[0], medians[1], medians[2]];
-                of_bf16.ratios.push((problem.to_string(), bf16_time / f32_time));
-                of_f16.ratios.push((problem.to_string(), f16_time / f32_time));
-                if csv {
-                    println!(
-                        "{operation},{problem},{name},{threads},{f32_time:.3},{bf16_time:.3},{f16_time:.3}"
-                    );
-                } else {
-                    let (bf16_ratio, f16_ratio) = (bf16_time / f32_time, f16_time / f32_time);
-                    println!("{:<34}{f32_time:9.1} {bf16_ratio:6.3} {f16_ratio:6.3}", problem.to_string());
-                }
-            }
-            lines.extend([of_bf16, of_f16]);
+    for (operation, (layout, name)) in
+        operations().flat_map(|operation| options.layouts().map(move |layout| (operation, layout)))
+    {
+        if !options.csv {
+            println!("\n{:<34}{:>9}  bf16   f16, over f32", format!("{operation}, {name}"), "f32");
         }
+        let line = |number| Line { name: format!("{operation}, {name}, {number}"), ratios: Vec::new() };
+        let mut both = ["bf16", "f16"].map(line);
+        for problem in &options.problems {
+            let shape = problem.shape(layout).expect("a shape of the table");
+            let [single, bfloat, float] = measure(operation, &shape).map(|seconds| seconds * 1e6);
+            let ratios = [bfloat / single, float / single];
+            if options.csv {
+                println!("{operation},{problem},{name},{threads},{single:.3},{bfloat:.3},{float:.3}");
+            } else {
+                println!("{:<34}{single:9.1} {:6.3} {:6.3}", problem.to_string(), ratios[0], ratios[1]);
+            }
+            for (line, ratio) in both.iter_mut().zip(ratios) {
+                line.ratios.push((problem.to_string(), ratio));
+            }
+        }
+        lines.extend(both);
     }
-    if !csv {
-        println!("\nGeometric means over f32, {threads} threads, and the worst");
-        for Line { name, ratios } in lines.iter().filter(|line| !line.ratios.is_empty()) {
-            let sum: f64 = ratios.iter().map(|(_, ratio)| ratio.ln()).sum();
-            let worst = ratios.iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("a shape at least");
-            println!("{name:<40}{:.3}, {:.2} {}", (sum / ratios.len() as f64).exp(), worst.1, worst.0);
-        }
-        println!("\nIn L1, nanoseconds per 16 elements{:<6}f32   bf16    f16", "");
-        let shape = Shape::nchw(&IN_L1).expect("a shape that fits");
-        for operation in OPERATIONS.into_iter().filter(|operation| operation.contains(only)) {
-            let mut channels = Channels::new(&shape);
-            singles.run("training + add + relu", &shape, &mut channels);
-            let all = times(budget, 3, |number| match number {
-                0 => singles.run(operation, &shape, &mut channels),
-                1 => bfloats.run(operation, &shape, &mut channels),
-                _ => floats.run(operation, &shape, &mut channels),
-            });
-            let vectors = shape.len() as f64 / 16.0;
-            print!("{operation:<36}");
-            all.iter().for_each(|times| print!("{:7.2}", times.median * 1e9 / vectors));
-            println!();
-        }
+    if options.csv {
+        return;
+    }
+    println!("\nGeometric means over f32, {threads} threads, and the worst");
+    for Line { name, ratios } in lines.iter().filter(|line| !line.ratios.is_empty()) {
+        let sum: f64 = ratios.iter().map(|(_, ratio)| ratio.ln()).sum();
+        let worst = ratios.iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("a shape at least");
+        println!("{name:<40}{:.3}, {:.2} {}", (sum / ratios.len() as f64).exp(), worst.1, worst.0);
+    }
+    println!("\nIn L1, nanoseconds per 16 elements{:<6}f32   bf16    f16", "");
+    let shape = Shape::nchw(&IN_L1).expect("a shape that fits");
+    for operation in operations() {
+        print!("{operation:<36}");
+        let vectors = shape.len() as f64 / 16.0;
+        measure(operation, &shape).iter().for_each(|seconds| print!("{:7.2}", seconds * 1e9 / vectors));
+        println!();
     }
 }

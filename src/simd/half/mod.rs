@@ -236,15 +236,7 @@ mod tests {
         let halves: Vec<u16> = (0..=u16::MAX).collect();
         for (level, half) in Level::available().iter().flat_map(|l| [(*l, Half::Bf16), (*l, Half::F16)]) {
             let mut wide = vec![0f32; halves.len()];
-            let rows = Rows {
-                from: halves.as_ptr(),
-                to: wide.as_mut_ptr(),
-                rows: 1,
-                width: halves.len(),
-                from_stride: 0,
-                to_stride: 0,
-                ahead: 0,
-            };
+            let rows = one_row(halves.as_ptr(), wide.as_mut_ptr(), halves.len());
             // SAFETY: both have as many elements.
             unsafe { rows.widen(level, half) };
             for (bits, wide) in halves.iter().zip(&wide) {
@@ -265,17 +257,13 @@ mod tests {
         }
     }
 
+    fn one_row<A, B>(from: A, to: B, width: usize) -> Rows<A, B> {
+        Rows { from, to, rows: 1, width, from_stride: 0, to_stride: 0, ahead: 0 }
+    }
+
     fn narrow(wide: &[f32], to: &mut [u16], level: Level, half: Half, stream: bool) {
         let wide: Vec<f32> = wide.iter().map(|&x| if x.is_nan() { f32::NAN } else { x }).collect();
-        let rows = Rows {
-            from: wide.as_ptr(),
-            to: to.as_mut_ptr(),
-            rows: 1,
-            width: wide.len().min(to.len()),
-            from_stride: 0,
-            to_stride: 0,
-            ahead: 0,
-        };
+        let rows = one_row(wide.as_ptr(), to.as_mut_ptr(), wide.len().min(to.len()));
         // SAFETY: both have as many elements.
         unsafe { rows.narrow(level, half, stream) };
     }
