@@ -119,10 +119,13 @@ pub mod tuning {
 pub use api::batch_norm::parts::Parts;
 pub use api::batch_norm::{BatchNorm, Mode};
 pub use api::builders::{Backward, Inference, Statistics, Training};
+pub use api::gather::Gather;
 #[cfg(feature = "ndarray")]
 pub use api::ndarray;
 pub use api::ops::{backward, backward_frozen, forward_inference, forward_training, statistics};
 pub use api::params::{Gradients, Params};
+pub use api::partial::gradients::PartialGradients;
+pub use api::partial::statistics::PartialStatistics;
 pub use api::running::{RunningUpdate, RunningVariance, UpdateRule, step, update_running};
 pub use api::shape::{Layout, Shape};
 pub use api::streaming::StreamingStatistics;

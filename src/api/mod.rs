@@ -3,10 +3,12 @@
 mod activation;
 pub mod batch_norm;
 pub mod builders;
+pub mod gather;
 #[cfg(feature = "ndarray")]
 pub mod ndarray;
 pub mod ops;
 pub mod params;
+pub mod partial;
 pub mod running;
 pub mod shape;
 pub mod streaming;

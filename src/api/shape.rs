@@ -6,8 +6,8 @@ use std::fmt;
 
 use crate::ground::error::Error;
 use crate::ground::geometry::{Geometry, Pattern};
-use crate::ground::sizes::GROUP;
 use crate::kernel::bits::words;
+use crate::schedule::blocks::granularity;
 #[cfg(feature = "tuning")]
 use crate::schedule::{plan::Plan, policies::Traffic};
 
@@ -160,6 +160,20 @@ impl Shape {
         words(self.len())
     }
 
+    /// The samples that a batch can be split between: statistics and gradient sums of parts whose first samples are multiples of
+    /// it have the bits of the whole batch's ([`PartialStatistics`](crate::PartialStatistics)). A power of two that follows from S: 1 of
+    /// 512 positions and more, 16 of 7 x 7, 256 of one.
+    ///
+    /// ```
+    /// use batchnorm::Shape;
+    /// let granularity = |dims: &[usize]| Shape::nchw(dims).map(|shape| shape.granularity());
+    /// assert_eq!((granularity(&[32, 64, 56, 56])?, granularity(&[32, 64, 7, 7])?), (1, 16));
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    pub fn granularity(&self) -> usize {
+        granularity(self.spatial)
+    }
+
     /// The offset of an element in the tensor's slice, `position` counting through the spatial axes.
     pub fn offset(&self, sample: usize, channel: usize, position: usize) -> usize {
         match self.layout {
@@ -215,19 +229,22 @@ impl Shape {
         Err(Error::Channels { shape: self.to_string(), got, with, expected })
     }
 
+    /// For what follows from sums alone, where tensors have no elements: that of channels.
+    pub(crate) fn without_elements(&self) -> Option<Geometry> {
+        (self.channels > 0).then(|| Geometry::of_single_positions(1, self.channels))
+    }
+
     /// `None` if there is nothing to compute.
     ///
-    /// Where both layouts are the same memory they must become the same problem: a single channel is one plane of n * s;
-    /// single positions have the kept axis contiguous, and if there are few channels are better one plane of n positions.
+    /// Where both layouts are the same memory, they become the same problem.
     pub(crate) fn geometry(&self) -> Option<Geometry> {
         let (n, c, s) = (self.batch(), self.channels(), self.spatial());
         if self.len() == 0 {
             return None;
         }
         Some(match self.layout() {
-            _ if c == 1 => Geometry::new(1, c, n * s, Pattern::Along),
-            _ if s == 1 && c < GROUP => Geometry::new(1, c, n, Pattern::Across),
-            _ if s == 1 => Geometry::new(n, c, s, Pattern::Across),
+            _ if s == 1 => Geometry::of_single_positions(n, c),
+            _ if c == 1 => Geometry::new(n, c, s, Pattern::Along),
             Layout::Nchw => Geometry::new(n, c, s, Pattern::Along),
             Layout::Nhwc => Geometry::new(n, c, s, Pattern::Across),
         })
@@ -299,7 +316,8 @@ impl TryFrom<Dims> for Shape {
 pub fn plan<T>(shape: &Shape, (reads, reduces, maps): (usize, bool, bool)) -> String {
     let traffic =
         Traffic { element: size_of::<T>(), arithmetic: size_of::<T>(), reads, beside: 0, reduces, maps };
-    shape.geometry().map_or_else(String::new, |geometry| format!("{:?}", Plan::of(&geometry, traffic)))
+    let plan = |geometry: Geometry| Plan::of(&geometry, 0..geometry.samples(), traffic);
+    shape.geometry().map_or_else(String::new, |geometry| format!("{:?}", plan(geometry)))
 }
 
 #[cfg(test)]
@@ -352,11 +370,10 @@ mod tests {
     /// What is the same memory in both layouts is the same problem, and so the same bits by the same path.
     #[test]
     fn single_channels_and_single_positions_have_one_geometry() {
-        let few = GROUP - 1;
         for (dims, geometry) in [
-            ([3, 1, 5, 7], Geometry::new(1, 1, 105, Pattern::Along)),
-            ([9, few, 1, 1], Geometry::new(1, few, 9, Pattern::Across)),
-            ([9, GROUP, 1, 1], Geometry::new(9, GROUP, 1, Pattern::Across)),
+            ([3, 1, 5, 7], Geometry::new(3, 1, 35, Pattern::Along)),
+            ([9, 1, 1, 1], Geometry::of_single_positions(9, 1)),
+            ([9, 3, 1, 1], Geometry::of_single_positions(9, 3)),
         ] {
             let [n, c, h, w] = dims;
             for shape in [Shape::nchw(&dims), Shape::nhwc(&[n, h, w, c])] {

@@ -2,10 +2,13 @@
 
 #![forbid(unsafe_code)]
 
-use crate::api::ops::statistics;
+use std::any::Any;
+
+use crate::api::partial::statistics::PartialStatistics;
 use crate::api::shape::Shape;
 use crate::ground::error::{Error, check_len};
 use crate::ground::welford::Welford;
+use crate::operations::Element;
 use crate::operations::storage::Storage;
 use crate::simd::environment;
 
@@ -24,14 +27,50 @@ use crate::simd::environment;
 /// # Ok::<(), batchnorm::Error>(())
 /// ```
 ///
-/// It is what its states are: two are equal if these are, and with the feature `serde` they are written and read.
+/// Batches of one shape but for N, taken in one after the other, are to it one batch: the states have the bits of one call over all of
+/// them, however they are cut, as long as each but the last is of a multiple of [`Shape::granularity`] samples; else they are within
+/// the same bounds. What comes with other positions, of another arithmetic, or by [`merge`](Self::merge), is another part, and merges as
+/// states do. Parts that several processes take in are for [`PartialStatistics`].
+///
+/// It is what its states are: two are equal if these are, and with the feature `serde` they are written and read. (What is read is a
+/// part of its own to what is taken in next.)
 #[derive(Debug, Clone)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(from = "Vec<Welford>", into = "Vec<Welford>"))]
 pub struct StreamingStatistics {
     states: Vec<Welford>,
-    /// Room for those of a batch.
-    batch: Vec<Welford>,
+    /// Those of the parts before the last.
+    before: Vec<Welford>,
+    last: Option<Part>,
+}
+
+/// Batches that are one to statistics.
+#[derive(Debug, Clone)]
+enum Part {
+    Single(PartialStatistics<f32>),
+    Double(PartialStatistics<f64>),
+}
+
+impl Part {
+    /// Its statistics, if they are by this arithmetic and of as many positions.
+    fn of<T: Element>(&self, shape: &Shape) -> Option<&PartialStatistics<T>> {
+        let statistics = match self {
+            Part::Single(statistics) => (statistics as &dyn Any).downcast_ref(),
+            Part::Double(statistics) => (statistics as &dyn Any).downcast_ref(),
+        };
+        statistics
+            .filter(|statistics: &&PartialStatistics<T>| statistics.nodes.spatial == shape.spatial() as u64)
+    }
+
+    fn new<T: Element>(statistics: PartialStatistics<T>) -> Option<Self> {
+        let mut statistics = Some(statistics);
+        let any = &mut statistics as &mut dyn Any;
+        if let Some(single) = any.downcast_mut::<Option<PartialStatistics<f32>>>() {
+            return single.take().map(Part::Single);
+        }
+        let double = any.downcast_mut::<Option<PartialStatistics<f64>>>();
+        double.and_then(Option::take).map(Part::Double)
+    }
 }
 
 impl PartialEq for StreamingStatistics {
@@ -43,7 +82,7 @@ impl PartialEq for StreamingStatistics {
 /// Of what the states have seen, one per channel.
 impl From<Vec<Welford>> for StreamingStatistics {
     fn from(states: Vec<Welford>) -> Self {
-        Self { batch: vec![Welford::new(); states.len()], states }
+        Self { before: states.clone(), states, last: None }
     }
 }
 
@@ -63,11 +102,21 @@ impl StreamingStatistics {
     ///
     /// # Errors
     /// [`Error::Length`] if `x` has not the shape's length, [`Error::Channels`] if the shape has another number of
-    /// channels, [`Error::OutOfMemory`]; then nothing has been taken in.
+    /// channels, [`Error::Partial`] for more elements than can be counted, [`Error::OutOfMemory`]; then nothing has been taken in.
     pub fn update<S: Storage>(&mut self, shape: &Shape, x: &[S]) -> Result<(), Error> {
         shape.check_channels("statistics", self.states.len())?;
-        statistics(shape, x, &mut self.batch)?;
-        merge_all(&mut self.states, &self.batch);
+        let last = self.last.as_ref().and_then(|last| last.of::<S::Arithmetic>(shape)).cloned();
+        let continued = last.is_some();
+        let mut last = last.unwrap_or_else(|| PartialStatistics::new(shape));
+        last.add(shape, last.samples(), x)?;
+        let states = last.states()?;
+        let before = if continued { &self.before } else { &self.states };
+        let mut total = before.clone();
+        merge_all(&mut total, &states);
+        if !continued {
+            self.before.clone_from(&self.states);
+        }
+        (self.states, self.last) = (total, Part::new(last));
         Ok(())
     }
 
@@ -78,6 +127,8 @@ impl StreamingStatistics {
     pub fn merge(&mut self, other: &Self) -> Result<(), Error> {
         check_len("other", other.states.len(), self.states.len())?;
         merge_all(&mut self.states, &other.states);
+        self.before.clone_from(&self.states);
+        self.last = None;
         Ok(())
     }
 

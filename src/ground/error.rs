@@ -156,6 +156,21 @@ pub enum Error {
         /// What is wrong with them.
         reason: &'static str,
     },
+    /// Partial sums that do not go with others, or with a call.
+    Partial {
+        /// What is wrong with them.
+        reason: &'static str,
+    },
+    /// Bytes that are not those of partial sums.
+    Bytes {
+        /// What is wrong with them.
+        reason: &'static str,
+    },
+    /// What other processes know of their parts of a batch could not be had.
+    Gather {
+        /// Why not.
+        reason: String,
+    },
     /// A name that is none of an instruction set's.
     UnknownLevel {
         /// The name given.
@@ -262,6 +277,9 @@ impl fmt::Display for Error {
                 }
             }
             Error::State { reason } => write!(f, "the parts of a Welford state have {reason}"),
+            Error::Partial { reason } => write!(f, "partial sums {reason}"),
+            Error::Bytes { reason } => write!(f, "the bytes of partial sums {reason}"),
+            Error::Gather { reason } => write!(f, "not all parts of the batch could be had: {reason}"),
             Error::UnknownLevel { name } => {
                 write!(f, "level is {name:?}, must be \"portable\", \"avx2\" or \"avx512\"")
             }

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use crate::ground::sizes::{GROUP, LANES, SMALL_PLANE};
+use crate::ground::sizes::{LANES, SAMPLE_LANES, SMALL_PLANE};
 
 /// Which axis is contiguous.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,12 +23,19 @@ pub struct Geometry {
     pub s: usize,
     pub pattern: Pattern,
     small_planes: bool,
+    positions_are_samples: bool,
 }
 
 impl Geometry {
     pub fn new(n: usize, c: usize, s: usize, pattern: Pattern) -> Self {
-        let small_planes = s <= LANES || (n > 1 && s <= SMALL_PLANE && c * s >= GROUP);
-        Self { n, c, s, pattern, small_planes }
+        // One sample's have the same bits either way.
+        let small_planes = s <= if n > 1 { SMALL_PLANE } else { LANES };
+        Self { n, c, s, pattern, small_planes, positions_are_samples: false }
+    }
+
+    /// Of n samples of c channels with one position each, which are taken as the positions of one sample.
+    pub fn of_single_positions(n: usize, c: usize) -> Self {
+        Self { small_planes: false, positions_are_samples: true, ..Self::new(1, c, n, Pattern::Across) }
     }
 
     /// A part of it in memory of its own, of so many samples, channels, positions: sums over it are taken in the same order.
@@ -36,17 +43,31 @@ impl Geometry {
         Self { n, c, s, ..*self }
     }
 
+    /// Whether positions are what the tensor's axes have for samples.
+    pub fn positions_are_samples(&self) -> bool {
+        self.positions_are_samples
+    }
+
+    /// The samples that the tensor's axes have.
+    pub fn samples(&self) -> usize {
+        if self.positions_are_samples { self.s } else { self.n }
+    }
+
     /// Whether planes are so small that each of their positions is a lane of its own, summed down the samples: then the
     /// positions of neighbouring channels, which are contiguous, fill vectors that single planes would leave half empty.
-    /// Planes of more than [`LANES`] positions only if all of them together fill a few.
     pub fn small_planes(&self) -> bool {
         self.small_planes
     }
 
     /// The number of lanes that a channel's elements are dealt out to: position s goes to lane s of small planes, else to
-    /// lane s mod 16.
+    /// lane s mod 16, or mod 4 where positions are samples.
     pub fn lanes(&self) -> usize {
-        if self.small_planes() { self.s } else { self.s.min(LANES) }
+        if self.small_planes() { self.s } else { self.s.min(self.period()) }
+    }
+
+    /// Positions of planes that are not small from one in a lane to the next.
+    pub fn period(&self) -> usize {
+        if self.positions_are_samples { SAMPLE_LANES } else { LANES }
     }
 
     /// Elements per channel.

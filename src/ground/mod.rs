@@ -10,4 +10,5 @@ pub mod moments;
 pub mod scalar;
 pub mod sizes;
 pub mod slices;
+pub mod sums;
 pub mod welford;

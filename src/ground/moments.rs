@@ -7,27 +7,7 @@
 #![forbid(unsafe_code)]
 
 use super::double::{Double, times_power};
-
-/// The factors of a merge, which follow from the two counts alone and so are the same for all channels of a tile.
-#[derive(Clone, Copy)]
-pub struct MergeWeights {
-    share: f64,
-    weight: f64,
-    fine_share: Double,
-    fine_weight: Double,
-}
-
-impl MergeWeights {
-    /// To merge moments of `right` elements into those of `left`; not both 0.
-    pub fn new(left: u64, right: u64) -> Self {
-        let total = left.saturating_add(right) as f64;
-        let (left, right) = (left as f64, right as f64);
-        let share = right / total;
-        let fine_share = Double { high: right, low: 0.0 }.over(total);
-        let fine_weight = fine_share.times(Double { high: left, low: 0.0 });
-        Self { share, weight: left * share, fine_share, fine_weight }
-    }
-}
+use super::sums::{MergeWeights, Sum, number};
 
 /// A form of moments.
 pub trait Form: Copy + Default + Send + Sync + 'static {
@@ -225,5 +205,56 @@ impl Form for FineMoments {
     fn of(fine: FineMoments) -> Self {
         let zero = (fine.mean.high, fine.mean.low, fine.m2.high) == (0.0, 0.0, 0.0);
         if zero { Self { exponent: -EXPONENT, ..Self::default() } } else { fine }
+    }
+}
+
+/// Whether elements can have these moments: a mean and an m2 that are finite, the latter not negative, or both NaN; and what
+/// roundings left of them.
+pub fn are_moments(mean: f64, m2: f64, low: [f64; 2]) -> bool {
+    let small = low.iter().all(|low| low.is_finite());
+    let poisoned = mean.is_nan() && m2.is_nan();
+    let finite = mean.is_finite() && m2.is_finite() && m2 >= 0.0 && low[1].abs() <= m2;
+    small && (poisoned || finite)
+}
+
+impl Sum for Moments {
+    fn with(self, others: Self, weights: MergeWeights) -> Self {
+        self.merge(others, weights)
+    }
+
+    const COUNT: usize = 3;
+
+    fn put(self, to: &mut [u64]) {
+        let Self { mean, mean_low, m2 } = self;
+        to.copy_from_slice(&[mean, mean_low, m2].map(f64::to_bits));
+    }
+
+    fn take(from: &[u64]) -> Option<Self> {
+        let [mean, mean_low, m2] = from.first_chunk()?.map(number);
+        are_moments(mean, m2, [mean_low, 0.0]).then(|| Self { mean, mean_low, m2 }.canonical())
+    }
+}
+
+impl Sum for FineMoments {
+    fn with(self, others: Self, weights: MergeWeights) -> Self {
+        self.merge(others, weights)
+    }
+
+    const COUNT: usize = 5;
+
+    fn put(self, to: &mut [u64]) {
+        let Self { mean, m2, exponent } = self;
+        let [mean, mean_low, m2, m2_low] = [mean.high, mean.low, m2.high, m2.low].map(f64::to_bits);
+        to.copy_from_slice(&[mean, mean_low, m2, m2_low, exponent as u64]);
+    }
+
+    fn take(from: &[u64]) -> Option<Self> {
+        let &[mean, mean_low, m2, m2_low, exponent] = from.first_chunk()?;
+        let ([mean, mean_low, m2, m2_low], exponent) =
+            ([mean, mean_low, m2, m2_low].map(number), exponent as i64);
+        let known = [0, EXPONENT, -EXPONENT].contains(&exponent);
+        let pair = |high, low| Double { high, low };
+        let moments = Self { mean: pair(mean, mean_low), m2: pair(m2, m2_low), exponent };
+        (known && are_moments(mean, m2, [mean_low, m2_low])).then(|| moments.canonical())
     }
 }

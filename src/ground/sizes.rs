@@ -10,6 +10,10 @@ pub const fn fuzzed(size: usize, small: usize) -> usize {
 /// The logical width of a reduction: element s of a plane belongs to lane s mod 16 on every instruction set.
 pub const LANES: usize = 16;
 
+/// The same of samples with a single position: enough that few channels fill vectors, few enough that the sums of many channels
+/// stay in L1.
+pub const SAMPLE_LANES: usize = 4;
+
 /// Bytes of a cache line.
 pub const LINE: usize = 64;
 

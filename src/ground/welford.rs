@@ -4,7 +4,8 @@
 
 use super::double::{Double, times_power};
 use super::error::Error;
-use super::moments::{EXPONENT, FineMoments, Form, MergeWeights};
+use super::moments::{EXPONENT, FineMoments, Form, are_moments};
+use super::sums::MergeWeights;
 
 /// Count, mean and M2 (sum of squared deviations from the mean) of the elements seen so far, mean and M2 to twice f64's
 /// precision.
@@ -84,9 +85,6 @@ impl Welford {
     /// Whether its numbers are those of a state, which in memory of C's they need not be.
     pub(crate) fn check(&self) -> Result<(), Error> {
         let Self { count, mean, mean_low, m2, m2_low, exponent } = *self;
-        let small = mean_low.is_finite() && m2_low.is_finite();
-        let poisoned = mean.is_nan() && m2.is_nan() && small;
-        let finite = mean.is_finite() && m2.is_finite() && m2 >= 0.0 && m2_low.abs() <= m2 && small;
         match () {
             _ if count == 0 && *self != Self::new() => {
                 Err(Error::State { reason: "a count of 0 with other numbers than 0" })
@@ -94,7 +92,7 @@ impl Welford {
             _ if ![0, EXPONENT, -EXPONENT].contains(&exponent) => {
                 Err(Error::State { reason: "an exponent other than 0, 600 and -600" })
             }
-            _ if !poisoned && !finite => {
+            _ if !are_moments(mean, m2, [mean_low, m2_low]) => {
                 Err(Error::State { reason: "a mean, m2 or low part that elements cannot give" })
             }
             _ => Ok(()),

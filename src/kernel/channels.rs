@@ -10,9 +10,10 @@ use super::precision::{GradientSums, Precision};
 use super::scales::*;
 use super::scratch::{Scratch, Sums};
 use crate::ground::double::power;
-use crate::ground::moments::{Form, MergeWeights};
+use crate::ground::moments::Form;
 use crate::ground::scalar::Scalar;
 use crate::ground::sizes::{GROUP, LANES, SMALL_PLANE};
+use crate::ground::sums::MergeWeights;
 use crate::simd::{Kernel, Lanes};
 
 /// left := left and right together.

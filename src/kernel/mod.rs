@@ -10,13 +10,14 @@ pub mod looks;
 pub mod map;
 pub mod precision;
 pub mod reduce;
+pub mod room;
 pub mod scales;
 pub mod scratch;
 pub mod terms;
 
 use crate::simd::half::HalfLanes;
 use precision::Precision;
-use scratch::WithScratch;
+use room::WithScratch;
 
 /// A number that kernels can be run for.
 pub trait Vectorized: Precision + HalfLanes + WithScratch {}

@@ -9,6 +9,7 @@ use super::terms::*;
 use crate::ground::double::{Double, power, times_power};
 use crate::ground::moments::{FineMoments, Form, Moments};
 use crate::ground::scalar::{Scalar, Sealed};
+use crate::ground::sums::{MergeWeights, Sum, number};
 use crate::simd::{Dispatch, Level};
 
 /// An element type, what is summed of it and in what form.
@@ -26,7 +27,7 @@ pub trait Precision: Scalar {
     /// The same of x times a unit, where there are such.
     type ScaledGradient: Terms<2>;
     /// The moments of a block, a chunk, a channel.
-    type Moments: Form;
+    type Moments: Form + Sum;
     /// The sums of gradients of these.
     type Gradients: GradientSums;
 
@@ -114,7 +115,7 @@ fn center(sums: &mut Sums, i: usize, (mean, low): (f64, f64), unit: f64, var: f6
 }
 
 /// Sums over a channel, or a part of it, of dy and of dy * (x - mean), x in its unit.
-pub trait GradientSums: Copy + Default + Send + Sync + 'static {
+pub trait GradientSums: Sum {
     /// Of channel `i` of a block; the mean's low part has had no part in them yet.
     fn of_block(sums: &Sums, i: usize) -> Self;
     /// Of both parts.
@@ -193,5 +194,42 @@ impl GradientSums for FineGradients {
     #[inline(always)]
     fn dy_d(self) -> f64 {
         self.dy_d.value()
+    }
+}
+
+impl Sum for PlainGradients {
+    fn with(self, others: Self, _: MergeWeights) -> Self {
+        self.merge(others)
+    }
+
+    const COUNT: usize = 2;
+
+    fn put(self, to: &mut [u64]) {
+        to.copy_from_slice(&[self.dy, self.dy_d].map(f64::to_bits));
+    }
+
+    fn take(from: &[u64]) -> Option<Self> {
+        let [dy, dy_d] = from.first_chunk()?.map(number);
+        Some(Self { dy, dy_d })
+    }
+}
+
+impl Sum for FineGradients {
+    fn with(self, others: Self, _: MergeWeights) -> Self {
+        self.merge(others)
+    }
+
+    const COUNT: usize = 4;
+
+    fn put(self, to: &mut [u64]) {
+        let Self { dy, dy_d } = self;
+        to.copy_from_slice(&[dy.high, dy.low, dy_d.high, dy_d.low].map(f64::to_bits));
+    }
+
+    fn take(from: &[u64]) -> Option<Self> {
+        let [dy, dy_low, dy_d, dy_d_low] = from.first_chunk()?.map(number);
+        let pair = |high, low| Double { high, low };
+        let small = dy_low.is_finite() && dy_d_low.is_finite();
+        small.then(|| Self { dy: pair(dy, dy_low), dy_d: pair(dy_d, dy_d_low) })
     }
 }

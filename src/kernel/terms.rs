@@ -132,18 +132,20 @@ fn add_to_pair<T, S: Lanes<T>>(s: S, one: S::Wide, [sum, low]: [S::Wide; 2], ter
     [sum, s.add_wide(low, rest)]
 }
 
-/// A pair with a * b more.
+/// A pair with a * (b, b_low) more: as pairs are added that hold one such term each (`reduce::lanes`).
 #[inline(always)]
 fn add_product_to_pair<T, S: Lanes<T>>(
     s: S,
     one: S::Wide,
     [sum, low]: [S::Wide; 2],
     a: S::Wide,
-    b: S::Wide,
+    (b, b_low): (S::Wide, Option<S::Wide>),
 ) -> [S::Wide; 2] {
     let product = s.mul_wide(a, b);
     let [sum, rest] = two_sum(s, one, sum, product);
-    [sum, s.add_wide(low, s.add_wide(rest, s.product_rest(a, b, product)))]
+    let product_low = s.product_rest(a, b, product);
+    let product_low = b_low.map_or(product_low, |b_low| s.add_product(product_low, a, b_low));
+    [sum, s.add_wide(s.add_wide(low, product_low), rest)]
 }
 
 /// x and x * x.
@@ -168,7 +170,7 @@ impl Terms<1> for PlainPairs {
         about: About<S::Wide>,
     ) -> [S::Wide; 4] {
         let [a, a_low] = add_to_pair(s, about.one, [a, a_low], x);
-        let [b, b_low] = add_product_to_pair(s, about.one, [b, b_low], x, x);
+        let [b, b_low] = add_product_to_pair(s, about.one, [b, b_low], x, (x, None));
         [a, a_low, b, b_low]
     }
 }
@@ -222,7 +224,7 @@ impl Terms<2> for GradientPairs {
         about: About<S::Wide>,
     ) -> [S::Wide; 4] {
         let [a, a_low] = add_to_pair(s, about.one, [a, a_low], dy);
-        let [b, b_low] = add_product_to_pair(s, about.one, [b, b_low], dy, x);
+        let [b, b_low] = add_product_to_pair(s, about.one, [b, b_low], dy, (x, None));
         [a, a_low, b, b_low]
     }
 }
@@ -245,12 +247,13 @@ impl Terms<2> for CenteredGradientPairs {
     #[inline(always)]
     fn add<T, S: Lanes<T>>(
         s: S,
-        sums: [S::Wide; 4],
+        [a, a_low, b, b_low]: [S::Wide; 4],
         [x, dy]: [S::Wide; 2],
         about: About<S::Wide>,
     ) -> [S::Wide; 4] {
         let [d, d_low] = two_sum(s, about.one, s.mul_wide(x, about.unit), about.center);
-        let [a, a_low, b, b_low] = GradientPairs::add(s, sums, [d, dy], about);
-        [a, a_low, b, s.add_product(b_low, dy, d_low)]
+        let [a, a_low] = add_to_pair(s, about.one, [a, a_low], dy);
+        let [b, b_low] = add_product_to_pair(s, about.one, [b, b_low], dy, (d, Some(d_low)));
+        [a, a_low, b, b_low]
     }
 }

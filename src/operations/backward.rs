@@ -14,6 +14,7 @@ use crate::kernel::columns::Columns;
 use crate::kernel::fused::{Bare, Masked, Recomputed};
 use crate::kernel::map::formulas::*;
 use crate::kernel::precision::GradientSums;
+use crate::kernel::room::Waiting;
 use crate::kernel::scales::{FORWARD, GRADIENT, ORDINARY_GRADIENT, SCALE, Scales};
 use crate::kernel::scratch::Tiles;
 use crate::kernel::terms::Terms;
@@ -26,10 +27,12 @@ use crate::schedule::ranges::pieces;
 use crate::simd::Level;
 
 /// Gradients, each optional.
+#[derive(Clone, Copy)]
 pub struct Backward<'a, T: Vectorized, M: Memory<T> = Own> {
     pub x: M::In<'a>,
     pub dy: M::In<'a>,
     pub given: Given<'a, T>,
+    pub sums: Sums<'a, T>,
     pub affine: Affine<'a, T>,
     /// What came after the normalization, and which elements it let through, if that was kept.
     pub activation: Activation,
@@ -42,7 +45,37 @@ pub struct Backward<'a, T: Vectorized, M: Memory<T> = Own> {
     pub dvar: Option<Output<'a, T>>,
 }
 
+/// The sums that gradients follow from.
+#[derive(Clone, Copy)]
+pub enum Sums<'a, T: Vectorized> {
+    /// Of the tensors.
+    Own,
+    /// Of all parts of the batch.
+    Joined(&'a [T::Gradients]),
+    /// Of some samples, which are not followed any further.
+    Part(Output<'a, T::Gradients>, (usize, usize)),
+}
+
 impl<T: Vectorized, M: Memory<T>> Backward<'_, T, M> {
+    /// The elements per channel of the batch whose statistics are given.
+    pub fn count(&self) -> Option<u64> {
+        match self.given {
+            Given::Batch(_, count) => Some(count),
+            Given::Frozen { .. } => None,
+        }
+    }
+
+    /// Those that sums are over.
+    fn summed(&self, task: &Task<'_, T>) -> f64 {
+        self.count().unwrap_or(task.geometry.m() as u64) as f64
+    }
+
+    /// Whether something per channel is wanted.
+    fn writes(&self) -> bool {
+        let per_channel = [&self.dgamma, &self.dbeta, &self.dmean, &self.dvar];
+        per_channel.iter().any(|output| output.is_some())
+    }
+
     /// What the sums and the map take in place of dy, if anything; where dz goes is for the map to say.
     fn upstream(&self) -> Option<Upstream<'_, T>> {
         let Self { activation, mask, dz, .. } = *self;
@@ -117,24 +150,24 @@ impl<T: Vectorized> Loops<T> for Backward<'_, T> {
         };
         let upstream = self.upstream().map(|upstream| upstream.with_dz(self.dz));
         match (&self.given, upstream, task.scratch.ordinary) {
-            (Given::Batch(_), None, true) => {
+            (Given::Batch(..), None, true) => {
                 task.apply::<_, _, 2, ORDINARY_GRADIENT>((InputGradient, Bare), inputs, dx, part);
             }
-            (Given::Batch(_), None, false) => {
+            (Given::Batch(..), None, false) => {
                 task.apply::<_, _, 2, 10>((InputGradient, Bare), inputs, dx, part);
             }
-            (Given::Batch(_), Some(Upstream::Recomputed(recomputed)), true) => {
+            (Given::Batch(..), Some(Upstream::Recomputed(recomputed)), true) => {
                 let formula = (InputGradientThrough, recomputed);
                 task.apply::<_, _, 2, ORDINARY_THROUGH>(formula, inputs, dx, part);
             }
-            (Given::Batch(_), Some(Upstream::Recomputed(recomputed)), false) => {
+            (Given::Batch(..), Some(Upstream::Recomputed(recomputed)), false) => {
                 let formula = (InputGradientThrough, recomputed);
                 task.apply::<_, _, 2, ANY_THROUGH>(formula, inputs, dx, part);
             }
-            (Given::Batch(_), Some(Upstream::Masked(masked)), true) => {
+            (Given::Batch(..), Some(Upstream::Masked(masked)), true) => {
                 task.apply::<_, _, 2, ORDINARY_GRADIENT>((InputGradient, masked), inputs, dx, part);
             }
-            (Given::Batch(_), Some(Upstream::Masked(masked)), false) => {
+            (Given::Batch(..), Some(Upstream::Masked(masked)), false) => {
                 task.apply::<_, _, 2, 10>((InputGradient, masked), inputs, dx, part);
             }
             (Given::Frozen { .. }, None, _) => {
@@ -171,6 +204,19 @@ impl<'a, T: Vectorized> Backward<'a, T, Mixed> {
         Ok(self.with((x, dy), (dx, dz), self.mask))
     }
 
+    /// The same by these sums, and with what is per channel.
+    pub fn by<'b>(
+        &self,
+        sums: Sums<'b, T>,
+        [dgamma, dbeta, dmean, dvar]: [Option<Output<'b, T>>; 4],
+    ) -> Backward<'b, T, Mixed>
+    where
+        'a: 'b,
+    {
+        let Self { x, dy, given, affine, activation, mask, dx, dz, .. } = *self;
+        Backward { x, dy, given, sums, affine, activation, mask, dz, dx, dgamma, dbeta, dmean, dvar }
+    }
+
     /// The same of other tensors.
     fn with<'b>(
         &self,
@@ -181,14 +227,14 @@ impl<'a, T: Vectorized> Backward<'a, T, Mixed> {
     where
         'a: 'b,
     {
-        let Self { given, affine, activation, dgamma, dbeta, dmean, dvar, .. } = *self;
-        Backward { x, dy, given, affine, activation, mask, dz, dx, dgamma, dbeta, dmean, dvar }
+        let Self { given, sums, affine, activation, dgamma, dbeta, dmean, dvar, .. } = *self;
+        Backward { x, dy, given, sums, affine, activation, mask, dz, dx, dgamma, dbeta, dmean, dvar }
     }
 }
 
 impl<T: Vectorized> Loops<T> for Backward<'_, T, Mixed> {
     fn map_part(&self, task: &mut Task<'_, T>, part: Part<'_>) {
-        let by_batch = matches!(self.given, Given::Batch(_));
+        let by_batch = matches!(self.given, Given::Batch(..));
         let (inputs, outputs) = ([self.x, self.dy], [self.dx, self.dz]);
         // dz alone and frozen statistics' dx are mapped in tiles.
         if self.dx.is_some()
@@ -246,21 +292,39 @@ where
     }
 
     fn reduces(&self) -> bool {
-        let per_channel = [&self.dgamma, &self.dbeta, &self.dmean, &self.dvar];
-        per_channel.iter().any(|output| output.is_some()) || matches!(self.given, Given::Batch(_))
+        match self.sums {
+            Sums::Own => self.writes() || matches!(self.given, Given::Batch(..)),
+            Sums::Joined(_) => false,
+            Sums::Part(..) => true,
+        }
+    }
+
+    fn samples(&self) -> Option<Range<usize>> {
+        match self.sums {
+            Sums::Part(_, (first, end)) => Some(first..end),
+            _ => None,
+        }
+    }
+
+    fn concludes(&self) -> bool {
+        matches!(self.sums, Sums::Joined(_)) && self.writes()
     }
 
     fn maps(&self) -> bool {
         self.dx.is_some() || self.dz.is_some()
     }
 
+    fn waiting(waiting: &mut Waiting<T>) -> &mut [T::Gradients] {
+        &mut waiting.gradients
+    }
+
     fn begin(&self, task: &mut Task<'_, T>, channels: &Range<usize>) {
-        let count = task.geometry.m() as f64;
+        let count = self.summed(task);
         let sums = &mut task.scratch.sums;
         sums.scaled = false;
         for (i, channel) in channels.clone().enumerate() {
             match self.given {
-                Given::Batch(states) => {
+                Given::Batch(states, _) => {
                     T::batch_center(sums, i, states[channel].moments(), (count, self.affine.eps))
                 }
                 Given::Frozen { mean, var } => {
@@ -324,6 +388,14 @@ where
             false => (&GRADIENT[..], ORDINARY_GRADIENT),
         };
         task.follow(channels, states, wanted.coefficients, rows, |task, group, states, at| {
+            let states = match self.sums {
+                Sums::Own => states,
+                Sums::Joined(sums) => &sums[group.clone()],
+                Sums::Part(to, _) => {
+                    // SAFETY: in bounds; each channel belongs to one task.
+                    return unsafe { to.part(group.clone()) }.copy_from_slice(states);
+                }
+            };
             if let Some(at) = at.filter(|_| self.takes_u()) {
                 self.forward_coefficients(task, group, at);
             }
@@ -335,8 +407,8 @@ where
             if let Some(at) = at {
                 T::dispatch(task.level, Deviations { rows: SCALE, at, scratch: task.scratch });
                 // Frozen statistics' dx has no part in them, and must not: it is the same with other gradients and without.
-                let sums = if matches!(self.given, Given::Batch(_)) { states } else { &[] };
-                let count = task.geometry.m() as f64;
+                let sums = if matches!(self.given, Given::Batch(..)) { states } else { &[] };
+                let count = self.summed(task);
                 T::dispatch(task.level, GradientFactors { sums, count, at, scratch: task.scratch });
             }
         });
@@ -348,7 +420,7 @@ where
 
     fn can_pipeline(&self, task: &Task<'_, T>) -> bool {
         task.scratch.ordinary
-            && matches!(self.given, Given::Batch(_))
+            && matches!(self.given, Given::Batch(..))
             && self.upstream().is_none()
             && !M::TILED
     }

@@ -3,13 +3,15 @@
 use std::ops::Range;
 
 use crate::ground::geometry::Block;
-use crate::ground::moments::MergeWeights;
+use crate::ground::sizes::GROUP;
 use crate::ground::slices::{Output, Sink};
+use crate::ground::sums::MergeWeights;
 use crate::ground::welford::Welford;
 use crate::kernel::Vectorized;
 use crate::kernel::channels::*;
 use crate::kernel::fused::Bare;
 use crate::kernel::map::formulas::{Normalize, NormalizeBatch};
+use crate::kernel::room::Waiting;
 use crate::kernel::scales::{ORDINARY_SCALE, SCALE};
 use crate::operations::given::{Affine, After, Kind};
 use crate::operations::memory::{Loops, Memory, Mixed, Own, Part};
@@ -23,15 +25,23 @@ pub struct Forward<'a, T: Vectorized, M: Memory<T> = Own> {
     pub y: Option<M::Out<'a>>,
     pub affine: Affine<'a, T>,
     pub after: After<'a, T, M>,
-    pub states: Output<'a, Welford>,
+    pub statistics: Statistics<'a, T>,
+}
+
+/// Where the statistics go.
+#[derive(Clone, Copy)]
+pub enum Statistics<'a, T: Vectorized> {
+    States(Output<'a, Welford>),
+    /// Those of some samples, as they merge.
+    Part(Output<'a, T::Moments>, (usize, usize)),
 }
 
 impl<'a, T: Vectorized> Forward<'a, T, Mixed> {
     /// Of tensors as the kernels take them, if all are.
     pub fn own(&self) -> Result<Forward<'a, T>, T::Half> {
-        let Self { x, y, affine, ref after, states } = *self;
+        let Self { x, y, affine, ref after, statistics } = *self;
         let y = y.map(Sink::whole).transpose()?;
-        Ok(Forward { x: x.whole()?, y, affine, after: after.own()?, states })
+        Ok(Forward { x: x.whole()?, y, affine, after: after.own()?, statistics })
     }
 }
 
@@ -89,8 +99,19 @@ where
         true
     }
 
+    fn samples(&self) -> Option<Range<usize>> {
+        match self.statistics {
+            Statistics::States(_) => None,
+            Statistics::Part(_, (first, end)) => Some(first..end),
+        }
+    }
+
     fn maps(&self) -> bool {
         self.y.is_some()
+    }
+
+    fn waiting(waiting: &mut Waiting<T>) -> &mut [T::Moments] {
+        &mut waiting.moments
     }
 
     fn begin(&self, _: &mut Task<'_, T>, _: &Range<usize>) {}
@@ -123,16 +144,30 @@ where
     fn follow(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[T::Moments], wanted: Follow) {
         let rows = (&SCALE[..], ORDINARY_SCALE);
         task.follow(channels, states, wanted.coefficients, rows, |task, group, states, at| {
+            let count = task.geometry.m() as u64;
             if wanted.outputs {
                 // SAFETY: in bounds; each channel belongs to one task.
-                let out = unsafe { self.states.part(group.clone()) };
-                for (out, state) in out.iter_mut().zip(states) {
-                    *out = Welford::of(task.geometry.m() as u64, *state);
+                unsafe {
+                    match self.statistics {
+                        Statistics::States(to) => {
+                            let to = to.part(group.clone()).iter_mut();
+                            to.zip(states).for_each(|(to, state)| *to = Welford::of(count, *state));
+                        }
+                        Statistics::Part(to, _) => to.part(group.clone()).copy_from_slice(states),
+                    }
                 }
             }
             if let Some(at) = at {
                 let Affine { gamma, eps, .. } = self.affine;
-                task.batch_scales(group, states, (gamma, eps), (true, &[]));
+                // By the states that are returned, to the bit: of f64 these may hold a little less.
+                let mut returned = [T::Moments::default(); GROUP];
+                let returned = &mut returned[..states.len()];
+                let as_returned = |state: &T::Moments| match T::PAIRS {
+                    true => Welford::of(count, *state).moments(),
+                    false => *state,
+                };
+                returned.iter_mut().zip(states).for_each(|(to, state)| *to = as_returned(state));
+                task.batch_scales(group, (returned, count as f64), (gamma, eps), (true, &[]));
                 self.affine.coefficients(task, group, (SCALE, at));
             }
         });

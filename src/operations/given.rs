@@ -110,8 +110,8 @@ impl<'a, T: Copy> Upstream<'a, T> {
 /// The statistics that an operation is given.
 #[derive(Clone, Copy)]
 pub enum Given<'a, T> {
-    /// The batch's own.
-    Batch(&'a [Welford]),
+    /// Those of the batch that the tensor is, or is a part of, with its elements per channel.
+    Batch(&'a [Welford], u64),
     /// A mean and a variance per channel.
     Frozen { mean: &'a [T], var: &'a [T] },
 }
@@ -126,14 +126,15 @@ impl<T: Vectorized> Given<'_, T> {
         (normalize, sums): (bool, &[T::Gradients]),
     ) {
         match self {
-            Given::Batch(states) => {
+            Given::Batch(states, count) => {
                 // Copied, since LLVM vectorizes a loop over three of a state's four fields with loads that go past the last
                 // state, into memory that may not be there (AVX2, rustc 1.95; tests/ground/memory.rs).
                 let mut moments = [T::Moments::default(); GROUP];
                 for (moments, state) in moments.iter_mut().zip(&states[channels.clone()]) {
                     *moments = state.moments();
                 }
-                task.batch_scales(channels, &moments[..channels.len()], (gamma, eps), (normalize, sums));
+                let moments = (&moments[..channels.len()], *count as f64);
+                task.batch_scales(channels, moments, (gamma, eps), (normalize, sums));
             }
             Given::Frozen { mean, var } => {
                 let gamma = gamma.map(|gamma| &gamma[channels.clone()]);

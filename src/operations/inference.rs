@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::ground::geometry::Block;
 use crate::kernel::Vectorized;
 use crate::kernel::map::formulas::Normalize;
+use crate::kernel::room::Waiting;
 use crate::kernel::scales::{ORDINARY_SCALE, SCALE};
 use crate::operations::given::{Affine, After, Given};
 use crate::operations::memory::{Loops, Memory, Mixed, Own, Part};
@@ -62,6 +63,9 @@ where
     }
     fn maps(&self) -> bool {
         true
+    }
+    fn waiting(_: &mut Waiting<T>) -> &mut [()] {
+        &mut []
     }
     fn begin(&self, _: &mut Task<'_, T>, _: &Range<usize>) {}
     fn sum(&self, _: &mut Task<'_, T>, _: &Range<usize>, _: &Block, _: &mut [()]) {}

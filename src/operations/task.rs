@@ -28,12 +28,12 @@ impl<T: Vectorized> Task<'_, T> {
     pub fn batch_scales(
         &mut self,
         channels: &Range<usize>,
-        moments: &[T::Moments],
+        (moments, count): (&[T::Moments], f64),
         (gamma, eps): (Option<&[T]>, f64),
         (normalize, sums): (bool, &[T::Gradients]),
     ) {
         let gamma = gamma.map(|gamma| &gamma[channels.clone()]);
-        let (count, scratch) = (self.geometry.m() as f64, &mut *self.scratch);
+        let scratch = &mut *self.scratch;
         T::dispatch(self.level, BatchScales { moments, count, gamma, eps, normalize, sums, scratch });
     }
 

@@ -1,8 +1,11 @@
-//! The order of arithmetic: how a channel's elements are cut into blocks and chunks.
+//! The order of arithmetic: how a channel's elements are cut into blocks, and the tree in which these merge.
 //!
-//! A *block* is at most [`BLOCK`] elements of a channel: some whole planes, or a segment of one. Its sums are taken at
-//! once, lane by lane; blocks merge in order into *chunks*, chunks in order into the channel. All this follows from the
-//! shape alone, so the bits do not depend on layout, level, threads or caches.
+//! A *block* is some whole planes ([`granularity`] of them, from a multiple of it on) or a segment of one plane. Its sums are
+//! taken at once, lane by lane. Blocks are the leaves of a binary tree over their numbers: a node's two halves merge, one that
+//! ends before its right half begins is its left half. The number of a block follows from where its samples are in the batch,
+//! so that a part of a batch, of samples from one multiple of the granularity to another, is some whole subtrees of it. No cut follows
+//! from how many samples or channels there are: the bits of a channel are those of its elements alone, whatever it is computed
+//! with, and however the batch was split.
 
 #![forbid(unsafe_code)]
 
@@ -15,44 +18,68 @@ use crate::ground::sizes::{LANES, fuzzed};
 /// f32 results could show (`Element::CONDITION_LIMIT` counts on this size).
 pub const BLOCK: usize = fuzzed(4096, 64);
 
-/// With many channels blocks are shorter, down to this: in NHWC the rows of a block are a task's least, and must leave
-/// enough of them to share out. Shorter ones would show in NCHW, where each costs a sum over lanes.
-const SHORT_BLOCK: usize = BLOCK / 4;
+/// The fewest elements of a block of whole planes, but for those of very small ones: shorter ones would show, where each costs a
+/// sum over lanes; longer ones are more samples that a batch cannot be split between.
+const SHORT_BLOCK: usize = fuzzed(512, 16);
 
-/// Elements of all channels of a block, where the two bounds above allow it.
-const BLOCK_ROWS: usize = fuzzed(1 << 19, 1 << 11);
+/// The most samples of a block.
+const MOST_SAMPLES: usize = fuzzed(256, 8);
 
-/// The most chunks of a channel, which bounds the scratch memory for their states.
-const MAX_CHUNKS: usize = fuzzed(256, 8);
+/// Chunks of a channel up to which each is one block: enough to share out, and scratch memory for their states that no one
+/// notices.
+const CHUNKS: usize = fuzzed(256, 8);
 
-/// The cut of n * s elements per channel into blocks and chunks.
+/// The level of the largest chunk: where a thread keeps the states of one chunk that wait for others there is room for so many
+/// of a band.
+const LARGEST_CHUNK: u32 = fuzzed(7, 3) as u32;
+
+/// The samples of a block of planes of `s` positions, a power of two: a batch that is split between multiples of it has the
+/// bits of the whole.
+pub fn granularity(s: usize) -> usize {
+    SHORT_BLOCK.div_ceil(s.max(1)).next_power_of_two().min(MOST_SAMPLES)
+}
+
+/// The cut of n * s elements per channel into blocks, and of these into chunks: subtrees that are handed out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Blocks {
+    /// Where the part begins, of which n and s are the sizes.
+    first: (usize, usize),
     n: usize,
     s: usize,
-    /// Planes per block; 1 where a plane has several segments.
+    /// Samples per block; 1 where a plane has several segments.
     planes: usize,
     /// Segments per plane.
     segments: usize,
     /// Positions per segment, a multiple of [`LANES`] where there are several.
     segment: usize,
-    /// Blocks per chunk.
-    chunk: usize,
+    /// The level of chunks in the tree, whose leaves are blocks. No bit depends on it.
+    level: u32,
 }
 
 impl Blocks {
+    /// Of all samples.
+    #[cfg(test)]
     pub fn of(geometry: &Geometry) -> Self {
-        let Geometry { n, c, s, .. } = *geometry;
-        let most = (BLOCK_ROWS / c).clamp(SHORT_BLOCK, BLOCK);
-        // Evenly: as many blocks as needed, none much shorter than the others.
-        let (planes, segment) = if s <= most {
-            (n.div_ceil(n.div_ceil(most / s)), s)
-        } else {
-            (1, s.div_ceil(s.div_ceil(most)).next_multiple_of(LANES))
+        Self::of_samples(geometry, 0..geometry.samples())
+    }
+
+    /// Of these samples, the first of which is taken for a multiple of the granularity.
+    pub fn of_samples(geometry: &Geometry, samples: Range<usize>) -> Self {
+        let (first, n, s) = match geometry.positions_are_samples() {
+            true => ((0, samples.start), 1, samples.len()),
+            false => ((samples.start, 0), samples.len(), geometry.s),
         };
-        let segments = s.div_ceil(segment);
-        let blocks = Self { n, s, planes, segments, segment, chunk: 1 };
-        Self { chunk: blocks.len().div_ceil(MAX_CHUNKS), ..blocks }
+        let (planes, segment) = if geometry.positions_are_samples() {
+            (1, s.min(granularity(1)))
+        } else if s <= BLOCK {
+            (granularity(s), s)
+        } else {
+            // Evenly: as many as needed, none much shorter than the others.
+            (1, s.div_ceil(s.div_ceil(BLOCK)).next_multiple_of(LANES))
+        };
+        let blocks = Self { first, n, s, planes, segments: s.div_ceil(segment), segment, level: 0 };
+        let level = (0..LARGEST_CHUNK).find(|level| Self { level: *level, ..blocks }.chunks() <= CHUNKS);
+        Self { level: level.unwrap_or(LARGEST_CHUNK), ..blocks }
     }
 
     /// The number of blocks.
@@ -63,25 +90,62 @@ impl Blocks {
     pub fn get(&self, index: usize) -> Block {
         let (sample, segment) = (index / self.segments * self.planes, index % self.segments);
         let position = segment * self.segment;
-        Block {
-            samples: sample..(sample + self.planes).min(self.n),
-            positions: position..(position + self.segment).min(self.s),
+        self.block(
+            sample..(sample + self.planes).min(self.n),
+            position..(position + self.segment).min(self.s),
+        )
+    }
+
+    /// Samples and positions of the part, where they are in the tensor.
+    fn block(&self, samples: Range<usize>, positions: Range<usize>) -> Block {
+        let shifted = |range: Range<usize>, by| range.start + by..range.end + by;
+        Block { samples: shifted(samples, self.first.0), positions: shifted(positions, self.first.1) }
+    }
+
+    /// The number of a block among the leaves of the tree, where the segments of a sample are a subtree.
+    pub fn leaf(&self, index: usize) -> usize {
+        (index / self.segments << self.sample_level()) + index % self.segments
+    }
+
+    /// The level of a sample's subtree.
+    fn sample_level(&self) -> u32 {
+        self.segments.next_power_of_two().ilog2()
+    }
+
+    /// Chunks are several blocks of samples each, or else so many are a block of samples.
+    fn chunks_of_samples(&self) -> Result<usize, usize> {
+        match self.level.checked_sub(self.sample_level()) {
+            Some(level) => Ok(1 << level),
+            None => Err(self.segments.div_ceil(1 << self.level)),
         }
     }
 
     /// The number of chunks.
     pub fn chunks(&self) -> usize {
-        self.len().div_ceil(self.chunk)
+        let samples = self.n.div_ceil(self.planes);
+        match self.chunks_of_samples() {
+            Ok(each) => samples.div_ceil(each),
+            Err(chunks) => samples * chunks,
+        }
     }
 
     /// The blocks of a chunk.
     pub fn chunk(&self, index: usize) -> Range<usize> {
-        index * self.chunk..((index + 1) * self.chunk).min(self.len())
+        match self.chunks_of_samples() {
+            Ok(each) => {
+                let first = index * each * self.segments;
+                first..(first + each * self.segments).min(self.len())
+            }
+            Err(chunks) => {
+                let (sample, part) = (index / chunks * self.segments, index % chunks << self.level);
+                sample + part..sample + (part + (1 << self.level)).min(self.segments)
+            }
+        }
     }
 
     /// All of a channel, as one part.
     pub fn whole(&self) -> Block {
-        Block { samples: 0..self.n, positions: 0..self.s }
+        self.block(0..self.n, 0..self.s)
     }
 }
 
@@ -138,11 +202,54 @@ mod tests {
         }
     }
 
+    /// Chunks are whole subtrees, in order: what merges within them and then between them, merges as in one tree.
+    #[test]
+    fn chunks_are_subtrees() {
+        for geometry in geometries() {
+            let blocks = Blocks::of(&geometry);
+            for chunk in 0..blocks.chunks() {
+                let range = blocks.chunk(chunk);
+                let first = blocks.leaf(range.start);
+                let leaves = 1 << blocks.level;
+                assert!(first.is_multiple_of(leaves) && blocks.leaf(range.end - 1) - first < leaves);
+                let next = blocks.leaf(range.end);
+                assert!(range.end == blocks.len() || next >= first + leaves, "{blocks:?} {chunk}");
+            }
+        }
+    }
+
+    /// The cut of a plane follows from its positions, that of samples from its positions too.
+    #[test]
+    fn no_cut_follows_from_samples_or_channels() {
+        for geometry in geometries() {
+            let blocks = Blocks::of(&geometry);
+            for more in [1, 2, 100] {
+                let larger =
+                    Geometry::new(geometry.n + more, geometry.c + more, geometry.s, geometry.pattern);
+                let larger = Blocks::of(&larger);
+                let whole = geometry.n / blocks.planes * blocks.segments;
+                for index in (0..whole).step_by(1 + whole / 50) {
+                    assert_eq!(
+                        (larger.get(index), larger.leaf(index)),
+                        (blocks.get(index), blocks.leaf(index))
+                    );
+                }
+            }
+        }
+        for (s, most) in [(1, 256), (31, 256), (32, 16), (1023, 16), (1024, 1), (1 << 40, 1)] {
+            assert!(
+                cfg!(fuzzing) || (1..=most).contains(&granularity(s)) && granularity(s).is_power_of_two()
+            );
+        }
+    }
+
     #[test]
     fn scratch_states_are_a_small_part_of_the_tensor() {
         for geometry in geometries().filter(|geometry| geometry.m() > BLOCK) {
-            let chunks = Blocks::of(&geometry).chunks();
-            assert!(chunks <= MAX_CHUNKS && chunks <= geometry.m().div_ceil(SHORT_BLOCK / 2), "{geometry:?}");
+            let blocks = Blocks::of(&geometry);
+            let (chunks, elements) = (blocks.chunks(), geometry.m());
+            assert!(chunks <= elements.div_ceil(MOST_SAMPLES) && blocks.len() < chunks << (blocks.level + 1));
+            assert!(chunks <= CHUNKS || blocks.level == LARGEST_CHUNK, "{geometry:?}");
         }
     }
 }

@@ -10,14 +10,16 @@ use crate::ground::error::Error;
 use crate::ground::geometry::{Block, Geometry};
 use crate::ground::memory::filled;
 use crate::ground::scalar::Scalar;
-use crate::ground::sizes::{BAND, GROUP};
+use crate::ground::sizes::GROUP;
 use crate::ground::slices::Output;
 use crate::kernel::Vectorized;
 use crate::kernel::map::Access;
-use crate::kernel::scratch::{Room, Scratch, Tiles};
+use crate::kernel::room::{Room, Waiting};
+use crate::kernel::scratch::{Scratch, Tiles};
 use crate::schedule::plan::Plan;
 use crate::schedule::policies::{Schedule, Traffic};
 use crate::schedule::ranges::pieces_at;
+use crate::schedule::tree::{Node, Tree};
 use crate::simd::{Level, environment};
 use crate::threads::deal;
 
@@ -65,8 +67,18 @@ pub trait Operation<T: Vectorized>: Sync {
     }
     /// Whether there is a reduction.
     fn reduces(&self) -> bool;
+    /// The samples that are reduced, if not all.
+    fn samples(&self) -> Option<Range<usize>> {
+        None
+    }
+    /// Whether outputs per channel follow from what is given, without a reduction.
+    fn concludes(&self) -> bool {
+        false
+    }
     /// Whether there is a map.
     fn maps(&self) -> bool;
+    /// Memory for states that wait.
+    fn waiting(waiting: &mut Waiting<T>) -> &mut [Self::State];
 
     /// Begins with these channels: what their sums take is put into the scratch.
     fn begin(&self, task: &mut Task<'_, T>, channels: &Range<usize>);
@@ -100,7 +112,8 @@ pub fn run<T: Vectorized, O: Operation<T>>(
         reduces,
         maps,
     };
-    let plan = Plan::of(geometry, traffic);
+    let samples = operation.samples().unwrap_or(0..geometry.samples());
+    let plan = Plan::of(geometry, samples, traffic);
     run_by(plan, level, geometry, operation)?;
     if plan.large {
         deal::ended();
@@ -133,7 +146,7 @@ pub fn run_by<T: Vectorized, O: Operation<T>>(
 /// What is wanted where a map is yet to come, or none.
 const OUTPUTS: Follow = Follow { outputs: true, coefficients: None };
 
-struct Engine<'a, T, O> {
+struct Engine<'a, T: Vectorized, O> {
     level: Level,
     geometry: &'a Geometry,
     plan: Plan,
@@ -149,18 +162,18 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
         &self,
         units: usize,
         (tasks, backwards): (usize, bool),
-        body: impl Fn(&mut dyn Iterator<Item = Range<usize>>, &mut Task<'_, T>) + Sync,
+        body: impl Fn(&mut dyn Iterator<Item = Range<usize>>, &mut Task<'_, T>, &mut [O::State]) + Sync,
     ) {
         let Self { level, geometry, plan: Plan { access, threads, .. }, .. } = *self;
         deal::deal(units, tasks, threads, backwards, &|ranges| {
             environment::in_default(|| {
                 let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
                 let Some(mut room) = T::take_scratch().or_else(|| spare().take()) else { return };
-                let Room { scratch, tiles } = &mut *room;
+                let Room { scratch, tiles, waiting } = &mut *room;
                 let (tiles, tiled) = (Some(tiles), O::TILED);
                 let (half, pending) = (None, None);
                 let mut task = Task { level, geometry, access, scratch, tiles, tiled, half, pending };
-                body(ranges, &mut task);
+                body(ranges, &mut task, O::waiting(waiting));
                 if let Some(room) = T::keep_scratch(room) {
                     *spare() = Some(room);
                 }
@@ -172,20 +185,15 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
     fn channel_blocked(&self) {
         let Plan { blocks, channel_group: group, tasks, software_pipelining, .. } = self.plan;
         let groups = self.geometry.c.div_ceil(group);
-        self.tasks(groups, (tasks, false), |groups, task: &mut Task<'_, T>| {
-            let [mut states, mut chunk_states, mut block_states] = [[O::State::default(); GROUP]; 3];
+        self.tasks(groups, (tasks, false), |groups, task: &mut Task<'_, T>, waiting| {
+            let mut states = [O::State::default(); GROUP];
             for channels in groups.flatten().map(|group| self.plan.group(group)) {
                 let states = &mut states[..channels.len()];
                 self.operation.begin(task, &channels);
                 if task.pending.as_ref().is_some_and(|pending| pending.len() != channels.len()) {
                     self.map_pending(task);
                 }
-                let mut seen = self.chunk(task, &channels, 0, states, &mut block_states);
-                for chunk in 1..blocks.chunks() {
-                    let right = &mut chunk_states[..channels.len()];
-                    let count = self.chunk(task, &channels, chunk, right, &mut block_states);
-                    self.fold((states, &mut seen), (right, count));
-                }
+                self.subtree(task, &channels, 0..blocks.len(), states, waiting);
                 task.pending = None;
                 let maps = self.operation.maps();
                 let wanted = Follow { outputs: true, coefficients: maps.then_some(0) };
@@ -217,20 +225,13 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
             partial = filled(chunks.saturating_mul(c), O::State::default())?;
             let states = Output::new(&mut partial);
             // A task's range of units is a range of chunks, of one group mostly.
-            self.tasks(chunks * groups, (tasks, false), |units, task: &mut Task<'_, T>| {
-                let mut space;
-                let block_states = if blocks.len() == chunks {
-                    &mut [][..]
-                } else {
-                    space = [O::State::default(); BAND];
-                    &mut space[..group]
-                };
+            self.tasks(chunks * groups, (tasks, false), |units, task: &mut Task<'_, T>, waiting| {
                 for (chunk, group) in units.flatten().map(|unit| (unit % chunks, unit / chunks)) {
                     let channels = self.plan.group(group);
                     self.operation.begin(task, &channels);
                     // SAFETY: in bounds; no other task has this chunk and these channels.
                     let states = unsafe { states.part(chunk * c + channels.start..chunk * c + channels.end) };
-                    self.chunk(task, &channels, chunk, states, block_states);
+                    self.subtree(task, &channels, blocks.chunk(chunk), states, waiting);
                     // Without others to merge with, they are the channels': no need to wait for all.
                     if chunks == 1 {
                         self.operation.follow(task, &channels, states, OUTPUTS);
@@ -241,38 +242,49 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
                 self.merge_chunks(&states, tasks);
             }
         }
+        if self.operation.concludes() {
+            self.tasks(c.div_ceil(GROUP), (1, false), |groups, task: &mut Task<'_, T>, _| {
+                for channels in groups.flatten().map(|group| group * GROUP..((group + 1) * GROUP).min(c)) {
+                    self.operation.follow(task, &channels, &[], OUTPUTS);
+                }
+            });
+        }
         if self.operation.maps() {
             let units = self.plan.units();
             // What the reduction read last is still near.
             let backwards = self.operation.reduces();
-            self.tasks(c.div_ceil(span) * units, (map_tasks, backwards), |ranges, task: &mut Task<'_, T>| {
-                // The channels whose coefficients the scratch has: with few rows, making them for every task anew shows.
-                let mut derived = None;
-                for piece in ranges.flat_map(|range| pieces_at(range, units)) {
-                    let span = self.plan.span(piece.start / units);
-                    let piece = piece.start % units..(piece.end - 1) % units + 1;
-                    let parts = || self.plan.parts(&span, piece.clone());
-                    // Of all channels that the parts have, one part or another.
-                    let (first, end) = parts().fold((usize::MAX, 0), |(first, end), (some, _)| {
-                        (first.min(some.start), end.max(some.end))
-                    });
-                    // The last span has fewer channels than units.
-                    if first >= end {
-                        continue;
+            self.tasks(
+                c.div_ceil(span) * units,
+                (map_tasks, backwards),
+                |ranges, task: &mut Task<'_, T>, _| {
+                    // The channels whose coefficients the scratch has: with few rows, making them for every task anew shows.
+                    let mut derived = None;
+                    for piece in ranges.flat_map(|range| pieces_at(range, units)) {
+                        let span = self.plan.span(piece.start / units);
+                        let piece = piece.start % units..(piece.end - 1) % units + 1;
+                        let parts = || self.plan.parts(&span, piece.clone());
+                        // Of all channels that the parts have, one part or another.
+                        let (first, end) = parts().fold((usize::MAX, 0), |(first, end), (some, _)| {
+                            (first.min(some.start), end.max(some.end))
+                        });
+                        // The last span has fewer channels than units.
+                        if first >= end {
+                            continue;
+                        }
+                        let columns = span.start + first..span.start + end;
+                        if derived.as_ref() != Some(&columns) {
+                            let states = partial.get(columns.clone()).unwrap_or(&[]);
+                            let wanted = Follow { outputs: false, coefficients: Some(first) };
+                            self.operation.follow(task, &columns, states, wanted);
+                            derived = Some(columns);
+                        }
+                        for (some, part) in parts() {
+                            let channels = span.start + some.start..span.start + some.end;
+                            self.operation.map(task, &channels, some.start, &part);
+                        }
                     }
-                    let columns = span.start + first..span.start + end;
-                    if derived.as_ref() != Some(&columns) {
-                        let states = partial.get(columns.clone()).unwrap_or(&[]);
-                        let wanted = Follow { outputs: false, coefficients: Some(first) };
-                        self.operation.follow(task, &columns, states, wanted);
-                        derived = Some(columns);
-                    }
-                    for (some, part) in parts() {
-                        let channels = span.start + some.start..span.start + some.end;
-                        self.operation.map(task, &channels, some.start, &part);
-                    }
-                }
-            });
+                },
+            );
         }
         Ok(())
     }
@@ -281,51 +293,68 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
     fn merge_chunks(&self, states: &Output<'_, O::State>, tasks: usize) {
         let (c, chunks) = (self.geometry.c, self.plan.blocks.chunks());
         let tasks = if self.plan.merge_in_parallel { tasks } else { 1 };
-        self.tasks(c.div_ceil(GROUP), (tasks, false), |groups, task: &mut Task<'_, T>| {
+        self.tasks(c.div_ceil(GROUP), (tasks, false), |groups, task: &mut Task<'_, T>, _| {
             for channels in groups.flatten().map(|group| group * GROUP..((group + 1) * GROUP).min(c)) {
-                // SAFETY: in bounds; no other task has these channels, of any chunk.
-                let total = unsafe { states.part(channels.clone()) };
-                let mut seen = self.count(0);
-                for chunk in 1..chunks {
-                    // SAFETY: as above; another chunk's part.
-                    let right = unsafe { states.part(chunk * c + channels.start..chunk * c + channels.end) };
-                    self.fold((total, &mut seen), (right, self.count(chunk)));
+                // SAFETY: in bounds; no other task has these channels, of any chunk, and this one has no chunk's twice.
+                let of = |place: usize| unsafe {
+                    states.part(place * c + channels.start..place * c + channels.end)
+                };
+                let merge = |left: Node, right: Node| {
+                    self.operation.merge(
+                        self.level,
+                        (of(left.place), left.count),
+                        (of(right.place), right.count),
+                    );
+                };
+                let mut tree = Tree::EMPTY;
+                for place in 0..chunks {
+                    let blocks = self.plan.blocks.chunk(place);
+                    let leaf = self.plan.blocks.leaf(blocks.start);
+                    tree.complete(leaf, merge);
+                    tree.push(Node { leaf, count: self.count(blocks), place });
                 }
-                self.operation.follow(task, &channels, total, OUTPUTS);
+                tree.finish(merge);
+                self.operation.follow(task, &channels, of(0), OUTPUTS);
             }
         });
     }
 
-    /// The elements per channel of a chunk.
-    fn count(&self, chunk: usize) -> usize {
-        let blocks = self.plan.blocks;
-        blocks.chunk(chunk).map(|block| blocks.get(block).count()).sum()
+    /// The elements per channel of some blocks.
+    fn count(&self, blocks: Range<usize>) -> usize {
+        blocks.map(|block| self.plan.blocks.get(block).count()).sum()
     }
 
-    /// The states of a chunk's blocks, merged in order, and their count; `block_states` for one block's at a time.
-    fn chunk(
+    /// The states of a subtree's blocks, merged; those that wait are in `waiting`.
+    fn subtree(
         &self,
         task: &mut Task<'_, T>,
         channels: &Range<usize>,
-        chunk: usize,
+        blocks: Range<usize>,
         states: &mut [O::State],
-        block_states: &mut [O::State],
-    ) -> usize {
-        let mut blocks = self.plan.blocks.chunk(chunk).map(|block| self.plan.blocks.get(block));
-        let Some(first) = blocks.next() else { return 0 };
-        self.operation.sum(task, channels, &first, states);
-        let mut seen = first.count();
-        for block in blocks {
-            let right = &mut block_states[..channels.len()];
-            self.operation.sum(task, channels, &block, right);
-            self.fold((states, &mut seen), (right, block.count()));
+        waiting: &mut [O::State],
+    ) {
+        let width = channels.len();
+        // The first node's are where all go in the end.
+        let merge = |states: &mut [O::State], waiting: &mut [O::State], left: Node, right: Node| {
+            let (before, from) = waiting.split_at_mut((right.place - 1) * width);
+            let left_states = match left.place {
+                0 => states,
+                place => &mut before[(place - 1) * width..][..width],
+            };
+            self.operation.merge(self.level, (left_states, left.count), (&from[..width], right.count));
+        };
+        let mut tree = Tree::EMPTY;
+        for index in blocks {
+            let (leaf, block) = (self.plan.blocks.leaf(index), self.plan.blocks.get(index));
+            tree.complete(leaf, |left, right| merge(states, waiting, left, right));
+            let place = tree.len();
+            let to = match place {
+                0 => &mut *states,
+                place => &mut waiting[(place - 1) * width..][..width],
+            };
+            self.operation.sum(task, channels, &block, to);
+            tree.push(Node { leaf, count: block.count(), place });
         }
-        seen
-    }
-
-    /// Merges `right` into `left`.
-    fn fold(&self, left: (&mut [O::State], &mut usize), right: (&[O::State], usize)) {
-        self.operation.merge(self.level, (left.0, *left.1), right);
-        *left.1 += right.1;
+        tree.finish(|left, right| merge(states, waiting, left, right));
     }
 }

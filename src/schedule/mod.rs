@@ -6,4 +6,5 @@ pub mod machine;
 pub mod plan;
 pub mod policies;
 pub mod ranges;
+pub mod tree;
 pub mod tuning;

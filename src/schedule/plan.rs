@@ -43,17 +43,23 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// On this machine, with the threads that there are.
-    pub fn of(geometry: &Geometry, traffic: Traffic) -> Self {
+    /// On this machine, with the threads that there are. Reduced are these samples, mapped are all.
+    pub fn of(geometry: &Geometry, samples: Range<usize>, traffic: Traffic) -> Self {
         let (geometry, tuning) = (*geometry, Tuning::current());
         let threads = threads_for(&geometry, traffic, &tuning, deal::awake, deal::workers);
-        Self::new(&Setting { geometry, traffic, machine: Machine::get(), tuning, threads })
+        let setting = Setting { geometry, traffic, machine: Machine::get(), tuning, threads };
+        Self::with(&setting, Blocks::of_samples(&geometry, samples))
+    }
+
+    /// Of all samples.
+    #[cfg(test)]
+    pub fn new(setting: &Setting) -> Self {
+        Self::with(setting, Blocks::of(&setting.geometry))
     }
 
     /// Asks each policy.
-    pub fn new(setting: &Setting) -> Self {
+    fn with(setting: &Setting, blocks: Blocks) -> Self {
         let Setting { geometry, traffic, tuning, threads, .. } = *setting;
-        let blocks = Blocks::of(&geometry);
         let (schedule, channel_group) = setting.channel_group(&blocks);
         let blocked = schedule == Schedule::ChannelBlocked;
         let task_count = setting.task_count();

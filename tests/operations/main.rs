@@ -11,6 +11,7 @@ mod half;
 mod known_bugs;
 mod matrix;
 mod properties;
+mod splits;
 
 /// Whether `BATCHNORM_EXHAUSTIVE` is set, as in a step of `.ci/run`: tests on so much data that they take minutes then have all of it.
 fn exhaustive() -> bool {

@@ -3,15 +3,18 @@
 #![forbid(unsafe_code)]
 
 use crate::api::builders::operands::*;
+use crate::api::gather::{Among, Gather, all_gradients};
 use crate::api::params::{Gradients, Params};
+use crate::api::partial::gradients::PartialGradients;
 use crate::api::shape::Shape;
 use crate::ground::error::{Error, check_optional};
 use crate::ground::slices::{Input, Output, Sink};
 use crate::ground::welford::Welford;
 use crate::kernel::activations::Activation;
 use crate::kernel::bits::Bits;
+use crate::operations::memory::Mixed;
 use crate::operations::storage::Storage;
-use crate::operations::{Job, backward};
+use crate::operations::{Element, Job, backward};
 
 /// Gradients of [`Training`](crate::Training), from its input, the gradient of its output and the states that it returned:
 /// dbeta = sum(dy), dgamma = sum(dy * xhat), dx = gamma * invstd * (dy - dbeta / m - xhat * dgamma / m); or of
@@ -73,22 +76,23 @@ pub struct Backward<'a, S: Storage> {
     mask: Option<&'a [u64]>,
     statistics: Option<Normalizer<'a, S::Arithmetic>>,
     gradients: Gradients<'a, S>,
+    sums: Option<&'a PartialGradients<S::Arithmetic>>,
+    among: Option<Among<'a>>,
 }
 
-/// What the forward pass normalized by.
-#[derive(Debug)]
-enum Normalizer<'a, T> {
-    Batch(&'a [Welford]),
-    Frozen(&'a [T], &'a [T]),
-}
+/// What runs.
+type Checked<'a, T> = backward::Backward<'a, T, Mixed>;
+
+/// Gradients per channel, by their names.
+type PerChannel<'a, T> = [(&'static str, Option<&'a mut [T]>); 4];
 
 impl<'a, S: Storage> Backward<'a, S> {
     /// Of tensors of this shape, through a forward pass with this scale and eps.
     pub fn new(shape: &Shape, params: Params<'a, S::Arithmetic>) -> Self {
         let gradients = Gradients::new();
-        let (dx, dz, mask, statistics) = (None, None, None, None);
+        let (dx, dz, mask, statistics, sums, among) = (None, None, None, None, None, None);
         let (shape, x, dy, dz_over_dy) = (*shape, None, None, false);
-        Self { shape, params, x, dy, dz_over_dy, dx, dz, mask, statistics, gradients }
+        Self { shape, params, x, dy, dz_over_dy, dx, dz, mask, statistics, gradients, sums, among }
     }
 
     /// The forward pass's input, of the shape's length.
@@ -149,7 +153,8 @@ impl<'a, S: Storage> Backward<'a, S> {
         Self { mask: Some(mask), ..self }
     }
 
-    /// Through training: the states that it returned, one per channel. Takes the place of [`frozen`](Self::frozen).
+    /// Through training: the states that it returned, one per channel; of all of the batch, where the tensors are a part of it
+    /// ([`part`](Self::part), [`sums`](Self::sums)). Takes the place of [`frozen`](Self::frozen).
     pub fn states(self, states: &'a [Welford]) -> Self {
         Self { statistics: Some(Normalizer::Batch(states)), ..self }
     }
@@ -165,20 +170,88 @@ impl<'a, S: Storage> Backward<'a, S> {
         Self { gradients, ..self }
     }
 
+    /// The sums over all of the batch that the tensors are a part of: by them gradients are those of the whole. The states are of
+    /// as many elements as they.
+    pub fn sums(self, sums: &'a PartialGradients<S::Arithmetic>) -> Self {
+        Self { sums: Some(sums), ..self }
+    }
+
+    /// The tensors are samples `first` to `first + N` of a batch whose other parts other processes have, who call as well, as in
+    /// [`Training::among`](crate::Training::among): gradients are those of the whole. The states are of all of it.
+    pub fn among(self, first: u64, gather: &'a mut dyn Gather) -> Self {
+        Self { among: Some(Among { first, gather }), ..self }
+    }
+
     /// Computes.
     ///
     /// # Errors
     /// [`Error::Missing`] for x, dy or states (or mean and var), and for the mask if dz is asked for through an activation;
-    /// [`Error::Twice`] for dx or dz in two places, [`Error::NotFinite`], [`Error::Clip`] and [`Error::Activation`] as of the
-    /// forward pass, [`Error::Length`], [`Error::Epsilon`], [`Error::Count`] if a state is not of m elements, [`Error::OutOfMemory`].
-    /// Nothing has been written then.
-    pub fn run(self) -> Result<(), Error> {
+    /// [`Error::Twice`] for dx or dz in two places, and for sums both given and gathered; [`Error::NotFinite`], [`Error::Clip`] and
+    /// [`Error::Activation`] as of the forward pass, [`Error::Length`], [`Error::Epsilon`], [`Error::Count`] if a state is not of m
+    /// elements, or of as many as the sums, [`Error::Channels`] and [`Error::Partial`] for sums of another shape,
+    /// [`Error::OutOfMemory`]; among others [`Error::Gather`] and [`Error::Bytes`] for what could not be had of them. Nothing has been
+    /// written then.
+    pub fn run(mut self) -> Result<(), Error> {
+        let (shape, sums) = (self.shape, self.sums);
+        if let Some(Among { first, gather }) = self.among.take() {
+            let twice = sums.map_or(Ok(()), |_| Err(Error::Twice { argument: "sums" }));
+            let checked = twice.and_then(|()| self.checked(None));
+            let part = checked.as_ref().map_err(Clone::clone);
+            let part = part.and_then(|(job, _)| Self::sum(&shape, first, job));
+            let all = all_gradients(&shape, part, gather)?;
+            let (job, per_channel) = checked?;
+            return follow(&shape, &all, job, per_channel);
+        }
+        let count = sums.map_or(shape.per_channel() as u64, |sums| sums.nodes.count());
+        let (job, mut per_channel) = self.checked(Some(count))?;
+        if let Some(sums) = sums {
+            return follow(&shape, sums, job, per_channel);
+        }
+        if count == 0 {
+            no_sums(&mut per_channel);
+        }
+        let outputs = per_channel.map(|(_, output)| output.map(Output::new));
+        run(&shape, Job::Backward(job.by(backward::Sums::Own, outputs)))
+    }
+
+    /// The sums of a part of a batch.
+    fn sum(
+        shape: &Shape,
+        first: u64,
+        job: &Checked<'a, S::Arithmetic>,
+    ) -> Result<PartialGradients<S::Arithmetic>, Error> {
+        PartialGradients::of(shape, first, |sums, part| {
+            let part = job.by(backward::Sums::Part(sums, part), [None; 4]);
+            run(shape, Job::Backward(backward::Backward { dx: None, dz: None, ..part }))
+        })
+    }
+
+    /// The sums of a part of a batch, samples `first` to `first + N` of it, by the states of the whole batch. Gradients are not
+    /// looked at: the same with the joined [`sums`](Self::sums) gives them.
+    ///
+    /// # Errors
+    /// As of [`run`](Self::run), but of states nothing is asked than that they are all of as many elements, of one at least where
+    /// there are any here; and [`Error::Partial`] where the samples are too many to be counted.
+    pub fn part(self, first: u64) -> Result<PartialGradients<S::Arithmetic>, Error> {
+        let shape = self.shape;
+        let (job, _) = self.checked(None)?;
+        Self::sum(&shape, first, &job)
+    }
+
+    /// All but what is per channel, with states of `count` elements.
+    fn checked(
+        self,
+        count: Option<u64>,
+    ) -> Result<(Checked<'a, S::Arithmetic>, PerChannel<'a, S::Arithmetic>), Error> {
         let Self { shape, params, x, dy, dz_over_dy, mask, statistics, gradients, .. } = self;
         let (dx_beside, dz_beside) = (self.dx, self.dz);
         let channels = shape.channels();
         let (x, dy) = (given("x", x)?, given("dy", dy)?);
         let given = match given("states", statistics)? {
-            Normalizer::Batch(states) => batch_of(&shape, states)?,
+            Normalizer::Batch(states) => match count {
+                Some(_) => batch_of(&shape, states, count)?,
+                None => joined_of(&shape, states)?,
+            },
             Normalizer::Frozen(mean, var) => frozen_of(&shape, (mean, var))?,
         };
         shape.check_tensor("x", x.len())?;
@@ -205,31 +278,59 @@ impl<'a, S: Storage> Backward<'a, S> {
         }
         let mask = mask.map(|mask| Bits(Input::new(mask)));
         let affine = params.checked(channels)?;
-        let mut per_channel = [("dgamma", dgamma), ("dbeta", dbeta), ("dmean", dmean), ("dvar", dvar)];
+        let per_channel = [("dgamma", dgamma), ("dbeta", dbeta), ("dmean", dmean), ("dvar", dvar)];
         for (name, output) in &per_channel {
             check_optional(name, output.as_deref(), channels)?;
         }
-        if shape.per_channel() == 0 {
-            let outputs = per_channel.iter_mut().filter_map(|(_, output)| output.as_mut());
-            outputs.for_each(|output| output.fill(S::Arithmetic::default()));
-        }
-        let [dgamma, dbeta, dmean, dvar] = per_channel.map(|(_, output)| output.map(Output::new));
-        run(
-            &shape,
-            Job::Backward(backward::Backward {
-                x,
-                dy,
-                given,
-                affine,
-                activation,
-                mask,
-                dx,
-                dz,
-                dgamma,
-                dbeta,
-                dmean,
-                dvar,
-            }),
-        )
+        let (dgamma, dbeta, dmean, dvar) = (None, None, None, None);
+        let sums = backward::Sums::Own;
+        let job = backward::Backward {
+            x,
+            dy,
+            given,
+            sums,
+            affine,
+            activation,
+            mask,
+            dx,
+            dz,
+            dgamma,
+            dbeta,
+            dmean,
+            dvar,
+        };
+        Ok((job, per_channel))
     }
+}
+
+/// Gradients per channel of no elements.
+fn no_sums<T: Element>(per_channel: &mut PerChannel<'_, T>) {
+    let outputs = per_channel.iter_mut().filter_map(|(_, output)| output.as_mut());
+    outputs.for_each(|output| output.fill(T::default()));
+}
+
+/// Gradients from the sums over all parts.
+fn follow<T: Element>(
+    shape: &Shape,
+    sums: &PartialGradients<T>,
+    mut job: Checked<'_, T>,
+    mut per_channel: PerChannel<'_, T>,
+) -> Result<(), Error> {
+    sums.nodes.part(shape, 0)?;
+    let count = sums.nodes.count();
+    if job.count().is_some_and(|of_states| of_states != count) {
+        return Err(Error::Partial { reason: "are of another number of elements than the states" });
+    }
+    let joined = sums.nodes.joined()?;
+    if count == 0 {
+        no_sums(&mut per_channel);
+        return Ok(());
+    }
+    let outputs = per_channel.map(|(_, output)| output.map(Output::new));
+    if shape.len() == 0 {
+        // What is per channel is that of the whole all the same.
+        (job.dx, job.dz) = (None, None);
+        return run_without_elements(shape, Job::Backward(job.by(backward::Sums::Joined(&joined), outputs)));
+    }
+    run(shape, Job::Backward(job.by(backward::Sums::Joined(&joined), outputs)))
 }

@@ -5,13 +5,15 @@
 use std::marker::PhantomData;
 
 use crate::api::builders::operands::*;
+use crate::api::gather::{Among, Gather, all_statistics};
 use crate::api::params::Params;
+use crate::api::partial::statistics::PartialStatistics;
 use crate::api::shape::Shape;
 use crate::ground::error::{Error, check_len};
 use crate::ground::slices::{Output, Sink, Source};
 use crate::ground::welford::Welford;
 use crate::kernel::activations::Activation;
-use crate::operations::forward::Forward;
+use crate::operations::forward::{self, Forward};
 use crate::operations::given::After;
 use crate::operations::memory::Mixed;
 use crate::operations::storage::Storage;
@@ -124,13 +126,16 @@ macro_rules! forward_tensors {
 }
 
 /// One state per channel, checked; those of no elements where there are none.
-fn states_of<'a>(shape: &Shape, states: Option<&'a mut [Welford]>) -> Result<Output<'a, Welford>, Error> {
+fn states_of<'a, T: Element>(
+    shape: &Shape,
+    states: Option<&'a mut [Welford]>,
+) -> Result<forward::Statistics<'a, T>, Error> {
     let states = given("states", states)?;
     check_len("states", states.len(), shape.channels())?;
     if shape.per_channel() == 0 {
         states.fill(Welford::new());
     }
-    Ok(Output::new(states))
+    Ok(forward::Statistics::States(Output::new(states)))
 }
 
 /// The statistics of each channel over batch and spatial axes; [`statistics`](crate::statistics) is the short form.
@@ -183,8 +188,8 @@ impl<'a, S: Storage> Statistics<'a, S> {
         let x = given("x", x)?;
         shape.check_tensor("x", x.len())?;
         let affine = Params::<S::Arithmetic>::default().checked(shape.channels())?;
-        let states = states_of(&shape, states)?;
-        run(&shape, Job::Forward(Forward { x, y: None, affine, after: After::NOTHING, states }))
+        let statistics = states_of(&shape, states)?;
+        run(&shape, Job::Forward(Forward { x, y: None, affine, after: After::NOTHING, statistics }))
     }
 }
 
@@ -225,12 +230,14 @@ pub struct Training<'a, S: Storage> {
     tensors: Tensors<'a, S::Arithmetic>,
     storage: PhantomData<S>,
     states: Option<&'a mut [Welford]>,
+    among: Option<Among<'a>>,
 }
 
 impl<'a, S: Storage> Training<'a, S> {
     /// Of tensors of this shape, with this scale, shift and eps.
     pub fn new(shape: &Shape, params: Params<'a, S::Arithmetic>) -> Self {
-        Self { shape: *shape, params, tensors: Tensors::NONE, storage: PhantomData, states: None }
+        let (shape, tensors, storage) = (*shape, Tensors::NONE, PhantomData);
+        Self { shape, params, tensors, storage, states: None, among: None }
     }
 
     forward_tensors!("batch");
@@ -241,18 +248,75 @@ impl<'a, S: Storage> Training<'a, S> {
         Self { states: Some(states), ..self }
     }
 
+    /// The tensors are samples `first` to `first + N` of a batch whose other parts other processes have, who call as well: y and
+    /// states are those of the whole ([`PartialStatistics`]). A part may be empty.
+    ///
+    /// ```
+    /// use std::sync::mpsc;
+    ///
+    /// use batchnorm::{Error, Params, Shape, Training, Welford};
+    ///
+    /// // Two processes, here threads, with channels to each other.
+    /// let ([mine, theirs], [inbox, their_inbox]) = {
+    ///     let ((a, from_a), (b, from_b)) = (mpsc::channel::<Vec<u8>>(), mpsc::channel::<Vec<u8>>());
+    ///     ([a, b], [from_b, from_a])
+    /// };
+    /// let part = |first: u64, x: [f32; 2], to: mpsc::Sender<Vec<u8>>, from: mpsc::Receiver<Vec<u8>>| {
+    ///     let (mut y, mut states) = ([0.0; 2], [Welford::new()]);
+    ///     let mut gather = |bytes: &[u8], each: &mut dyn FnMut(&[u8])| {
+    ///         let gone = |_| Error::Gather { reason: "the other is gone".to_owned() };
+    ///         to.send(bytes.to_vec()).map_err(|_| gone(()))?;
+    ///         each(bytes);
+    ///         each(&from.recv().map_err(|_| gone(()))?);
+    ///         Ok(())
+    ///     };
+    ///     let shape = Shape::nchw(&[2, 1])?;
+    ///     let training = Training::new(&shape, Params::new(0.0)).x(&x).y(&mut y).states(&mut states);
+    ///     training.among(first, &mut gather).run()?;
+    ///     assert_eq!((states[0].count(), states[0].mean()), (4, 2.0));
+    ///     Ok::<_, Error>(y)
+    /// };
+    /// let other = std::thread::spawn(move || part(2, [3.0, 3.0], theirs, their_inbox));
+    /// assert_eq!(part(0, [1.0, 1.0], mine, inbox)?, [-1.0, -1.0]);
+    /// assert_eq!(other.join().unwrap()?, [1.0, 1.0]);
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub fn among(self, first: u64, gather: &'a mut dyn Gather) -> Self {
+        Self { among: Some(Among { first, gather }), ..self }
+    }
+
     /// Computes.
     ///
     /// # Errors
     /// [`Error::Missing`] for x, y or states, [`Error::Twice`] for y in two places, [`Error::Length`],
     /// [`Error::Epsilon`], [`Error::NotFinite`] and [`Error::Clip`] for the activation's numbers, [`Error::Activation`] for a
-    /// residual or a mask that it does not go with, [`Error::OutOfMemory`]. Nothing has been written then.
+    /// residual or a mask that it does not go with, [`Error::OutOfMemory`]; among others [`Error::Gather`], [`Error::Partial`] and
+    /// [`Error::Bytes`] for what could not be had of them, or does not go together. Nothing has been written then.
     pub fn run(self) -> Result<(), Error> {
-        let Self { shape, params, tensors, states, .. } = self;
-        let (x, y, after) = tensors.checked(&shape, params.activation)?;
-        let affine = params.checked(shape.channels())?;
-        let states = states_of(&shape, states)?;
-        run(&shape, Job::Forward(Forward { x, y: Some(y), affine, after, states }))
+        let Self { shape, params, tensors, states, among, .. } = self;
+        let checked = || {
+            let (x, y, after) = tensors.checked(&shape, params.activation)?;
+            let affine = params.checked(shape.channels())?;
+            let states = given("states", states)?;
+            check_len("states", states.len(), shape.channels())?;
+            Ok((x, y, after, affine, states))
+        };
+        let Some(Among { first, gather }) = among else {
+            let (x, y, after, affine, states) = checked()?;
+            let statistics = states_of(&shape, Some(states))?;
+            return run(&shape, Job::Forward(Forward { x, y: Some(y), affine, after, statistics }));
+        };
+        let checked = checked();
+        let part = checked.as_ref().map_err(Clone::clone).and_then(|(x, ..)| {
+            let mut part = PartialStatistics::new(&shape);
+            part.add_source(&shape, first, *x).map(|()| part)
+        });
+        let all = all_statistics::<S::Arithmetic>(&shape, part, gather)?.states()?;
+        let (x, y, after, affine, states) = checked?;
+        let given = joined_of(&shape, &all)?;
+        run(&shape, Job::Inference(inference::Inference { x, y, affine, after, given }))?;
+        states.copy_from_slice(&all);
+        Ok(())
     }
 }
 
@@ -290,32 +354,43 @@ pub struct Inference<'a, S: Storage> {
     params: Params<'a, S::Arithmetic>,
     tensors: Tensors<'a, S::Arithmetic>,
     storage: PhantomData<S>,
-    frozen: Option<MeanVar<'a, S::Arithmetic>>,
+    statistics: Option<Normalizer<'a, S::Arithmetic>>,
 }
 
 impl<'a, S: Storage> Inference<'a, S> {
     /// Of tensors of this shape, with this scale, shift and eps.
     pub fn new(shape: &Shape, params: Params<'a, S::Arithmetic>) -> Self {
-        Self { shape: *shape, params, tensors: Tensors::NONE, storage: PhantomData, frozen: None }
+        Self { shape: *shape, params, tensors: Tensors::NONE, storage: PhantomData, statistics: None }
     }
 
     forward_tensors!("tensor");
 
-    /// The mean and the variance to normalize by, one of each per channel.
+    /// The mean and the variance to normalize by, one of each per channel. Takes the place of [`states`](Self::states).
     pub fn frozen(self, mean: &'a [S::Arithmetic], var: &'a [S::Arithmetic]) -> Self {
-        Self { frozen: Some((mean, var)), ..self }
+        Self { statistics: Some(Normalizer::Frozen(mean, var)), ..self }
+    }
+
+    /// The statistics of a batch that this is a part of, one state per channel, all of the same number of elements: what
+    /// [`Training`] does with the batch once it has its states, to the bit, with all of their precision
+    /// ([`PartialStatistics`](crate::PartialStatistics)). Takes the place of [`frozen`](Self::frozen).
+    pub fn states(self, states: &'a [Welford]) -> Self {
+        Self { statistics: Some(Normalizer::Batch(states)), ..self }
     }
 
     /// Computes.
     ///
     /// # Errors
     /// [`Error::Missing`] for x, y or mean (with var), [`Error::Twice`] for y in two places, [`Error::Length`],
+    /// [`Error::Count`] for states of different numbers of elements, or of none,
     /// [`Error::Epsilon`], [`Error::NotFinite`] and [`Error::Clip`] for the activation's numbers, [`Error::Activation`] for a
     /// residual or a mask that it does not go with, [`Error::OutOfMemory`]. Nothing has been written then.
     pub fn run(self) -> Result<(), Error> {
-        let Self { shape, params, tensors, frozen, .. } = self;
+        let Self { shape, params, tensors, statistics, .. } = self;
         let (x, y, after) = tensors.checked(&shape, params.activation)?;
-        let given = frozen_of(&shape, given("mean", frozen)?)?;
+        let given = match given("mean", statistics)? {
+            Normalizer::Batch(states) => joined_of(&shape, states)?,
+            Normalizer::Frozen(mean, var) => frozen_of(&shape, (mean, var))?,
+        };
         let affine = params.checked(shape.channels())?;
         run(&shape, Job::Inference(inference::Inference { x, y, affine, after, given }))
     }

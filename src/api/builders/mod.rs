@@ -7,7 +7,7 @@
 
 mod backward;
 mod forward;
-mod operands;
+pub mod operands;
 
 pub use backward::Backward;
 pub use forward::{Inference, Statistics, Training};

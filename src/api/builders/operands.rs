@@ -17,8 +17,13 @@ pub fn run<T: Element>(shape: &Shape, job: Job<'_, T>) -> Result<(), Error> {
     shape.geometry().map_or(Ok(()), |geometry| T::run(Level::active(), &geometry, &job))
 }
 
+/// The same of a job that looks at no tensor.
+pub fn run_without_elements<T: Element>(shape: &Shape, job: Job<'_, T>) -> Result<(), Error> {
+    shape.without_elements().map_or(Ok(()), |geometry| T::run(Level::active(), &geometry, &job))
+}
+
 impl<'a, T: Element> Params<'a, T> {
-    pub(super) fn checked(&self, channels: usize) -> Result<Affine<'a, T>, Error> {
+    pub(in crate::api) fn checked(&self, channels: usize) -> Result<Affine<'a, T>, Error> {
         check_eps(self.eps)?;
         check_optional("gamma", self.gamma, channels)?;
         check_optional("beta", self.beta, channels)?;
@@ -55,8 +60,12 @@ impl<'a, T: Element> Operand<'a, T> {
     }
 }
 
-/// A given mean and variance.
-pub type MeanVar<'a, T> = (&'a [T], &'a [T]);
+/// What is normalized by.
+#[derive(Debug, Clone, Copy)]
+pub enum Normalizer<'a, T> {
+    Batch(&'a [Welford]),
+    Frozen(&'a [T], &'a [T]),
+}
 
 /// That an activation goes with what there is.
 pub fn check_fits(activation: Activation, with: &'static str, is_there: bool) -> Result<(), Error> {
@@ -80,12 +89,26 @@ pub fn frozen_of<'a, T>(shape: &Shape, (mean, var): (&'a [T], &'a [T])) -> Resul
     Ok(Given::Frozen { mean, var })
 }
 
-/// The batch's own statistics, checked.
-pub fn batch_of<'a, T>(shape: &Shape, states: &'a [Welford]) -> Result<Given<'a, T>, Error> {
+/// The statistics of a batch of so many elements per channel, checked; of as many as they say, if that is not known.
+pub fn batch_of<'a, T>(
+    shape: &Shape,
+    states: &'a [Welford],
+    expected: Option<u64>,
+) -> Result<Given<'a, T>, Error> {
     check_len("states", states.len(), shape.channels())?;
-    let expected = shape.per_channel() as u64;
+    let expected = expected.or(states.first().map(Welford::count)).unwrap_or(0);
     if let Some(channel) = states.iter().position(|state| state.count() != expected) {
         return Err(Error::Count { channel, got: states[channel].count(), expected });
     }
-    Ok(Given::Batch(states))
+    Ok(Given::Batch(states, expected))
+}
+
+/// The statistics of a batch that a tensor is a part of, checked: of an element at least, where it has any.
+pub fn joined_of<'a, T>(shape: &Shape, states: &'a [Welford]) -> Result<Given<'a, T>, Error> {
+    match batch_of(shape, states, None)? {
+        Given::Batch(_, 0) if shape.len() > 0 => {
+            Err(Error::Count { channel: 0, got: 0, expected: shape.per_channel() as u64 })
+        }
+        given => Ok(given),
+    }
 }

@@ -81,7 +81,7 @@ pub fn sum_lanes_of_plane_pairs([columns, low_columns]: [&[f64]; 2], lanes: usiz
                 let keep = |value| if lane < count { value } else { 0.0 };
                 let sum = Double::sum(first[lane], keep(sixteen[lane]));
                 (first[lane], low_first[lane]) =
-                    (sum.high, low_first[lane] + keep(low_sixteen[lane]) + sum.low);
+                    (sum.high, (low_first[lane] + keep(low_sixteen[lane])) + sum.low);
             }
         }
         for half in [8, 4, 2, 1] {

@@ -5,7 +5,6 @@ use std::ops::Range;
 use super::interleave::{Interleave, NoInterleave};
 use super::{Reduce, Sweep};
 use crate::ground::geometry::{Block, Geometry};
-use crate::ground::sizes::LANES;
 use crate::kernel::columns::Columns;
 use crate::kernel::fused::Read;
 use crate::kernel::terms::Terms;
@@ -59,7 +58,7 @@ impl Matrix {
         }
     }
 
-    /// `rows` rows of a plane in NHWC, of a `batch` if there are so many: each lane's are a matrix; or the sixteens of rows
+    /// `rows` rows of a plane in NHWC, of a `batch` if there are so many: each lane's are a matrix; or those that fill all lanes
     /// are one, the rest another.
     #[inline(always)]
     fn of_rows(
@@ -69,22 +68,22 @@ impl Matrix {
         part: usize,
         (first, far): (bool, usize),
     ) -> Self {
-        let c = geometry.c;
-        let (full, rest) = (rows / LANES, rows % LANES);
+        let (c, lanes) = (geometry.c, geometry.period());
+        let (full, rest) = (rows / lanes, rows % lanes);
         let ahead = far.next_multiple_of(batch * c);
-        let (stride, width) = (LANES * c, LANES * c);
+        let (stride, width) = (lanes * c, lanes * c);
         let whole = Self { skip: 0, stride, rows: full, column: 0, width, first, ahead, ahead_last: ahead };
         match Columns::of_sums(geometry, channels) {
             Columns::CHANNELS => {
                 let (rows, width) = (full + usize::from(part < rest), channels.len());
                 // Some lanes down, or the first lanes of the next batch.
-                let down = (far / (batch / LANES * width)).clamp(1, LANES);
-                let ahead = if part + down < LANES { down } else { down + batch - LANES } * c;
+                let down = (far / (batch / lanes * width)).clamp(1, lanes);
+                let ahead = if part + down < lanes { down } else { down + batch - lanes } * c;
                 Self { skip: part * c, rows, column: part * width, width, ahead, ahead_last: ahead, ..whole }
             }
             _ if part == 0 => Self { width: if full > 0 { whole.width } else { 0 }, ..whole },
             _ => {
-                Self { skip: full * LANES * c, rows: 1, width: rest * c, first: first && full == 0, ..whole }
+                Self { skip: full * lanes * c, rows: 1, width: rest * c, first: first && full == 0, ..whole }
             }
         }
     }
@@ -129,6 +128,18 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
     /// for what is prefetched to stay in L1.
     const SIXTEENS: usize = 8 / IN;
 
+    /// How many rows that is.
+    fn rows(geometry: &Geometry, columns: Columns) -> usize {
+        let each = match geometry.positions_are_samples() {
+            // A lane's rows are near each other, and few lines of a set of L1 are needed at once.
+            true if columns == Columns::CHANNELS => 4,
+            // Short runs are over soon.
+            true => 64,
+            false => Self::SIXTEENS,
+        };
+        each * geometry.period()
+    }
+
     /// How many samples of small planes make a batch, as of `SIXTEENS`, and how far ahead to prefetch.
     ///
     /// In NCHW all of a batch's lines are prefetched at once: near, unless rows are short. In NHWC, samples that are whole pages
@@ -160,7 +171,7 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
             let (samples, far) = Self::batch(geometry, columns);
             (samples, positions.len(), far)
         } else {
-            (1, Self::SIXTEENS * LANES, Self::AHEAD)
+            (1, Self::rows(geometry, columns), Self::AHEAD)
         };
         for sample in samples.clone().step_by(planes) {
             let planes = (samples.end - sample).min(planes);
@@ -192,8 +203,7 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
     /// The inputs have all these elements.
     #[inline(always)]
     unsafe fn sum_columns<S: Lanes<T>>(&mut self, s: S, at: usize, matrix: &Matrix) {
-        let Matrix { width, rows, stride, .. } = *matrix;
-        let at = at + matrix.skip;
+        let width = matrix.width;
         let mut done = 0;
         // SAFETY: the vectors lie within the columns.
         unsafe {
@@ -205,20 +215,31 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
                 self.strip::<S, 1>(s, at, matrix, done);
                 done += S::N;
             }
+            self.ragged(s, at, matrix, done);
         }
+    }
+
+    /// The columns from `done` on, which fill no vector.
+    ///
+    /// # Safety
+    /// As of `sum_columns`.
+    #[inline(always)]
+    unsafe fn ragged<S: Lanes<T>>(&mut self, s: S, at: usize, matrix: &Matrix, done: usize) {
+        let Matrix { width, rows, stride, column, first, skip, .. } = *matrix;
         if done < width && rows > 0 {
-            let (column, first) = (matrix.column, matrix.first);
+            let at = at + skip;
             s.apart(RaggedColumns { reduce: self, at, stride, rows, columns: done..width, column, first });
         }
     }
 
-    /// `U` vectors of columns from the matrix's column `done` on, in step.
+    /// `U` neighbouring vectors of columns from the matrix's column `done` on, in step.
     ///
     /// # Safety
     /// The inputs have all these elements.
     #[inline(always)]
     unsafe fn strip<S: Lanes<T>, const U: usize>(&mut self, s: S, at: usize, matrix: &Matrix, done: usize) {
-        let Matrix { stride, rows, column, width, first, ahead, ahead_last, .. } = *matrix;
+        let Matrix { stride, rows, column, width, first, ahead, ahead_last, skip } = *matrix;
+        let at = at + skip;
         let ahead = if done + ahead < width { ahead } else { ahead_last };
         let mut sums = [O::sums(s.zero_wide()); U];
         let mut about = [(Self::about_nothing(s), self.read.splats(s, 0)); U];

@@ -1,0 +1,99 @@
+//! A batch that several processes have parts of: each sums its own, all hear of all.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use crate::api::partial::gradients::PartialGradients;
+use crate::api::partial::statistics::PartialStatistics;
+use crate::api::shape::Shape;
+use crate::ground::error::Error;
+use crate::operations::Element;
+
+/// How processes tell each other what they know of their parts of a batch: over MPI, a socket, channels between threads.
+///
+/// Every process of the group calls it as often as the others, in the same order of calls; a call of an operation is one call of
+/// this. A process whose own part is in error tells no bytes, so that the operation is an error in all and no one waits; an
+/// operation that returns an error of its arguments has told so. Whether a process that is gone is noticed, and when, is the
+/// transport's.
+///
+/// ```
+/// use batchnorm::{Error, Gather};
+///
+/// /// The only process there is.
+/// struct Alone;
+/// impl Gather for Alone {
+///     fn gather(&mut self, bytes: &[u8], each: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
+///         each(bytes);
+///         Ok(())
+///     }
+/// }
+/// ```
+pub trait Gather {
+    /// Calls `each` with the bytes of every process, one's own among them, in any order. They may be of different lengths, and none.
+    ///
+    /// # Errors
+    /// [`Error::Gather`] where not everyone's bytes could be had.
+    fn gather(&mut self, bytes: &[u8], each: &mut dyn FnMut(&[u8])) -> Result<(), Error>;
+}
+
+/// Where a part is in the batch, and how to hear of the others.
+pub struct Among<'a> {
+    pub first: u64,
+    pub gather: &'a mut dyn Gather,
+}
+
+impl fmt::Debug for Among<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Among").field("first", &self.first).finish_non_exhaustive()
+    }
+}
+
+/// Tells one's bytes, or that there are none, and takes in everyone's.
+fn exchange(
+    mine: Result<Vec<u8>, Error>,
+    gather: &mut dyn Gather,
+    mut join: impl FnMut(&[u8]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let (mut heard, mut outcome) = (0usize, Ok(()));
+    let told = gather.gather(mine.as_deref().unwrap_or(&[]), &mut |bytes| {
+        heard += 1;
+        if outcome.is_ok() {
+            outcome = match bytes {
+                [] => Err(Error::Gather { reason: "another process has an error".to_owned() }),
+                bytes => join(bytes),
+            };
+        }
+    });
+    mine?;
+    told?;
+    outcome?;
+    if heard == 0 {
+        return Err(Error::Gather { reason: "no process's bytes came, not even this one's".to_owned() });
+    }
+    Ok(())
+}
+
+/// The statistics of all parts.
+pub fn all_statistics<T: Element>(
+    shape: &Shape,
+    mine: Result<PartialStatistics<T>, Error>,
+    gather: &mut dyn Gather,
+) -> Result<PartialStatistics<T>, Error> {
+    let mut all = PartialStatistics::new(shape);
+    let bytes = mine.and_then(|mine| mine.to_bytes());
+    exchange(bytes, gather, |bytes| all.join(&PartialStatistics::from_bytes(bytes)?))?;
+    Ok(all)
+}
+
+/// The sums of all parts.
+pub fn all_gradients<T: Element>(
+    shape: &Shape,
+    mine: Result<PartialGradients<T>, Error>,
+    gather: &mut dyn Gather,
+) -> Result<PartialGradients<T>, Error> {
+    let mut all = PartialGradients::new(shape);
+    let bytes = mine.and_then(|mine| mine.to_bytes());
+    exchange(bytes, gather, |bytes| all.join(&PartialGradients::from_bytes(bytes)?))?;
+    Ok(all)
+}

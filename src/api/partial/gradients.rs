@@ -1,0 +1,105 @@
+//! Sums of gradients of parts of a batch.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use super::bytes::{self, Kind};
+use super::nodes::{Node, Nodes};
+use crate::api::shape::Shape;
+use crate::ground::error::Error;
+use crate::ground::slices::Output;
+use crate::operations::Element;
+
+/// What gradients need to know of all of a batch, of a part of it: sum(g) and sum(g * (x - mean)) of each channel. Parts join to the
+/// whole as those of [`PartialStatistics`](crate::PartialStatistics) do.
+///
+/// [`Backward::part`](crate::Backward::part) makes them, by the states of the whole batch, and [`Backward::sums`](crate::Backward::sums) takes
+/// them when they are joined. They go with these states: sums by others do not join to anything.
+///
+/// ```
+/// use batchnorm::{Backward, Gradients, Params, PartialGradients, Shape, Welford};
+///
+/// // Samples 0 and 1 of a batch of four, whose states are known, and those of another process.
+/// let (shape, params) = (Shape::nchw(&[2, 1])?, Params::new(0.0));
+/// let states = [[1.0, 3.0, 1.0, 3.0].into_iter().collect::<Welford>()];
+/// let (x, dy, mut dx, mut dbeta) = ([1.0f32, 3.0], [1.0f32, 0.0], [0.0; 2], [0.0]);
+/// let backward = || Backward::new(&shape, params).x(&x).states(&states);
+///
+/// let mut sums = backward().dy(&dy).part(0)?;
+/// let sent = backward().dy(&[0.0, 0.0]).part(2)?.to_bytes()?;
+/// sums.join(&PartialGradients::from_bytes(&sent)?)?;
+///
+/// let gradients = Gradients::new().dx(&mut dx).dbeta(&mut dbeta);
+/// backward().dy(&dy).sums(&sums).gradients(gradients).run()?;
+/// assert_eq!((dx, dbeta), ([0.5, 0.0], [1.0]));
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
+#[derive(Clone, PartialEq)]
+pub struct PartialGradients<T: Element> {
+    pub(crate) nodes: Nodes<T::Gradients>,
+}
+
+impl<T: Element> PartialGradients<T> {
+    const KIND: Kind = Kind::of::<T>(Kind::GRADIENTS);
+
+    /// Of no samples yet, of a batch of tensors with this shape's channels and positions; its batch is not looked at.
+    pub fn new(shape: &Shape) -> Self {
+        Self { nodes: Nodes::new(shape.channels(), shape.spatial() as u64) }
+    }
+
+    /// Of a part: `sum` writes the sums of the samples it is given, counted from the part's first, or says why not.
+    pub(crate) fn of(
+        shape: &Shape,
+        first: u64,
+        mut sum: impl FnMut(Output<'_, T::Gradients>, (usize, usize)) -> Result<(), Error>,
+    ) -> Result<Self, Error> {
+        let mut gradients = Self::new(shape);
+        let mut nodes = Vec::new();
+        for samples in gradients.nodes.cut(gradients.nodes.part(shape, first)?) {
+            let mut sums = gradients.nodes.room()?;
+            let part = ((samples.start - first) as usize, (samples.end - first) as usize);
+            sum(Output::new(&mut sums), part)?;
+            nodes.push(Node { samples, sums });
+        }
+        gradients.nodes.take(nodes)?;
+        Ok(gradients)
+    }
+
+    /// Takes in what another part's are of.
+    ///
+    /// # Errors
+    /// [`Error::Partial`] if it is of other channels or positions, or has samples that are there already, [`Error::OutOfMemory`].
+    /// Nothing has been taken in then.
+    pub fn join(&mut self, other: &Self) -> Result<(), Error> {
+        self.nodes.join(&other.nodes)
+    }
+
+    /// How many samples it is of.
+    pub fn samples(&self) -> u64 {
+        self.nodes.samples()
+    }
+
+    /// All of it as bytes, as of [`PartialStatistics::to_bytes`](crate::PartialStatistics::to_bytes): 16 bytes (f64: 32) per channel of each
+    /// node.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
+        bytes::write(Self::KIND, &self.nodes)
+    }
+
+    /// What the bytes of [`to_bytes`](Self::to_bytes) say, which are not trusted.
+    ///
+    /// # Errors
+    /// [`Error::Bytes`] if they are no such bytes, [`Error::OutOfMemory`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
+        Ok(Self { nodes: bytes::read(Self::KIND, bytes)? })
+    }
+}
+
+impl<T: Element> fmt::Debug for PartialGradients<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.nodes.describe("PartialGradients", f)
+    }
+}

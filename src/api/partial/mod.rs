@@ -1,0 +1,6 @@
+//! Sums of parts of a batch, which join to those of the whole: a batch split over calls, processes or machines.
+
+mod bytes;
+pub mod gradients;
+mod nodes;
+pub mod statistics;

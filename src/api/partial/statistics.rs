@@ -1,0 +1,149 @@
+//! Statistics of parts of a batch.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use super::bytes::{self, Kind};
+use super::nodes::{Node, Nodes};
+use crate::api::builders::operands::run;
+use crate::api::params::Params;
+use crate::api::shape::Shape;
+use crate::ground::error::Error;
+use crate::ground::slices::{Output, Source};
+use crate::ground::welford::Welford;
+use crate::operations::forward::{Forward, Statistics};
+use crate::operations::given::After;
+use crate::operations::storage::Storage;
+use crate::operations::{Element, Job};
+
+/// The statistics of a part of a batch, which join to those of the whole, to the bit: of a batch split over calls, processes or
+/// machines.
+///
+/// A part is told by its samples, from which one of the batch on: parts of any sizes, empty ones too, join in any order, each
+/// sample once. As long as parts begin at multiples of [`Shape::granularity`], the joined statistics have the bits of one call over
+/// the whole batch; else they are within the same bounds. `T` is the arithmetic: f32, also of bf16 and f16, or f64.
+///
+/// With the states of all, [`Inference::states`](crate::Inference::states) normalizes each part as [`Training`](crate::Training) the
+/// whole, and [`PartialGradients`](crate::PartialGradients) are the same for [`Backward`](crate::Backward).
+///
+/// ```
+/// use batchnorm::{Inference, Params, PartialStatistics, Shape};
+///
+/// // Two processes with two samples each of a batch of four.
+/// let shape = Shape::nchw(&[2, 1])?;
+/// let (mine, theirs) = ([1.0f32, 1.0], [3.0f32, 3.0]);
+/// let mut statistics = PartialStatistics::of(&shape, 0, &mine)?;
+/// let sent: Vec<u8> = PartialStatistics::of(&shape, 2, &theirs)?.to_bytes()?;
+///
+/// statistics.join(&PartialStatistics::from_bytes(&sent)?)?;
+/// let states = statistics.states()?;
+/// assert_eq!((states[0].count(), states[0].mean(), states[0].variance()), (4, 2.0, 1.0));
+///
+/// let mut y = [0.0; 2];
+/// Inference::new(&shape, Params::new(0.0)).x(&mine).y(&mut y).states(&states).run()?;
+/// assert_eq!(y, [-1.0, -1.0]);
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
+#[derive(Clone, PartialEq)]
+pub struct PartialStatistics<T: Element> {
+    pub(crate) nodes: Nodes<T::Moments>,
+}
+
+impl<T: Element> PartialStatistics<T> {
+    const KIND: Kind = Kind::of::<T>(Kind::STATISTICS);
+
+    /// Of no samples yet, of a batch of tensors with this shape's channels and positions; its batch is not looked at.
+    pub fn new(shape: &Shape) -> Self {
+        Self { nodes: Nodes::new(shape.channels(), shape.spatial() as u64) }
+    }
+
+    /// Of a part, samples `first` to `first + N` of the batch.
+    ///
+    /// # Errors
+    /// As of [`add`](Self::add).
+    pub fn of<S: Storage<Arithmetic = T>>(shape: &Shape, first: u64, x: &[S]) -> Result<Self, Error> {
+        let mut statistics = Self::new(shape);
+        statistics.add(shape, first, x)?;
+        Ok(statistics)
+    }
+
+    /// Takes in a part, samples `first` to `first + N` of the batch.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if `x` has not the shape's length, [`Error::Channels`] if the shape has another number of channels,
+    /// [`Error::Partial`] if it has other positions, if its samples are there already, or are too many to be counted,
+    /// [`Error::OutOfMemory`]. Nothing has been taken in then.
+    pub fn add<S: Storage<Arithmetic = T>>(
+        &mut self,
+        shape: &Shape,
+        first: u64,
+        x: &[S],
+    ) -> Result<(), Error> {
+        self.add_source(shape, first, S::source(x))
+    }
+
+    pub(crate) fn add_source(&mut self, shape: &Shape, first: u64, x: Source<'_, T>) -> Result<(), Error> {
+        shape.check_tensor("x", x.len())?;
+        let samples = self.nodes.part(shape, first)?;
+        let affine = Params::default().checked(shape.channels())?;
+        let mut nodes = Vec::new();
+        for samples in self.nodes.cut(samples) {
+            let mut sums = self.nodes.room()?;
+            let part = ((samples.start - first) as usize, (samples.end - first) as usize);
+            let statistics = Statistics::Part(Output::new(&mut sums), part);
+            run(shape, Job::Forward(Forward { x, y: None, affine, after: After::NOTHING, statistics }))?;
+            nodes.push(Node { samples, sums });
+        }
+        self.nodes.take(nodes)
+    }
+
+    /// Takes in what another part's are of.
+    ///
+    /// # Errors
+    /// [`Error::Partial`] if it is of other channels or positions, or has samples that are there already, [`Error::OutOfMemory`].
+    /// Nothing has been taken in then.
+    pub fn join(&mut self, other: &Self) -> Result<(), Error> {
+        self.nodes.join(&other.nodes)
+    }
+
+    /// How many samples it is of.
+    pub fn samples(&self) -> u64 {
+        self.nodes.samples()
+    }
+
+    /// The state of each channel, of all samples that it is of. Where these are all of a batch from its first on, the states
+    /// have the bits that one call over the batch gives.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn states(&self) -> Result<Vec<Welford>, Error> {
+        let (count, sums) = (self.nodes.count(), self.nodes.joined()?);
+        let state =
+            |moments: &T::Moments| if count == 0 { Welford::new() } else { Welford::of(count, *moments) };
+        Ok(sums.iter().map(state).collect())
+    }
+
+    /// All of it as bytes, to be stored or sent: a header with a version, some 24 bytes (f64: 40) per channel of each of its nodes
+    /// (of a part that begins at 0 or is as long as others mostly one), a checksum.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
+        bytes::write(Self::KIND, &self.nodes)
+    }
+
+    /// What the bytes of [`to_bytes`](Self::to_bytes) say, which are not trusted.
+    ///
+    /// # Errors
+    /// [`Error::Bytes`] if they are no such bytes, [`Error::OutOfMemory`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
+        Ok(Self { nodes: bytes::read(Self::KIND, bytes)? })
+    }
+}
+
+impl<T: Element> fmt::Debug for PartialStatistics<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.nodes.describe("PartialStatistics", f)
+    }
+}
