@@ -111,6 +111,12 @@ typedef enum batchnorm_status {
   BATCHNORM_STATUS_ACTIVATION = 17,
   /** A clip's bounds are NaN, or leave nothing between them. */
   BATCHNORM_STATUS_CLIP = 18,
+  /** Partial sums do not go with others, with the call, or into the room for them. */
+  BATCHNORM_STATUS_PART = 19,
+  /** Bytes are not those of partial sums, or were damaged. */
+  BATCHNORM_STATUS_BYTES = 20,
+  /** Not all processes' parts of the batch could be had: one has an error, or the program's gather failed. */
+  BATCHNORM_STATUS_GATHER = 21,
 } batchnorm_status;
 
 /* Threads of the program's own. */
@@ -273,8 +279,14 @@ typedef struct batchnorm_statistics_args {
   size_t size;
   /** The tensor. */
   const void *x;
-  /** Written: the statistics of each channel. */
+  /** Written: the statistics of each channel. May be null if `part` is not. */
   batchnorm_state *states;
+  /** Of a part of a batch: the number of its first sample in the batch. */
+  uint64_t first;
+  /** Written, of a part of a batch: the bytes of its sums, to be stored, sent and joined. Null for none. */
+  void *part;
+  /** The bytes that `part` has room for, of which batchnorm_part_len is enough; it becomes how many they are. */
+  size_t *part_len;
 } batchnorm_statistics_args;
 
 /** The arguments of `batchnorm_training`. */
@@ -308,6 +320,13 @@ typedef struct batchnorm_training_args {
    * there is a residual, and may take without. Null for none.
    */
   uint64_t *mask;
+  /** Of a part of a batch: the number of its first sample in the batch. */
+  uint64_t first;
+  /**
+   * Of a part of a batch: how to hear of the others, which other processes have. y and states are those of the whole then.
+   * Null for a batch that is whole.
+   */
+  const Gather *gather;
 } batchnorm_training_args;
 
 /** The arguments of `batchnorm_inference`. */
@@ -343,6 +362,11 @@ typedef struct batchnorm_inference_args {
    * there is a residual, and may take without. Null for none.
    */
   uint64_t *mask;
+  /**
+   * The statistics of a batch that x is a part of, in place of mean and var, which are null then: y has the bits that training
+   * of the whole batch gives. Null for mean and var.
+   */
+  const batchnorm_state *states;
 } batchnorm_inference_args;
 
 /**
@@ -390,6 +414,24 @@ typedef struct batchnorm_backward_args {
   const uint64_t *mask;
   /** Written: the gradient of the residual, a tensor. May be dy, unless dx is. Through an activation it needs the mask. */
   void *dz;
+  /** Of a part of a batch, whose states are those of the whole: the number of its first sample in the batch. */
+  uint64_t first;
+  /**
+   * Of a part of a batch: how to hear of the others, which other processes have. Gradients are those of the whole then. Null for
+   * a batch that is whole, and for sums.
+   */
+  const Gather *gather;
+  /**
+   * Written, of a part of a batch: the bytes of its sums, to be stored, sent and joined; gradients are not, then, and are
+   * null. Null for none.
+   */
+  void *part;
+  /** The bytes that `part` has room for, of which batchnorm_part_len is enough; it becomes how many they are. */
+  size_t *part_len;
+  /** The joined sums of all parts, as bytes: gradients are those of the whole. Null for a batch that is whole. */
+  const void *sums;
+  /** How many bytes. */
+  size_t sums_len;
 } batchnorm_backward_args;
 
 /**

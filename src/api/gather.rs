@@ -2,8 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::fmt;
-
 use crate::api::partial::gradients::PartialGradients;
 use crate::api::partial::statistics::PartialStatistics;
 use crate::api::shape::Shape;
@@ -37,15 +35,24 @@ pub trait Gather {
     fn gather(&mut self, bytes: &[u8], each: &mut dyn FnMut(&[u8])) -> Result<(), Error>;
 }
 
+impl<G: FnMut(&[u8], &mut dyn FnMut(&[u8])) -> Result<(), Error>> Gather for G {
+    fn gather(&mut self, bytes: &[u8], each: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
+        self(bytes, each)
+    }
+}
+
 /// Where a part is in the batch, and how to hear of the others.
 pub struct Among<'a> {
     pub first: u64,
     pub gather: &'a mut dyn Gather,
 }
 
-impl fmt::Debug for Among<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Among").field("first", &self.first).finish_non_exhaustive()
+impl Among<'_> {
+    /// Tells the others of an error that comes before the operation.
+    pub fn refuse(self, error: Error) -> Error {
+        // What they say to it changes nothing.
+        let _ = self.gather.gather(&[], &mut |_| ());
+        error
     }
 }
 

@@ -345,7 +345,7 @@ mod tests {
         let folded = [Shape::nchw(&long).unwrap(), Shape::nhwc(&long).unwrap()];
         assert_eq!(folded[0].dims(), [7, 2, 2, 2, 2, 2, 3, 20]);
         assert_eq!(folded[1].dims(), [7, 2, 2, 2, 2, 2, 15, 4]);
-        assert!(folded.iter().all(|shape| shape.len() == long.iter().product()));
+        assert!(folded.iter().all(|shape| shape.len() == long.iter().product::<usize>()));
     }
 
     /// Against the offsets themselves.

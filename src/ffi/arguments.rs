@@ -30,6 +30,9 @@ impl From<Error> for Failure {
             Error::Activation { .. } => Status::Activation,
             Error::SingleElement => Status::SingleElement,
             Error::Count { .. } => Status::Count,
+            Error::Partial { .. } => Status::Part,
+            Error::Bytes { .. } => Status::Bytes,
+            Error::Gather { .. } => Status::Gather,
             Error::Level { .. } | Error::UnknownLevel { .. } => Status::Level,
             // Its message would take memory.
             Error::OutOfMemory { .. } => return Failure(Status::OutOfMemory, String::new()),

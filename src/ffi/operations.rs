@@ -1,5 +1,6 @@
 //! The operations on tensors, each with a struct of its arguments.
 
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::mem::offset_of;
 use std::ptr;
@@ -7,11 +8,15 @@ use std::ptr;
 use super::activation::activation_of;
 use super::arguments::{Arguments, Failure, Versioned, call, check_states};
 use super::element::by_element;
+use super::partial::{Gather, Gathering};
 use super::problem::{Checked, Problem};
 use super::state::State;
 use super::status::Status;
 use crate::api::builders::{Backward, Inference, Operand, Statistics, Training};
+use crate::api::gather::Gather as _;
 use crate::api::params::{Gradients, Params};
+use crate::api::partial::gradients::PartialGradients;
+use crate::api::partial::statistics::PartialStatistics;
 use crate::ground::welford::Welford;
 use crate::kernel::activations::Activation;
 use crate::operations::Element;
@@ -24,8 +29,14 @@ pub struct StatisticsArgs {
     pub size: usize,
     /// The tensor.
     pub x: *const c_void,
-    /// Written: the statistics of each channel.
+    /// Written: the statistics of each channel. May be null if `part` is not.
     pub states: *mut State,
+    /// Of a part of a batch: the number of its first sample in the batch.
+    pub first: u64,
+    /// Written, of a part of a batch: the bytes of its sums, to be stored, sent and joined. Null for none.
+    pub part: *mut c_void,
+    /// The bytes that `part` has room for, of which batchnorm_part_len is enough; it becomes how many they are.
+    pub part_len: *mut usize,
 }
 
 /// The arguments of `batchnorm_training`.
@@ -59,6 +70,11 @@ pub struct TrainingArgs {
     /// Written: which elements the activation lets through, a mask of batchnorm_mask_len words, which backward takes where
     /// there is a residual, and may take without. Null for none.
     pub mask: *mut u64,
+    /// Of a part of a batch: the number of its first sample in the batch.
+    pub first: u64,
+    /// Of a part of a batch: how to hear of the others, which other processes have. y and states are those of the whole then.
+    /// Null for a batch that is whole.
+    pub gather: *const Gather,
 }
 
 /// The arguments of `batchnorm_inference`.
@@ -94,6 +110,9 @@ pub struct InferenceArgs {
     /// Written: which elements the activation lets through, a mask of batchnorm_mask_len words, which backward takes where
     /// there is a residual, and may take without. Null for none.
     pub mask: *mut u64,
+    /// The statistics of a batch that x is a part of, in place of mean and var, which are null then: y has the bits that training
+    /// of the whole batch gives. Null for mean and var.
+    pub states: *const State,
 }
 
 /// The arguments of `batchnorm_backward`: `states` of training, or `mean` and `var` of inference. A gradient that is null
@@ -141,6 +160,20 @@ pub struct BackwardArgs {
     pub mask: *const u64,
     /// Written: the gradient of the residual, a tensor. May be dy, unless dx is. Through an activation it needs the mask.
     pub dz: *mut c_void,
+    /// Of a part of a batch, whose states are those of the whole: the number of its first sample in the batch.
+    pub first: u64,
+    /// Of a part of a batch: how to hear of the others, which other processes have. Gradients are those of the whole then. Null for
+    /// a batch that is whole, and for sums.
+    pub gather: *const Gather,
+    /// Written, of a part of a batch: the bytes of its sums, to be stored, sent and joined; gradients are not, then, and are
+    /// null. Null for none.
+    pub part: *mut c_void,
+    /// The bytes that `part` has room for, of which batchnorm_part_len is enough; it becomes how many they are.
+    pub part_len: *mut usize,
+    /// The joined sums of all parts, as bytes: gradients are those of the whole. Null for a batch that is whole.
+    pub sums: *const c_void,
+    /// How many bytes.
+    pub sums_len: usize,
 }
 
 /// Says of structs that they are [`Versioned`]: with this name, this many pointers and numbers of 64 bits beside the size, and
@@ -157,10 +190,10 @@ macro_rules! versioned {
     )*};
 }
 versioned! {
-    "batchnorm_statistics_args" StatisticsArgs: 2 pointers, 0 numbers, size_of::<StatisticsArgs>();
-    "batchnorm_training_args" TrainingArgs: 7 pointers, 5 numbers, offset_of!(TrainingArgs, activation);
-    "batchnorm_inference_args" InferenceArgs: 8 pointers, 5 numbers, offset_of!(InferenceArgs, activation);
-    "batchnorm_backward_args" BackwardArgs: 14 pointers, 5 numbers, offset_of!(BackwardArgs, activation);
+    "batchnorm_statistics_args" StatisticsArgs: 4 pointers, 1 numbers, offset_of!(StatisticsArgs, first);
+    "batchnorm_training_args" TrainingArgs: 8 pointers, 6 numbers, offset_of!(TrainingArgs, activation);
+    "batchnorm_inference_args" InferenceArgs: 9 pointers, 5 numbers, offset_of!(InferenceArgs, activation);
+    "batchnorm_backward_args" BackwardArgs: 18 pointers, 7 numbers, offset_of!(BackwardArgs, activation);
 }
 
 /// The statistics of each channel of `x` over batch and spatial axes, to `states`. A channel with a NaN or an infinity
@@ -191,13 +224,24 @@ unsafe fn statistics<T: Element>(
 ) -> Result<(), Failure> {
     let (len, c) = (problem.shape.len(), problem.shape.channels());
     // SAFETY: says the caller.
-    let (x, states) = unsafe {
-        (
-            arguments.source::<T>("x", args.x, (len, problem.element))?,
-            arguments.write("states", args.states.cast::<Welford>(), c)?,
-        )
+    let (x, states, part) = unsafe {
+        let x = arguments.source::<T>("x", args.x, (len, problem.element))?;
+        let part = arguments.part(args.part, args.part_len)?;
+        let states = match part {
+            Some(_) => arguments.optional_write("states", args.states.cast::<Welford>(), c)?,
+            None => Some(arguments.write("states", args.states.cast::<Welford>(), c)?),
+        };
+        (x, states, part)
     };
-    problem.run(|| Statistics::<T>::new(&problem.shape).source(x).states(states).run())
+    let Some(part) = part else {
+        let statistics = Statistics::<T>::new(&problem.shape).source(x).states(states.unwrap_or_default());
+        return problem.run(|| statistics.run());
+    };
+    let mut sums = PartialStatistics::<T>::new(&problem.shape);
+    problem.run(|| sums.add_source(&problem.shape, args.first, x))?;
+    let of_part = sums.states()?;
+    part.put(&sums.to_bytes()?)?;
+    states.map_or(Ok(()), |states| Ok(states.copy_from_slice(&of_part)))
 }
 
 /// Gives a forward pass's builder its tensors.
@@ -238,9 +282,13 @@ pub unsafe extern "C" fn batchnorm_training(problem: *const Problem, args: *cons
         let mut arguments = Arguments::default();
         // SAFETY: says the caller.
         unsafe {
-            let problem = Checked::new(&mut arguments, problem)?;
+            let problem = Checked::new(&mut arguments, problem);
             let args = arguments.sized("args", args)?;
-            by_element!(problem, training(&problem, args, arguments))
+            let mut gather = arguments.gather(args.gather)?;
+            told(&mut gather, |gather| {
+                let problem = problem?;
+                by_element!(problem, training(&problem, args, arguments, gather))
+            })
         }
     })
 }
@@ -249,6 +297,7 @@ unsafe fn training<T: Element>(
     problem: &Checked,
     args: TrainingArgs,
     mut arguments: Arguments,
+    gather: Telling<'_>,
 ) -> Result<(), Failure> {
     let (shape, c) = (&problem.shape, problem.shape.channels());
     let mut params = Params::<T>::new(args.eps);
@@ -260,7 +309,10 @@ unsafe fn training<T: Element>(
         let states = arguments.write("states", args.states.cast::<Welford>(), c)?;
         with_tensors!(Training::<T>::new(shape, params).states(states), args, arguments, problem)
     };
-    problem.run(|| call.run())
+    match gather.taken() {
+        Some(gather) => problem.run(|| call.run_among(args.first, gather)),
+        None => problem.run(|| call.run()),
+    }
 }
 
 /// Normalizes `x` by a given mean and variance per channel:
@@ -292,11 +344,15 @@ unsafe fn inference<T: Element>(
     params.activation = activation_of(args.activation, args.slope, args.lo, args.hi)?;
     // SAFETY: says the caller.
     let call = unsafe {
-        let mean = arguments.read("mean", args.mean.cast::<T>(), c)?;
-        let var = arguments.read("var", args.var.cast::<T>(), c)?;
+        let statistics = Given::of(&mut arguments, args.states, (args.mean, args.var), c)?;
         params.gamma = arguments.optional("gamma", args.gamma.cast(), c)?;
         params.beta = arguments.optional("beta", args.beta.cast(), c)?;
-        with_tensors!(Inference::<T>::new(shape, params).frozen(mean, var), args, arguments, problem)
+        let inference = Inference::<T>::new(shape, params);
+        let inference = match statistics {
+            Given::States(states) => inference.states(states),
+            Given::Frozen(mean, var) => inference.frozen(mean, var),
+        };
+        with_tensors!(inference, args, arguments, problem)
     };
     problem.run(|| call.run())
 }
@@ -319,9 +375,13 @@ pub unsafe extern "C" fn batchnorm_backward(problem: *const Problem, args: *cons
         let mut arguments = Arguments::default();
         // SAFETY: says the caller.
         unsafe {
-            let problem = Checked::new(&mut arguments, problem)?;
+            let problem = Checked::new(&mut arguments, problem);
             let args = arguments.sized("args", args)?;
-            by_element!(problem, backward(&problem, args, arguments))
+            let mut gather = arguments.gather(args.gather)?;
+            told(&mut gather, |gather| {
+                let problem = problem?;
+                by_element!(problem, backward(&problem, args, arguments, gather))
+            })
         }
     })
 }
@@ -330,6 +390,7 @@ unsafe fn backward<T: Element>(
     problem: &Checked,
     args: BackwardArgs,
     mut arguments: Arguments,
+    gather: Telling<'_>,
 ) -> Result<(), Failure> {
     let (shape, len, c) = (&problem.shape, problem.shape.len(), problem.shape.channels());
     let (of_x, of_y) = ((len, problem.element), (len, problem.y_element));
@@ -385,23 +446,96 @@ unsafe fn backward<T: Element>(
             Operand::Read(arguments.source("dy", args.dy, of_y)?)
         };
         call = call.operands([x, dy], [dx, dz], dz_is_over_dy);
-        if !args.states.is_null() {
-            for (name, other) in [("mean", args.mean), ("var", args.var)] {
-                if !other.is_null() {
-                    let message = format!("{name} is given, must be null, since states are given");
-                    return Err(Failure(Status::Exclusive, message));
-                }
-            }
-            let states = arguments.read("states", args.states.cast::<Welford>(), c)?;
-            check_states("states", states)?;
-            call.states(states)
-        } else if args.mean.is_null() && args.var.is_null() && c > 0 {
-            let message = format!("states is null, must have {c} elements, or mean and var must");
-            return Err(Failure(Status::NullPointer, message));
-        } else {
-            let mean = arguments.read("mean", args.mean.cast(), c)?;
-            call.frozen(mean, arguments.read("var", args.var.cast(), c)?)
+        match Given::of(&mut arguments, args.states, (args.mean, args.var), c)? {
+            Given::States(states) => call.states(states),
+            Given::Frozen(mean, var) => call.frozen(mean, var),
         }
     };
-    problem.run(|| call.gradients(gradients).run())
+    // SAFETY: says the caller.
+    let (part, sums) = unsafe {
+        let part = arguments.part(args.part, args.part_len)?;
+        (part, arguments.optional("sums", args.sums.cast::<u8>(), args.sums_len)?)
+    };
+    let ways = [("gather", !args.gather.is_null()), ("part", part.is_some()), ("sums", sums.is_some())];
+    let mut ways = ways.iter().filter(|(_, given)| *given).map(|(name, _)| name);
+    if let (Some(one), Some(other)) = (ways.next(), ways.next()) {
+        let message = format!("{other} is given, must be null, since {one} is given");
+        return Err(Failure(Status::Exclusive, message));
+    }
+    let sums = sums.map(PartialGradients::from_bytes).transpose()?;
+    if let Some(part) = part {
+        let mut made = None;
+        problem.run(|| call.part(args.first).map(|sums| made = Some(sums)))?;
+        return made.map_or(Ok(()), |sums| part.put(&sums.to_bytes()?));
+    }
+    let call = call.gradients(gradients);
+    match (gather.taken(), &sums) {
+        (Some(gather), _) => problem.run(|| call.run_among(args.first, gather)),
+        (None, Some(sums)) => problem.run(|| call.sums(sums).run()),
+        (None, None) => problem.run(|| call.run()),
+    }
+}
+
+/// The statistics that a call is given.
+enum Given<'a, T> {
+    States(&'a [Welford]),
+    Frozen(&'a [T], &'a [T]),
+}
+
+impl<T> Given<'_, T> {
+    /// States, or else a mean and a variance.
+    ///
+    /// # Safety
+    /// As of `Arguments::read`.
+    unsafe fn of(
+        arguments: &mut Arguments,
+        states: *const State,
+        (mean, var): (*const c_void, *const c_void),
+        c: usize,
+    ) -> Result<Self, Failure> {
+        // SAFETY: says the caller.
+        unsafe {
+            if !states.is_null() {
+                for (name, other) in [("mean", mean), ("var", var)] {
+                    if !other.is_null() {
+                        let message = format!("{name} is given, must be null, since states are given");
+                        return Err(Failure(Status::Exclusive, message));
+                    }
+                }
+                let states = arguments.read("states", states.cast::<Welford>(), c)?;
+                check_states("states", states)?;
+                return Ok(Given::States(states));
+            }
+            if mean.is_null() && var.is_null() && c > 0 {
+                let message = format!("states is null, must have {c} elements, or mean and var must");
+                return Err(Failure(Status::NullPointer, message));
+            }
+            let mean = arguments.read("mean", mean.cast(), c)?;
+            Ok(Given::Frozen(mean, arguments.read("var", var.cast(), c)?))
+        }
+    }
+}
+
+/// A way to tell others, which says whether it has been taken.
+struct Telling<'a>(Option<&'a mut Gathering>, &'a Cell<bool>);
+
+impl<'a> Telling<'a> {
+    fn taken(self) -> Option<&'a mut Gathering> {
+        self.1.set(true);
+        self.0
+    }
+}
+
+/// Runs a call that tells others, and tells them that there is nothing if it failed before it did.
+fn told(
+    gather: &mut Option<Gathering>,
+    body: impl FnOnce(Telling<'_>) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let taken = Cell::new(false);
+    let result = body(Telling(gather.as_mut(), &taken));
+    if let (Err(_), Some(gather), false) = (&result, gather, taken.get()) {
+        // What they say to it changes nothing.
+        let _ = gather.gather(&[], &mut |_| ());
+    }
+    result
 }

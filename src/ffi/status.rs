@@ -42,4 +42,10 @@ pub enum Status {
     Activation = 17,
     /// A clip's bounds are NaN, or leave nothing between them.
     Clip = 18,
+    /// Partial sums do not go with others, with the call, or into the room for them.
+    Part = 19,
+    /// Bytes are not those of partial sums, or were damaged.
+    Bytes = 20,
+    /// Not all processes' parts of the batch could be had: one has an error, or the program's gather failed.
+    Gather = 21,
 }

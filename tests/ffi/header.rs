@@ -5,12 +5,13 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 /// The files, in the order of the header, and what it says of each.
-const SECTIONS: [(&str, &str); 8] = [
+const SECTIONS: [(&str, &str); 9] = [
     ("ffi/status", "What became of a call."),
     ("threads/host", "Threads of the program's own."),
     ("ffi/problem", "The problem: element, layout, sizes, threads."),
     ("ffi/state", "The statistics of a channel."),
     ("ffi/activation", "What follows a normalization: activations, and masks of what they let through."),
+    ("ffi/partial", "Parts of a batch, over calls, processes or machines."),
     ("ffi/operations", "The operations."),
     ("ffi/running", "Running statistics and parameters."),
     ("ffi/library", "Errors in words, threads, instruction sets, version."),

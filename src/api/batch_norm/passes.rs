@@ -6,6 +6,7 @@ use crate::api::batch_norm::parts::Parts;
 use crate::api::batch_norm::record::{Record, Statistics};
 use crate::api::batch_norm::{BatchNorm, Mode};
 use crate::api::builders::{Backward, Inference, Training};
+use crate::api::gather::{Among, Gather};
 use crate::api::params::{Gradients, Params};
 use crate::api::running::{RunningUpdate, update_running};
 use crate::api::shape::Shape;
@@ -29,7 +30,7 @@ impl<T: Element> BatchNorm<T> {
         x: &[S],
         y: &mut [S],
     ) -> Result<(), Error> {
-        self.forward_by(mode, shape, x, None, y)
+        self.forward_by(mode, shape, (x, None), y, None)
     }
 
     /// The same with a residual, which is added to the normalized x before the activation: y = act(batch norm of x + z). Keeps a
@@ -45,25 +46,48 @@ impl<T: Element> BatchNorm<T> {
         z: &[S],
         y: &mut [S],
     ) -> Result<(), Error> {
-        self.forward_by(mode, shape, x, Some(z), y)
+        self.forward_by(mode, shape, (x, Some(z)), y, None)
+    }
+
+    /// The same of a part of a batch, samples `first` to `first + N` of it, whose other parts other processes have, who call as well
+    /// with layers of the same parameters: in training y, and what the running statistics take in, are those of the whole
+    /// ([`Training::run_among`]). In the other modes no one has to be heard of. A part may be empty.
+    ///
+    /// # Errors
+    /// As [`forward_with_residual`](Self::forward_with_residual); [`Error::Gather`], [`Error::Partial`] and [`Error::Bytes`] for what could
+    /// not be had of the others, or does not go together.
+    pub fn forward_among<S: Storage<Arithmetic = T>>(
+        &mut self,
+        mode: Mode,
+        shape: &Shape,
+        (x, z): (&[S], Option<&[S]>),
+        y: &mut [S],
+        (first, gather): (u64, &mut dyn Gather),
+    ) -> Result<(), Error> {
+        let trains = matches!(mode, Mode::Training | Mode::TrainingKeepRunning);
+        self.forward_by(mode, shape, (x, z), y, trains.then_some(Among { first, gather }))
     }
 
     fn forward_by<S: Storage<Arithmetic = T>>(
         &mut self,
         mode: Mode,
         shape: &Shape,
-        x: &[S],
-        z: Option<&[S]>,
+        (x, z): (&[S], Option<&[S]>),
         y: &mut [S],
+        among: Option<Among<'_>>,
     ) -> Result<(), Error> {
         let keeps = mode != Mode::Inference && z.is_some();
         let reuses = self.forward.as_ref().is_some_and(|record| record.has_mask_of(shape));
-        let mut mask = if keeps { Some(self.mask_for(shape)?) } else { None };
+        let mut mask = match keeps.then(|| self.mask_for(shape)).transpose() {
+            Ok(mask) => mask,
+            Err(error) => return Err(refused(among, error)),
+        };
         let written = mask.as_deref_mut();
         let statistics = match mode {
             Mode::Training | Mode::TrainingKeepRunning => {
                 let update = (mode == Mode::Training).then_some(self.parts.update);
-                self.normalize_by_batch(update, shape, (x, z), y, written).map(|()| Statistics::Batch)
+                self.normalize_by_batch(update, shape, (x, z), (y, written), among)
+                    .map(|()| Statistics::Batch)
             }
             Mode::Frozen => {
                 self.normalize_by_running(shape, (x, z), y, written).map(|()| Statistics::Running)
@@ -159,11 +183,12 @@ impl<T: Element> BatchNorm<T> {
         update: Option<RunningUpdate>,
         shape: &Shape,
         (x, z): (&[S], Option<&[S]>),
-        y: &mut [S],
-        mask: Option<&mut [u64]>,
+        (y, mask): (&mut [S], Option<&mut [u64]>),
+        among: Option<Among<'_>>,
     ) -> Result<(), Error> {
-        self.check_channels(shape)?;
-        update.map_or(Ok(()), |update| update.check(shape.per_channel() as u64))?;
+        if let Err(error) = self.check_channels(shape) {
+            return Err(refused(among, error));
+        }
         let mut training = Training::new(shape, params(&self.parts)).x(x).y(y).states(&mut self.states);
         if let Some(z) = z {
             training = training.residual(z);
@@ -171,8 +196,16 @@ impl<T: Element> BatchNorm<T> {
         if let Some(mask) = mask {
             training = training.mask(mask);
         }
-        training.run()?;
-        if let Some(update) = update.filter(|_| shape.per_channel() != 0) {
+        let check = |count| update.map_or(Ok(()), |update| update.check(count));
+        match among {
+            Some(among) => training.run_among_if(among, check)?,
+            None => {
+                check(shape.per_channel() as u64)?;
+                training.run()?;
+            }
+        }
+        let any = self.states.first().is_some_and(|state| state.count() != 0);
+        if let Some(update) = update.filter(|_| any) {
             let Parts { running_mean, running_var, batches, .. } = &mut self.parts;
             update_running(update, *batches, &self.states, running_mean, running_var)?;
             *batches = batches.saturating_add(1);
@@ -214,7 +247,7 @@ impl<T: Element> BatchNorm<T> {
         dy: &[S],
         dx: &mut [S],
     ) -> Result<(), Error> {
-        self.backward_by(shape, x, dy, Gradients::new().dx(dx))
+        self.backward_by(shape, (x, dy), Gradients::new().dx(dx), None)
     }
 
     /// The same after a forward pass with a residual, whose gradient goes to `dz`.
@@ -232,18 +265,47 @@ impl<T: Element> BatchNorm<T> {
         if self.forward.as_ref().is_some_and(|forward| !forward.residual) {
             return Err(Error::NoResidual);
         }
-        self.backward_by(shape, x, dy, Gradients::new().dx(dx).dz(dz))
+        self.backward_by(shape, (x, dy), Gradients::new().dx(dx).dz(dz), None)
+    }
+
+    /// The same after [`forward_among`](Self::forward_among), of the same part of the batch: gradients are those of the whole, dgamma and
+    /// dbeta the same in all processes.
+    ///
+    /// # Errors
+    /// As [`backward_with_residual`](Self::backward_with_residual); [`Error::Gather`], [`Error::Partial`] and [`Error::Bytes`] for what could
+    /// not be had of the others, or does not go together.
+    pub fn backward_among<S: Storage<Arithmetic = T>>(
+        &mut self,
+        shape: &Shape,
+        (x, dy): (&[S], &[S]),
+        (dx, dz): (&mut [S], Option<&mut [S]>),
+        (first, gather): (u64, &mut dyn Gather),
+    ) -> Result<(), Error> {
+        let among = Among { first, gather };
+        if dz.is_some() && self.forward.as_ref().is_some_and(|forward| !forward.residual) {
+            return Err(among.refuse(Error::NoResidual));
+        }
+        let gradients = Gradients::new().dx(dx);
+        let gradients = match dz {
+            Some(dz) => gradients.dz(dz),
+            None => gradients,
+        };
+        self.backward_by(shape, (x, dy), gradients, Some(among))
     }
 
     fn backward_by<'a, S: Storage<Arithmetic = T>>(
         &'a mut self,
         shape: &Shape,
-        x: &'a [S],
-        dy: &'a [S],
+        (x, dy): (&'a [S], &'a [S]),
         gradients: Gradients<'a, S>,
+        among: Option<Among<'_>>,
     ) -> Result<(), Error> {
-        let forward = self.forward.as_ref().ok_or(Error::NoForward)?;
-        forward.check(shape, x)?;
+        let forward = self.forward.as_ref().ok_or(Error::NoForward);
+        let forward = forward.and_then(|forward| forward.check(shape, x).map(|()| forward));
+        let forward = match forward {
+            Ok(forward) => forward,
+            Err(error) => return Err(refused(among, error)),
+        };
         let mut params = Params::new(forward.eps).activation(forward.activation);
         (params.gamma, params.beta) = (forward.gamma.as_deref(), forward.beta.as_deref());
         let gradients = gradients.dgamma(&mut self.dgamma).dbeta(&mut self.dbeta);
@@ -251,9 +313,13 @@ impl<T: Element> BatchNorm<T> {
         if forward.residual {
             backward = backward.mask(&forward.mask);
         }
-        match forward.statistics {
-            Statistics::Batch => backward.states(&self.states).run(),
-            Statistics::Running => backward.frozen(&forward.mean, &forward.var).run(),
+        backward = match forward.statistics {
+            Statistics::Batch => backward.states(&self.states),
+            Statistics::Running => backward.frozen(&forward.mean, &forward.var),
+        };
+        match among {
+            Some(Among { first, gather }) => backward.run_among(first, gather),
+            None => backward.run(),
         }
     }
 
@@ -261,6 +327,14 @@ impl<T: Element> BatchNorm<T> {
         shape.check_channels("layer", self.channels())?;
         check_eps(self.parts.eps)?;
         self.parts.activation.check()
+    }
+}
+
+/// Tells the others, if there are any.
+fn refused(among: Option<Among<'_>>, error: Error) -> Error {
+    match among {
+        Some(among) => among.refuse(error),
+        None => error,
     }
 }
 

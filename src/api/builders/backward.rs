@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::api::builders::operands::*;
-use crate::api::gather::{Among, Gather, all_gradients};
+use crate::api::gather::{Gather, all_gradients};
 use crate::api::params::{Gradients, Params};
 use crate::api::partial::gradients::PartialGradients;
 use crate::api::shape::Shape;
@@ -77,7 +77,6 @@ pub struct Backward<'a, S: Storage> {
     statistics: Option<Normalizer<'a, S::Arithmetic>>,
     gradients: Gradients<'a, S>,
     sums: Option<&'a PartialGradients<S::Arithmetic>>,
-    among: Option<Among<'a>>,
 }
 
 /// What runs.
@@ -90,9 +89,9 @@ impl<'a, S: Storage> Backward<'a, S> {
     /// Of tensors of this shape, through a forward pass with this scale and eps.
     pub fn new(shape: &Shape, params: Params<'a, S::Arithmetic>) -> Self {
         let gradients = Gradients::new();
-        let (dx, dz, mask, statistics, sums, among) = (None, None, None, None, None, None);
+        let (dx, dz, mask, statistics, sums) = (None, None, None, None, None);
         let (shape, x, dy, dz_over_dy) = (*shape, None, None, false);
-        Self { shape, params, x, dy, dz_over_dy, dx, dz, mask, statistics, gradients, sums, among }
+        Self { shape, params, x, dy, dz_over_dy, dx, dz, mask, statistics, gradients, sums }
     }
 
     /// The forward pass's input, of the shape's length.
@@ -176,32 +175,15 @@ impl<'a, S: Storage> Backward<'a, S> {
         Self { sums: Some(sums), ..self }
     }
 
-    /// The tensors are samples `first` to `first + N` of a batch whose other parts other processes have, who call as well, as in
-    /// [`Training::among`](crate::Training::among): gradients are those of the whole. The states are of all of it.
-    pub fn among(self, first: u64, gather: &'a mut dyn Gather) -> Self {
-        Self { among: Some(Among { first, gather }), ..self }
-    }
-
     /// Computes.
     ///
     /// # Errors
     /// [`Error::Missing`] for x, dy or states (or mean and var), and for the mask if dz is asked for through an activation;
-    /// [`Error::Twice`] for dx or dz in two places, and for sums both given and gathered; [`Error::NotFinite`], [`Error::Clip`] and
-    /// [`Error::Activation`] as of the forward pass, [`Error::Length`], [`Error::Epsilon`], [`Error::Count`] if a state is not of m
-    /// elements, or of as many as the sums, [`Error::Channels`] and [`Error::Partial`] for sums of another shape,
-    /// [`Error::OutOfMemory`]; among others [`Error::Gather`] and [`Error::Bytes`] for what could not be had of them. Nothing has been
-    /// written then.
-    pub fn run(mut self) -> Result<(), Error> {
+    /// [`Error::Twice`] for dx or dz in two places, [`Error::NotFinite`], [`Error::Clip`] and [`Error::Activation`] as of the
+    /// forward pass, [`Error::Length`], [`Error::Epsilon`], [`Error::Count`] if a state is not of m elements, or of as many as the sums,
+    /// [`Error::Channels`] and [`Error::Partial`] for sums of another shape, [`Error::OutOfMemory`]. Nothing has been written then.
+    pub fn run(self) -> Result<(), Error> {
         let (shape, sums) = (self.shape, self.sums);
-        if let Some(Among { first, gather }) = self.among.take() {
-            let twice = sums.map_or(Ok(()), |_| Err(Error::Twice { argument: "sums" }));
-            let checked = twice.and_then(|()| self.checked(None));
-            let part = checked.as_ref().map_err(Clone::clone);
-            let part = part.and_then(|(job, _)| Self::sum(&shape, first, job));
-            let all = all_gradients(&shape, part, gather)?;
-            let (job, per_channel) = checked?;
-            return follow(&shape, &all, job, per_channel);
-        }
         let count = sums.map_or(shape.per_channel() as u64, |sums| sums.nodes.count());
         let (job, mut per_channel) = self.checked(Some(count))?;
         if let Some(sums) = sums {
@@ -214,16 +196,21 @@ impl<'a, S: Storage> Backward<'a, S> {
         run(&shape, Job::Backward(job.by(backward::Sums::Own, outputs)))
     }
 
-    /// The sums of a part of a batch.
-    fn sum(
-        shape: &Shape,
-        first: u64,
-        job: &Checked<'a, S::Arithmetic>,
-    ) -> Result<PartialGradients<S::Arithmetic>, Error> {
-        PartialGradients::of(shape, first, |sums, part| {
-            let part = job.by(backward::Sums::Part(sums, part), [None; 4]);
-            run(shape, Job::Backward(backward::Backward { dx: None, dz: None, ..part }))
-        })
+    /// Computes, where the tensors are samples `first` to `first + N` of a batch whose other parts other processes have, who call as
+    /// well, as of [`Training::run_among`](crate::Training::run_among): gradients are those of the whole. The states are of all of it.
+    ///
+    /// # Errors
+    /// As of [`run`](Self::run), [`Error::Twice`] for [`sums`](Self::sums) that are given, and [`Error::Gather`], [`Error::Partial`] and
+    /// [`Error::Bytes`] for what could not be had of the others, or does not go together. Nothing has been written then.
+    pub fn run_among(self, first: u64, gather: &mut dyn Gather) -> Result<(), Error> {
+        let shape = self.shape;
+        let twice = self.sums.map_or(Ok(()), |_| Err(Error::Twice { argument: "sums" }));
+        let checked = twice.and_then(|()| self.checked(None));
+        let part = checked.as_ref().map_err(Clone::clone);
+        let part = part.and_then(|(job, _)| sum(&shape, first, job));
+        let all = all_gradients(&shape, part, gather)?;
+        let (job, per_channel) = checked?;
+        follow(&shape, &all, job, per_channel)
     }
 
     /// The sums of a part of a batch, samples `first` to `first + N` of it, by the states of the whole batch. Gradients are not
@@ -235,7 +222,7 @@ impl<'a, S: Storage> Backward<'a, S> {
     pub fn part(self, first: u64) -> Result<PartialGradients<S::Arithmetic>, Error> {
         let shape = self.shape;
         let (job, _) = self.checked(None)?;
-        Self::sum(&shape, first, &job)
+        sum(&shape, first, &job)
     }
 
     /// All but what is per channel, with states of `count` elements.
@@ -301,6 +288,14 @@ impl<'a, S: Storage> Backward<'a, S> {
         };
         Ok((job, per_channel))
     }
+}
+
+/// The sums of a part of a batch.
+fn sum<T: Element>(shape: &Shape, first: u64, job: &Checked<'_, T>) -> Result<PartialGradients<T>, Error> {
+    PartialGradients::of(shape, first, |sums, part| {
+        let part = job.by(backward::Sums::Part(sums, part), [None; 4]);
+        run(shape, Job::Backward(backward::Backward { dx: None, dz: None, ..part }))
+    })
 }
 
 /// Gradients per channel of no elements.

@@ -14,7 +14,7 @@ use crate::ground::slices::{Output, Sink, Source};
 use crate::ground::welford::Welford;
 use crate::kernel::activations::Activation;
 use crate::operations::forward::{self, Forward};
-use crate::operations::given::After;
+use crate::operations::given::{Affine, After};
 use crate::operations::memory::Mixed;
 use crate::operations::storage::Storage;
 use crate::operations::{Element, Job, inference};
@@ -29,13 +29,13 @@ struct Tensors<'a, T: Element> {
 }
 
 /// x, y and what comes after the normalization.
-type Checked<'a, T> = (Source<'a, T>, Sink<'a, T>, After<'a, T, Mixed>);
+type CheckedTensors<'a, T> = (Source<'a, T>, Sink<'a, T>, After<'a, T, Mixed>);
 
 impl<'a, T: Element> Tensors<'a, T> {
     const NONE: Self = Self { x: None, z: None, y: None, mask: None };
 
     /// What they are, checked.
-    fn checked(self, shape: &Shape, activation: Activation) -> Result<Checked<'a, T>, Error> {
+    fn checked(self, shape: &Shape, activation: Activation) -> Result<CheckedTensors<'a, T>, Error> {
         let x = given("x", self.x)?;
         shape.check_tensor("x", x.len())?;
         self.z.as_ref().map_or(Ok(()), |z| shape.check_tensor("residual", z.len()))?;
@@ -230,14 +230,12 @@ pub struct Training<'a, S: Storage> {
     tensors: Tensors<'a, S::Arithmetic>,
     storage: PhantomData<S>,
     states: Option<&'a mut [Welford]>,
-    among: Option<Among<'a>>,
 }
 
 impl<'a, S: Storage> Training<'a, S> {
     /// Of tensors of this shape, with this scale, shift and eps.
     pub fn new(shape: &Shape, params: Params<'a, S::Arithmetic>) -> Self {
-        let (shape, tensors, storage) = (*shape, Tensors::NONE, PhantomData);
-        Self { shape, params, tensors, storage, states: None, among: None }
+        Self { shape: *shape, params, tensors: Tensors::NONE, storage: PhantomData, states: None }
     }
 
     forward_tensors!("batch");
@@ -248,8 +246,20 @@ impl<'a, S: Storage> Training<'a, S> {
         Self { states: Some(states), ..self }
     }
 
-    /// The tensors are samples `first` to `first + N` of a batch whose other parts other processes have, who call as well: y and
-    /// states are those of the whole ([`PartialStatistics`]). A part may be empty.
+    /// Computes.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] for x, y or states, [`Error::Twice`] for y in two places, [`Error::Length`],
+    /// [`Error::Epsilon`], [`Error::NotFinite`] and [`Error::Clip`] for the activation's numbers, [`Error::Activation`] for a
+    /// residual or a mask that it does not go with, [`Error::OutOfMemory`]. Nothing has been written then.
+    pub fn run(self) -> Result<(), Error> {
+        let (shape, Checked { x, y, after, affine, states }) = (self.shape, self.checked()?);
+        let statistics = states_of(&shape, Some(states))?;
+        run(&shape, Job::Forward(Forward { x, y: Some(y), affine, after, statistics }))
+    }
+
+    /// Computes, where the tensors are samples `first` to `first + N` of a batch whose other parts other processes have, who call as
+    /// well: y and states are those of the whole ([`PartialStatistics`]). A part may be empty.
     ///
     /// ```
     /// use std::sync::mpsc;
@@ -272,7 +282,7 @@ impl<'a, S: Storage> Training<'a, S> {
     ///     };
     ///     let shape = Shape::nchw(&[2, 1])?;
     ///     let training = Training::new(&shape, Params::new(0.0)).x(&x).y(&mut y).states(&mut states);
-    ///     training.among(first, &mut gather).run()?;
+    ///     training.run_among(first, &mut gather)?;
     ///     assert_eq!((states[0].count(), states[0].mean()), (4, 2.0));
     ///     Ok::<_, Error>(y)
     /// };
@@ -281,43 +291,51 @@ impl<'a, S: Storage> Training<'a, S> {
     /// assert_eq!(other.join().unwrap()?, [1.0, 1.0]);
     /// # Ok::<(), Error>(())
     /// ```
-    pub fn among(self, first: u64, gather: &'a mut dyn Gather) -> Self {
-        Self { among: Some(Among { first, gather }), ..self }
-    }
-
-    /// Computes.
     ///
     /// # Errors
-    /// [`Error::Missing`] for x, y or states, [`Error::Twice`] for y in two places, [`Error::Length`],
-    /// [`Error::Epsilon`], [`Error::NotFinite`] and [`Error::Clip`] for the activation's numbers, [`Error::Activation`] for a
-    /// residual or a mask that it does not go with, [`Error::OutOfMemory`]; among others [`Error::Gather`], [`Error::Partial`] and
-    /// [`Error::Bytes`] for what could not be had of them, or does not go together. Nothing has been written then.
-    pub fn run(self) -> Result<(), Error> {
-        let Self { shape, params, tensors, states, among, .. } = self;
-        let checked = || {
-            let (x, y, after) = tensors.checked(&shape, params.activation)?;
-            let affine = params.checked(shape.channels())?;
-            let states = given("states", states)?;
-            check_len("states", states.len(), shape.channels())?;
-            Ok((x, y, after, affine, states))
-        };
-        let Some(Among { first, gather }) = among else {
-            let (x, y, after, affine, states) = checked()?;
-            let statistics = states_of(&shape, Some(states))?;
-            return run(&shape, Job::Forward(Forward { x, y: Some(y), affine, after, statistics }));
-        };
-        let checked = checked();
-        let part = checked.as_ref().map_err(Clone::clone).and_then(|(x, ..)| {
+    /// As of [`run`](Self::run), and [`Error::Gather`], [`Error::Partial`] and [`Error::Bytes`] for what could not be had of the others,
+    /// or does not go together. Nothing has been written then.
+    pub fn run_among(self, first: u64, gather: &mut dyn Gather) -> Result<(), Error> {
+        self.run_among_if(Among { first, gather }, |_| Ok(()))
+    }
+
+    /// The same if nothing speaks against the number of elements per channel of the batch, once it is known.
+    pub(in crate::api) fn run_among_if(
+        self,
+        Among { first, gather }: Among<'_>,
+        check: impl FnOnce(u64) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let (shape, checked) = (self.shape, self.checked());
+        let part = checked.as_ref().map_err(Clone::clone).and_then(|Checked { x, .. }| {
             let mut part = PartialStatistics::new(&shape);
             part.add_source(&shape, first, *x).map(|()| part)
         });
         let all = all_statistics::<S::Arithmetic>(&shape, part, gather)?.states()?;
-        let (x, y, after, affine, states) = checked?;
+        let Checked { x, y, after, affine, states } = checked?;
+        check(all.first().map_or(0, Welford::count))?;
         let given = joined_of(&shape, &all)?;
         run(&shape, Job::Inference(inference::Inference { x, y, affine, after, given }))?;
         states.copy_from_slice(&all);
         Ok(())
     }
+
+    fn checked(self) -> Result<Checked<'a, S::Arithmetic>, Error> {
+        let Self { shape, params, tensors, states, .. } = self;
+        let (x, y, after) = tensors.checked(&shape, params.activation)?;
+        let affine = params.checked(shape.channels())?;
+        let states = given("states", states)?;
+        check_len("states", states.len(), shape.channels())?;
+        Ok(Checked { x, y, after, affine, states })
+    }
+}
+
+/// Training's arguments, checked.
+struct Checked<'a, T: Element> {
+    x: Source<'a, T>,
+    y: Sink<'a, T>,
+    after: After<'a, T, Mixed>,
+    affine: Affine<'a, T>,
+    states: &'a mut [Welford],
 }
 
 /// Normalization by a given mean and variance: y = gamma * (x - mean) / sqrt(var + eps) + beta.

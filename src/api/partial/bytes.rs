@@ -7,37 +7,15 @@
 
 #![forbid(unsafe_code)]
 
+use super::kind::Kind;
 use super::nodes::{Node, Nodes};
 use crate::ground::error::Error;
 use crate::ground::sums::Sum;
 
-const TAG: [u8; 8] = *b"bnparts1";
+pub const TAG: [u8; 8] = *b"bnparts1";
 const HEADER: usize = 40;
 const NODE: usize = 16;
 const CHECKSUM: usize = 8;
-
-/// What sums are: of what, and by which arithmetic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kind(pub u8, pub u8);
-
-impl Kind {
-    pub const STATISTICS: u8 = 1;
-    pub const GRADIENTS: u8 = 2;
-
-    /// Of sums by this arithmetic.
-    pub const fn of<T>(what: u8) -> Self {
-        Self(what, size_of::<T>() as u8)
-    }
-
-    /// What bytes say that they are, if they are those of partial sums at all.
-    #[cfg(feature = "capi")]
-    pub fn told(bytes: &[u8]) -> Option<Self> {
-        match *bytes {
-            [.., _] if !bytes.starts_with(&TAG) => None,
-            _ => Some(Self(*bytes.get(8)?, *bytes.get(9)?)),
-        }
-    }
-}
 
 /// The bytes of so many nodes.
 pub fn len<V: Sum>(channels: usize, nodes: usize) -> Option<usize> {
@@ -50,7 +28,8 @@ pub fn write<V: Sum>(kind: Kind, nodes: &Nodes<V>) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     bytes.try_reserve_exact(all).map_err(|_| Error::OutOfMemory { bytes: all })?;
     bytes.extend(TAG);
-    bytes.extend([kind.0, kind.1, 0, 0, 0, 0, 0, 0]);
+    bytes.extend(kind.tag());
+    bytes.extend([0; 6]);
     let mut put = |numbers: &[u64]| numbers.iter().for_each(|number| bytes.extend(number.to_le_bytes()));
     put(&[nodes.channels as u64, nodes.spatial, nodes.len() as u64]);
     for Node { samples, sums } in nodes.iter() {
@@ -75,7 +54,7 @@ pub fn read<V: Sum>(kind: Kind, bytes: &[u8]) -> Result<Nodes<V>, Error> {
     if head[..8] != TAG {
         return Err(wrong("do not begin with the tag of version 1"));
     }
-    if head[8..16] != [kind.0, kind.1, 0, 0, 0, 0, 0, 0] {
+    if head[8..10] != kind.tag() || head[10..16] != [0; 6] {
         return Err(wrong("are of other sums, or of another element"));
     }
     let number = |at: usize| bytes[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));

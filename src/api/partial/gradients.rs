@@ -4,7 +4,8 @@
 
 use std::fmt;
 
-use super::bytes::{self, Kind};
+use super::bytes;
+use super::kind::Kind;
 use super::nodes::{Node, Nodes};
 use crate::api::shape::Shape;
 use crate::ground::error::Error;
@@ -41,7 +42,7 @@ pub struct PartialGradients<T: Element> {
 }
 
 impl<T: Element> PartialGradients<T> {
-    const KIND: Kind = Kind::of::<T>(Kind::GRADIENTS);
+    const KIND: Kind = Kind::gradients::<T>();
 
     /// Of no samples yet, of a batch of tensors with this shape's channels and positions; its batch is not looked at.
     pub fn new(shape: &Shape) -> Self {

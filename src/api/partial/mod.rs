@@ -2,5 +2,6 @@
 
 mod bytes;
 pub mod gradients;
+pub mod kind;
 mod nodes;
 pub mod statistics;

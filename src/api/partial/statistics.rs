@@ -4,7 +4,8 @@
 
 use std::fmt;
 
-use super::bytes::{self, Kind};
+use super::bytes;
+use super::kind::Kind;
 use super::nodes::{Node, Nodes};
 use crate::api::builders::operands::run;
 use crate::api::params::Params;
@@ -51,7 +52,7 @@ pub struct PartialStatistics<T: Element> {
 }
 
 impl<T: Element> PartialStatistics<T> {
-    const KIND: Kind = Kind::of::<T>(Kind::STATISTICS);
+    const KIND: Kind = Kind::statistics::<T>();
 
     /// Of no samples yet, of a batch of tensors with this shape's channels and positions; its batch is not looked at.
     pub fn new(shape: &Shape) -> Self {
