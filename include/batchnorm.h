@@ -271,6 +271,62 @@ batchnorm_status batchnorm_merge(size_t channels,
  */
 batchnorm_status batchnorm_mask_len(const batchnorm_problem *problem, size_t *words);
 
+/* Parts of a batch, over calls, processes or machines. */
+
+/** Takes the bytes of one process, with the argument that came with it. */
+typedef void (*batchnorm_collect)(void *argument, const void *bytes, size_t len);
+
+/**
+ * How the processes that have parts of a batch hear of each other: a function that gets `context`, and neither throws nor jumps out.
+ *
+ * All processes call the same operations in the same order, with their parts of one batch each. One whose arguments are in error
+ * tells the others so, by no bytes, and the operation fails in all. With MPI:
+ *
+ *   static int32_t gather(void *context, const void *bytes, size_t len, batchnorm_collect collect, void *argument) {
+ *     MPI_Comm *comm = context;
+ *     ... MPI_Allgather of len, MPI_Allgatherv of bytes, then of each process
+ *     collect(argument, its_bytes, its_len);
+ *     return 0;
+ *   }
+ */
+typedef struct batchnorm_gather {
+  /** sizeof(batchnorm_gather). */
+  size_t size;
+  /** Whatever the function wants. */
+  void *context;
+  /**
+   * Tells the `len` bytes at `bytes`, which may be none, to every process, and calls `collect` with `argument` and the bytes of
+   * each, one's own among them, in any order, on this thread. Returns 0, or another number if that failed.
+   */
+  int32_t (*gather)(void *context, const void *bytes, size_t len, batchnorm_collect collect, void *argument);
+} batchnorm_gather;
+
+/**
+ * The samples that a batch can be split between, so that the joined sums of its parts have the bits of the whole batch's: parts
+ * begin at multiples of it. It follows from the positions of a sample alone. 0 if the problem is none.
+ */
+size_t batchnorm_granularity(const batchnorm_problem *problem);
+
+/**
+ * The bytes that are enough for the sums of a part of this many samples, wherever in the batch it is; of no samples too. 0 if the
+ * problem is none.
+ */
+size_t batchnorm_part_len(const batchnorm_problem *problem);
+
+/**
+ * Joins the sums of `count` parts, statistics or gradient sums, of any samples, in any order, each sample once: `parts` has their
+ * bytes, `lens` how many. To `joined`, which has room for `*joined_len` bytes: as many as all parts together are enough. It becomes
+ * the bytes that they are.
+ */
+batchnorm_status batchnorm_join(size_t count,
+                                const void *const *parts,
+                                const size_t *lens,
+                                void *joined,
+                                size_t *joined_len);
+
+/** The statistics of each of `channels` channels that the bytes of (joined) parts are of. */
+batchnorm_status batchnorm_part_states(const void *part, size_t len, size_t channels, batchnorm_state *states);
+
 /* The operations. */
 
 /** The arguments of `batchnorm_statistics`. */
@@ -326,7 +382,7 @@ typedef struct batchnorm_training_args {
    * Of a part of a batch: how to hear of the others, which other processes have. y and states are those of the whole then.
    * Null for a batch that is whole.
    */
-  const Gather *gather;
+  const batchnorm_gather *gather;
 } batchnorm_training_args;
 
 /** The arguments of `batchnorm_inference`. */
@@ -420,7 +476,7 @@ typedef struct batchnorm_backward_args {
    * Of a part of a batch: how to hear of the others, which other processes have. Gradients are those of the whole then. Null for
    * a batch that is whole, and for sums.
    */
-  const Gather *gather;
+  const batchnorm_gather *gather;
   /**
    * Written, of a part of a batch: the bytes of its sums, to be stored, sent and joined; gradients are not, then, and are
    * null. Null for none.

@@ -11,3 +11,4 @@ mod layer;
 mod modes;
 #[cfg(feature = "ndarray")]
 mod ndarray;
+mod partial;

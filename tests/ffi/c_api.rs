@@ -270,6 +270,18 @@ fn the_programs_own_threads_get_the_same_bits() {
     assert_eq!(printed, "openmp\nawake\nserial\nlate\n");
 }
 
+/// In processes of their own too: tests/c/parts.c.
+#[test]
+#[cfg(target_os = "linux")]
+fn parts_of_a_batch_have_the_bits_of_the_whole() {
+    let shared = [OsStr::new("-L"), libraries().as_os_str(), OsStr::new("-lbatchnorm")];
+    for standard in ["-std=c11", "-std=c17"] {
+        let program = compile("cc", standard, "tests/c/parts.c", &format!("parts{standard}"), &shared);
+        let printed = run(Command::new(program).env("LD_LIBRARY_PATH", libraries()));
+        assert_eq!(printed, "3 parts have the bits of the whole\n");
+    }
+}
+
 /// batchnorm.hpp: tests/c/layer.cpp.
 #[test]
 fn the_cpp_layer_has_the_types_and_throws() {
@@ -296,7 +308,7 @@ fn exported_symbols() {
     exported.sort_unstable();
     declared.sort_unstable();
     declared.dedup();
-    assert_eq!(declared.len(), 17, "{declared:?}");
+    assert_eq!(declared.len(), 21, "{declared:?}");
     assert_eq!(exported, declared);
 }
 
@@ -1462,7 +1474,7 @@ fn nonsense_in_place_of_states_is_refused() {
 
 #[test]
 fn every_status_has_its_message() {
-    const LAST: i32 = Status::Clip as i32;
+    const LAST: i32 = Status::Gather as i32;
     let message = |status| {
         // SAFETY: a static string.
         unsafe { std::ffi::CStr::from_ptr(batchnorm_status_message(status)) }.to_str().unwrap()
