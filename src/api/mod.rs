@@ -3,6 +3,7 @@
 mod activation;
 pub mod batch_norm;
 pub mod builders;
+pub mod fold;
 #[cfg(feature = "ndarray")]
 pub mod ndarray;
 pub mod ops;

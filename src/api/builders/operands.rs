@@ -18,7 +18,7 @@ pub fn run<T: Element>(shape: &Shape, job: Job<'_, T>) -> Result<(), Error> {
 }
 
 impl<'a, T: Element> Params<'a, T> {
-    pub(super) fn checked(&self, channels: usize) -> Result<Affine<'a, T>, Error> {
+    pub(in crate::api) fn checked(&self, channels: usize) -> Result<Affine<'a, T>, Error> {
         check_eps(self.eps)?;
         check_optional("gamma", self.gamma, channels)?;
         check_optional("beta", self.beta, channels)?;
