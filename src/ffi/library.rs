@@ -39,6 +39,7 @@ pub extern "C" fn batchnorm_status_message(status: i32) -> *const c_char {
         16 => c"a state's numbers are none that elements give",
         17 => c"an activation has a residual or a mask that it does not go with",
         18 => c"a clip's bounds are NaN or leave nothing between them",
+        19 => c"groups do not divide the channels or the rows of weights",
         _ => c"no status of this library",
     };
     message.as_ptr()

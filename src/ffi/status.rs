@@ -42,4 +42,6 @@ pub enum Status {
     Activation = 17,
     /// A clip's bounds are NaN, or leave nothing between them.
     Clip = 18,
+    /// A number of groups does not divide the channels, or the weights' rows, that are in groups.
+    Groups = 19,
 }
