@@ -510,6 +510,35 @@ class step : detail::operation<T, batchnorm_step_args> {
   void run() const { check(batchnorm_step(&this->problem_, &this->args_)); }
 };
 
+// Folds inference by a mean and a variance into the weights and the bias of the layer before, whose output channels the
+// problem's are. `outer` and `inner` are the products of the weights' axes before and behind these, 1 of none; which groups
+// count is said in batchnorm.h. The bias may be of another element than the weights: fold<bfloat16, float>.
+template <typename T, typename B = T>
+class fold : detail::operation<T, batchnorm_fold_args, B> {
+ public:
+  fold(const problem &problem, std::size_t outer, std::size_t inner, std::size_t groups = 1)
+      : detail::operation<T, batchnorm_fold_args, B>(problem) {
+    this->args_.outer = outer;
+    this->args_.inner = inner;
+    this->args_.groups = groups;
+    // In C, 0 is an axis that is not there.
+    const std::size_t rows = outer == 0 ? 1 : outer, channels = problem.channels() / (groups == 0 ? 1 : groups);
+    this->len_ = batchnorm::problem(nchw, rows, channels, {inner == 0 ? 1 : inner}).size();
+    eps(1e-5);
+  }
+  BATCHNORM_ARGUMENT(vector, fold, const arithmetic<T>, mean)
+  BATCHNORM_ARGUMENT(vector, fold, const arithmetic<T>, var)
+  BATCHNORM_ARGUMENT(vector, fold, const arithmetic<T>, gamma)
+  BATCHNORM_ARGUMENT(vector, fold, const arithmetic<T>, beta)
+  BATCHNORM_ARGUMENT(tensor, fold, T, weight)
+  BATCHNORM_ARGUMENT(vector, fold, B, bias)
+  fold &eps(double eps) {
+    this->args_.eps = eps;
+    return *this;
+  }
+  void run() const { check(batchnorm_fold(&this->problem_, &this->args_)); }
+};
+
 #undef BATCHNORM_ARGUMENT
 
 // Takes what `from` has seen into `into`, channel by channel.

@@ -21,7 +21,7 @@
 //! written over inputs for one, they are the builders [`Statistics`], [`Training`], [`Inference`] and [`Backward`].
 //! Tensors are of f32 or f64 or, with the feature `half`, of bf16 or f16, for which arithmetic and parameters are f32 ([`Storage`]).
 //! [`Welford`] states are what training returns and backward takes; they merge, so statistics of parts give statistics of
-//! the whole.
+//! the whole. [`fold_into`] puts a trained batch norm into the weights of the layer before.
 //!
 //! # The operation
 //!
@@ -61,6 +61,8 @@
 //! right.
 //!
 //! For tensors of bf16 and f16 ([`Storage`]), results are to the bit those of f32 on the widened tensors, each rounded once.
+//!
+//! What is folded into weights ([`fold_into`]) is the nearest number to the formula's value.
 //!
 //! SiLU's exponential is the crate's own: y within 2^-20 of |u * sigmoid(u)|, half the least subnormal number aside; for f64 2^-48.
 //!
@@ -119,6 +121,7 @@ pub mod tuning {
 pub use api::batch_norm::parts::Parts;
 pub use api::batch_norm::{BatchNorm, Mode};
 pub use api::builders::{Backward, Inference, Statistics, Training};
+pub use api::fold::{WeightShape, fold_into};
 pub use api::gather::Gather;
 #[cfg(feature = "ndarray")]
 pub use api::ndarray;

@@ -4,6 +4,7 @@ mod checkpoint;
 #[path = "../common/mod.rs"]
 mod common;
 mod errors;
+mod fold;
 mod guide;
 #[cfg(feature = "half")]
 mod half;

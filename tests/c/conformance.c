@@ -53,9 +53,14 @@ FOLLOWS(batchnorm_backward_args, mask, beta);
 FOLLOWS(batchnorm_backward_args, dz, mask);
 FOLLOWS(batchnorm_update_running_args, factor, unbiased);
 FOLLOWS(batchnorm_step_args, parameter, gradient);
+FOLLOWS(batchnorm_fold_args, outer, size);
+FOLLOWS(batchnorm_fold_args, groups, inner);
+FOLLOWS(batchnorm_fold_args, mean, groups);
+FOLLOWS(batchnorm_fold_args, eps, beta);
+FOLLOWS(batchnorm_fold_args, bias, weight);
 ASSERT(offsetof(batchnorm_state, mean_low) == 16 && offsetof(batchnorm_state, m2) == 24, "batchnorm_state");
-ASSERT(BATCHNORM_STATUS_OK == 0 && BATCHNORM_STATUS_SIZE == 12 &&
-       BATCHNORM_STATUS_OUT_OF_MEMORY == 15 && BATCHNORM_STATUS_ACTIVATION == 17, "batchnorm_status");
+ASSERT(BATCHNORM_STATUS_OK == 0 && BATCHNORM_STATUS_SIZE == 12 && BATCHNORM_STATUS_OUT_OF_MEMORY == 15 &&
+       BATCHNORM_STATUS_ACTIVATION == 17 && BATCHNORM_STATUS_GROUPS == 19, "batchnorm_status");
 
 /* Large enough for the pool. */
 static uint64_t large(size_t threads, uint64_t hash) {
