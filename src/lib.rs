@@ -23,6 +23,10 @@
 //! [`Welford`] states are what training returns and backward takes; they merge, so statistics of parts give statistics of
 //! the whole. [`fold_into`] puts a trained batch norm into the weights of the layer before.
 //!
+//! A batch that is split over calls, processes or machines has the bits of one that is not: [`PartialStatistics`] and [`PartialGradients`]
+//! are what each part knows, as values that join and travel as bytes; with a way to tell others ([`Gather`]), [`Training::run_among`],
+//! [`Backward::run_among`] and [`BatchNorm::forward_among`] do all of it. `batchnorm-mpi` has it over MPI.
+//!
 //! # The operation
 //!
 //! Of each channel's m = N * S elements (batch times spatial positions):
@@ -66,8 +70,8 @@
 //!
 //! SiLU's exponential is the crate's own: y within 2^-20 of |u * sigmoid(u)|, half the least subnormal number aside; for f64 2^-48.
 //!
-//! **The same bits** for every instruction set, number of threads, alignment and layout, in every run. A NaN result is the
-//! canonical NaN.
+//! **The same bits** for every instruction set, number of threads, alignment and layout, in every run, whatever other channels there
+//! are, and however a batch is split, if at multiples of [`Shape::granularity`]. A NaN result is the canonical NaN.
 //!
 //! **Errors**: whatever is wrong with an argument, or memory that cannot be had, is an [`Error`] before anything is written;
 //! nothing panics. A NaN or an infinity makes its own channel NaN and no other.
