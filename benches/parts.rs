@@ -12,7 +12,6 @@
 mod options;
 #[expect(dead_code, reason = "shared with the benches that compare with plain loops")]
 mod plain_loops;
-#[expect(dead_code, reason = "shared with the benches of what follows batch norm")]
 mod shapes;
 
 use batchnorm::{
@@ -84,6 +83,12 @@ impl Tensors {
     }
 }
 
+/// The ways' times over the whole call's, by shape.
+struct Line {
+    name: String,
+    ratios: Vec<(String, [f64; 2])>,
+}
+
 fn main() {
     let options = Options::of(TABLE, SECONDS);
     let shape = Shape::nchw(&[options.largest(), 1]).expect("a shape that fits");
@@ -100,7 +105,7 @@ fn main() {
     } else {
         println!("{threads} threads. Microseconds of the whole call; over it: as one part, as two");
     }
-    let mut lines: Vec<(String, Vec<(String, [f64; 2])>)> = Vec::new();
+    let mut lines: Vec<Line> = Vec::new();
     for operation in OPERATIONS.into_iter().filter(|operation| operation.contains(&options.only)) {
         for (layout, name) in options.layouts() {
             if !options.csv {
@@ -127,14 +132,14 @@ fn main() {
                 }
                 ratios.push((problem.to_string(), [one / whole, two / whole]));
             }
-            lines.push((format!("{operation}, {name}"), ratios));
+            lines.push(Line { name: format!("{operation}, {name}"), ratios });
         }
     }
     if options.csv {
         return;
     }
     println!("\nGeometric means over the whole call, and the worst");
-    for (name, ratios) in lines.iter().filter(|(_, ratios)| !ratios.is_empty()) {
+    for Line { name, ratios } in lines.iter().filter(|line| !line.ratios.is_empty()) {
         print!("{name:<20}");
         for (way, parts) in ["one part", "two parts"].into_iter().enumerate() {
             let sum: f64 = ratios.iter().map(|(_, ratios)| ratios[way].ln()).sum();
