@@ -107,9 +107,6 @@ fn expect(
 ) -> Result<(), String> {
     let (mine, mut all) = (u32::from(outcome.is_ok() == right), 0u32);
     world.all_reduce_into(&mine, &mut all, SystemOperation::sum());
-    if std::env::var_os("SHOW").is_some() {
-        eprintln!("rank {}, {what} {fault:?}: {outcome:?}", world.rank());
-    }
     match all as i32 == world.size() {
         true => Ok(()),
         false => Err(format!("rank {}, {what} {fault:?}: {outcome:?}", world.rank())),
