@@ -192,9 +192,7 @@ fn backward<C: Communicator>(
             ranks.refuse();
             Err(Wrong::NoForward)
         }
-        Fault::Residual => {
-            norm.backward_with_residual(&wrong, (&x, &dy), (&mut dx, &mut dz), (part, ranks))
-        }
+        Fault::Residual => norm.backward_with_residual(&wrong, (&x, &dy), (&mut dx, &mut dz), (part, ranks)),
         _ => norm.backward(&wrong, &x, &dy, &mut dx, (part, ranks)),
     };
     assert!(outcome.is_ok() || dx.iter().all(|dx| *dx == 7.0), "an error, and something is written");

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use batchnorm::{
-    Activation, Backward, BatchNorm, Error, Gradients, Mode, Params, RunningUpdate, RunningVariance, Shape, Storage,
-    Training, UpdateRule, Welford, update_running,
+    Activation, Backward, BatchNorm, Error, Gradients, Mode, Params, RunningUpdate, RunningVariance, Shape,
+    Storage, Training, UpdateRule, Welford, update_running,
 };
 use batchnorm_mpi::{Part, Ranks, SyncBatchNorm};
 use mpi::traits::Communicator;
