@@ -22,7 +22,8 @@ const PLACES: usize = 4096;
 
 /// The ranks of a communicator: how they hear of each other's parts of a batch, in one all-gather a pass.
 ///
-/// One is enough for all layers. What it sends, and how long it waits, is counted: [`traffic`](Self::traffic).
+/// One is enough for all layers of a network: it learns how long the messages of a step are, the longest at each place, so that networks
+/// which take turns have each their own. What it sends, and how long it waits, is counted: [`traffic`](Self::traffic).
 ///
 /// ```no_run
 /// use batchnorm::{Params, Shape, Training, Welford};

@@ -23,6 +23,7 @@ use std::time::Duration;
 use batchnorm_mpi::{Ranks, Traffic};
 use indicatif::{ProgressBar, ProgressStyle};
 use mpi::collective::SystemOperation;
+use mpi::topology::SimpleCommunicator;
 use mpi::traits::*;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
@@ -114,7 +115,7 @@ fn main() -> ExitCode {
         }
     };
     // Of arguments and files that are the same on all ranks: who has an error has it with the others, or ends them.
-    let outcome = Ranks::new(&world).map_err(Box::from).and_then(|mut ranks| run(&options, &mut ranks));
+    let outcome = run(&options, &world);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -124,14 +125,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: &Options, ranks: &mut Group<'_>) -> Result<(), Box<dyn Error>> {
-    let is_root = ranks.rank() == 0;
+fn run(options: &Options, world: &SimpleCommunicator) -> Result<(), Box<dyn Error>> {
+    let is_root = world.rank() == 0;
     if is_root {
         output::check_writable(&options.picture)?;
     }
     let (training, test) = data::load(options.seed)?;
     if is_root {
-        let size = ranks.size();
+        let size = world.size();
         outln!("{} digits to train on, {} held out; batches of {BATCH}", training.len(), test.len());
         outln!("over {size} ranks in blocks of {}", network::BLOCK);
     }
@@ -143,13 +144,15 @@ fn run(options: &Options, ranks: &mut Group<'_>) -> Result<(), Box<dyn Error>> {
                 outln!("\n{regime}, {name}");
             }
             let network = Network::new(options.seed, widths, synchronized);
-            runs.push(train(name, network, lr, options, (&training, &test), ranks)?);
+            // They learn how long a network's messages are.
+            let mut ranks = Ranks::new(world)?;
+            runs.push(train(name, network, lr, options, (&training, &test), &mut ranks)?);
         }
         panels.push((regime, runs));
     }
     if is_root {
-        print_tables(&panels, ranks.size());
-        let title = format!("Handwritten digits, batch norm over {} ranks", ranks.size());
+        print_tables(&panels, world.size());
+        let title = format!("Handwritten digits, batch norm over {} ranks", world.size());
         picture::draw(&options.picture, &title, &panels)?;
         outln!("\npicture: {}", options.picture.display());
     }
