@@ -16,7 +16,7 @@
 //!
 //! // This process's samples, as many as it likes.
 //! let shape = Shape::nchw(&[16, 64, 14, 14])?;
-//! let (x, dy) = (vec![1.0; shape.len()], vec![1.0; shape.len()]);
+//! let (x, dy) = (vec![1.0f32; shape.len()], vec![1.0f32; shape.len()]);
 //! let (mut y, mut dx) = (x.clone(), x.clone());
 //!
 //! let part = Part::of(&mut ranks, shape.batch()); // once a step, for all layers
@@ -53,16 +53,15 @@
 //! # Messages
 //!
 //! A pass of a layer is one collective: an all-gather of messages that all ranks pad to the same length, so that no one has to be
-//! asked for it. How long they are here, the ranks have seen at the same place of the step before ([`Part::of`] begins a step), and all
-//! have seen the same. What does not fit, in the first step for one, follows in further all-gathers, of which every rank knows from
+//! asked for it: the longest that they have seen at this place of a step ([`Part::of`] begins one), and all have seen the same. What does not fit, in the first step for one, follows in further all-gathers, of which every rank knows from
 //! the lengths at the front of the first.
 //!
 //! # Errors
 //!
 //! No rank waits for one that has found an error: it tells no bytes, its own call returns the error, that of the others
 //! [`Error::Gather`](batchnorm::Error::Gather). Parts that do not go together, of other channels, positions or types, or with samples in
-//! common, are an error on every rank. Lengths of messages never follow from a rank's own shape. Who has an error before it comes to a call, a shape that cannot be
-//! made or a file that cannot be read, tells so by [`Ranks::refuse`] in place of it.
+//! common, are an error on every rank: lengths of messages never follow from a rank's own shape. Who has an error before it comes to a
+//! call, a shape that cannot be made or a file that cannot be read, tells so by [`Ranks::refuse`] in place of it.
 //!
 //! All ranks have to come to the same calls in the same order, and their layers to have the same parameters: with MPI no one notices else.
 //! What MPI does when a process dies, mostly to end the others, is its own.

@@ -58,8 +58,10 @@ pub struct Ranks<'c, C: Communicator> {
 ///
 /// ```
 /// use batchnorm_mpi::Traffic;
-/// let (before, now) = (Traffic::default(), Traffic { collectives: 1, bytes: 1592, ..Traffic::default() });
-/// assert_eq!(now.since(before).bytes, 1592);
+/// let before = Traffic::default();
+/// let mut now = before;
+/// (now.collectives, now.bytes) = (1, 1608);
+/// assert_eq!(now.since(before), now);
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
