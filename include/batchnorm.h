@@ -1,7 +1,7 @@
 /*
  * batchnorm: batch normalization for the CPU. Statistics, training, inference and backward of tensors of float, double,
- * bfloat16 or binary16 in NCHW and NHWC, with the activation and the residual that follow. Link with -lbatchnorm. C++ has
- * its types back with batchnorm.hpp.
+ * bfloat16 or binary16 in NCHW and NHWC, with the activation and the residual that follow; folding into the layer before.
+ * Link with -lbatchnorm. C++ has its types back with batchnorm.hpp.
  *
  *   float x[8] = {1, 8, 3, 12, 1, 8, 3, 12}, y[8];
  *   batchnorm_state states[2];
@@ -15,13 +15,15 @@
  *
  * Lengths: a tensor (x, y, residual, dy, dx, dz) has batch * channels * spatial[0] * spatial[1] * spatial[2] elements, an
  * axis of 0 left out; a mask has a bit for each of them, batchnorm_mask_len words; everything else (states, gamma, beta,
- * mean, var, their gradients) has one per channel. Pointers to void point to elements of the problem's type, aligned to
- * it; they need not be aligned to more. Null is refused, unless the length is 0 or the field says that it may be null. What
- * is written overlaps no other argument, except where a field says that it may be another: then it is exactly that one.
+ * mean, var, their gradients, bias) has one per channel, but for weight, whose field says its length. Pointers to void point
+ * to elements of the problem's type, aligned to it; they need not be aligned to more. Null is refused, unless the length is 0
+ * or the field says that it may be null. What is written overlaps no other argument, except where a field says that it may be
+ * another: then it is exactly that one.
  *
- * Numbers of 16 bits (BATCHNORM_BF16, BATCHNORM_F16) are what tensors hold, no more: what has one value per channel is float,
- * and so is all arithmetic. Results have the bits that the tensors widened to float give, each rounded once, to the nearest
- * and halfway to even: subnormal numbers are kept, beyond the largest number is infinity, a NaN is 0x7fc0 or 0x7e00.
+ * Numbers of 16 bits (BATCHNORM_BF16, BATCHNORM_F16) are what tensors, weight and bias hold, no more: what else has one value
+ * per channel is float, and so is the arithmetic on tensors. Results have the bits that the tensors widened to float give,
+ * each rounded once, to the nearest and halfway to even: subnormal numbers are kept, beyond the largest number is infinity, a
+ * NaN is 0x7fc0 or 0x7e00.
  *
  * A call returns BATCHNORM_STATUS_OK, or what is wrong with its arguments; then nothing has been written, and
  * batchnorm_last_message says which argument it is.
@@ -117,6 +119,8 @@ typedef enum batchnorm_status {
   BATCHNORM_STATUS_BYTES = 20,
   /** Not all processes' parts of the batch could be had: one has an error, or the program's gather failed. */
   BATCHNORM_STATUS_GATHER = 21,
+  /** A number of groups does not divide the channels, or the weights' rows, that are in groups. */
+  BATCHNORM_STATUS_GROUPS = 22,
 } batchnorm_status;
 
 /* Threads of the program's own. */
@@ -271,6 +275,62 @@ batchnorm_status batchnorm_merge(size_t channels,
  */
 batchnorm_status batchnorm_mask_len(const batchnorm_problem *problem, size_t *words);
 
+/* Parts of a batch, over calls, processes or machines. */
+
+/** Takes the bytes of one process, with the argument that came with it. */
+typedef void (*batchnorm_collect)(void *argument, const void *bytes, size_t len);
+
+/**
+ * How the processes that have parts of a batch hear of each other: a function that gets `context`, and neither throws nor jumps out.
+ *
+ * All processes call the same operations in the same order, with their parts of one batch each. One whose arguments are in error
+ * tells the others so, by no bytes, and the operation fails in all. With MPI:
+ *
+ *   static int32_t gather(void *context, const void *bytes, size_t len, batchnorm_collect collect, void *argument) {
+ *     MPI_Comm *comm = context;
+ *     ... MPI_Allgather of len, MPI_Allgatherv of bytes, then of each process
+ *     collect(argument, its_bytes, its_len);
+ *     return 0;
+ *   }
+ */
+typedef struct batchnorm_gather {
+  /** sizeof(batchnorm_gather). */
+  size_t size;
+  /** Whatever the function wants. */
+  void *context;
+  /**
+   * Tells the `len` bytes at `bytes`, which may be none, to every process, and calls `collect` with `argument` and the bytes of
+   * each, one's own among them, in any order, on this thread. Returns 0, or another number if that failed.
+   */
+  int32_t (*gather)(void *context, const void *bytes, size_t len, batchnorm_collect collect, void *argument);
+} batchnorm_gather;
+
+/**
+ * The samples that a batch can be split between, so that the joined sums of its parts have the bits of the whole batch's: parts
+ * begin at multiples of it. It follows from the positions of a sample alone. 0 if the problem is none.
+ */
+size_t batchnorm_granularity(const batchnorm_problem *problem);
+
+/**
+ * The bytes that are enough for the sums of a part of this many samples, wherever in the batch it is; of no samples too. 0 if the
+ * problem is none.
+ */
+size_t batchnorm_part_len(const batchnorm_problem *problem);
+
+/**
+ * Joins the sums of `count` parts, statistics or gradient sums, of any samples, in any order, each sample once: `parts` has their
+ * bytes, `lens` how many. To `joined`, which has room for `*joined_len` bytes: as many as all parts together are enough. It becomes
+ * the bytes that they are.
+ */
+batchnorm_status batchnorm_join(size_t count,
+                                const void *const *parts,
+                                const size_t *lens,
+                                void *joined,
+                                size_t *joined_len);
+
+/** The statistics of each of `channels` channels that the bytes of (joined) parts are of. */
+batchnorm_status batchnorm_part_states(const void *part, size_t len, size_t channels, batchnorm_state *states);
+
 /* The operations. */
 
 /** The arguments of `batchnorm_statistics`. */
@@ -326,7 +386,7 @@ typedef struct batchnorm_training_args {
    * Of a part of a batch: how to hear of the others, which other processes have. y and states are those of the whole then.
    * Null for a batch that is whole.
    */
-  const Gather *gather;
+  const batchnorm_gather *gather;
 } batchnorm_training_args;
 
 /** The arguments of `batchnorm_inference`. */
@@ -420,7 +480,7 @@ typedef struct batchnorm_backward_args {
    * Of a part of a batch: how to hear of the others, which other processes have. Gradients are those of the whole then. Null for
    * a batch that is whole, and for sums.
    */
-  const Gather *gather;
+  const batchnorm_gather *gather;
   /**
    * Written, of a part of a batch: the bytes of its sums, to be stored, sent and joined; gradients are not, then, and are
    * null. Null for none.
@@ -521,6 +581,61 @@ batchnorm_status batchnorm_update_running(const batchnorm_problem *problem,
  * parameter -= lr * gradient, for gamma with dgamma, for beta with dbeta.
  */
 batchnorm_status batchnorm_step(const batchnorm_problem *problem, const batchnorm_step_args *args);
+
+/* Folding into the layer before. */
+
+/**
+ * The arguments of `batchnorm_fold`. The problem's channels are the output channels of the layer before, whose weights
+ * have axes before and behind these, in the order in memory:
+ *
+ * - out, in / groups, kh, kw (PyTorch, ONNX): `inner` is in / groups * kh * kw;
+ * - out, in (PyTorch's Linear): `inner` is in;
+ * - kh, kw, in / groups, out (Keras): `outer` is kh * kw * in / groups;
+ * - in, out (Keras's Dense): `outer` is in;
+ * - in, out / groups, kh, kw (transposed, PyTorch, ONNX): `outer` is in, `inner` kh * kw, and `groups` has to be set;
+ * - kh, kw, out, in (transposed, Keras): `outer` is kh * kw, `inner` in.
+ */
+typedef struct batchnorm_fold_args {
+  /** sizeof(batchnorm_fold_args). */
+  size_t size;
+  /** The product of the axes before the output channels; 0 for none. */
+  size_t outer;
+  /** The product of the axes behind them; 0 for none. */
+  size_t inner;
+  /**
+   * The groups that both `outer` and the channels are divided into, where output channels come behind the input
+   * channels that they belong to: channel j of group g is g * (channels / groups) + j. 0 for one.
+   */
+  size_t groups;
+  /** Mean per channel. */
+  const void *mean;
+  /** Variance per channel. */
+  const void *var;
+  /** Scale per channel; null for 1. */
+  const void *gamma;
+  /** Shift per channel; null for 0. */
+  const void *beta;
+  /** Added to the variance under the root; finite and not negative. */
+  double eps;
+  /** Read and written: the weights, outer * channels / groups * inner of the problem's element. */
+  void *weight;
+  /**
+   * Read and written: the bias per channel, zeros where the layer has none; of y's element, so that it can be `float`
+   * next to weights of 16 bits (BATCHNORM_Y_F32).
+   */
+  void *bias;
+} batchnorm_fold_args;
+
+/**
+ * Folds inference by a mean and a variance per channel into the weights and the bias of the layer before it, which then
+ * gives what both gave; an activation or a residual that follows is left to the caller. With
+ * scale = gamma / sqrt(var + eps), weight = weight * scale of its output channel, bias = (bias - mean) * scale + beta.
+ *
+ * Each result is the formula's value to some 100 bits, rounded once; one of 16 bits has not been a float before. NaN in
+ * channels whose var + eps is negative; gamma / 0 is the scale where it is 0. Of the problem, element, y_element and
+ * channels count; its other sizes change nothing, but have to be a tensor's.
+ */
+batchnorm_status batchnorm_fold(const batchnorm_problem *problem, const batchnorm_fold_args *args);
 
 /* Errors in words, threads, instruction sets, version. */
 

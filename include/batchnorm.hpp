@@ -20,6 +20,7 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #if defined(__STDCPP_BFLOAT16_T__) || defined(__STDCPP_FLOAT16_T__)
 #include <bit>
@@ -189,6 +190,8 @@ class problem {
   }
 
   // The words of a mask of a tensor, a bit an element.
+  // The samples that a batch can be split between.
+  std::size_t granularity() const { return batchnorm_granularity(&problem_); }
   std::size_t mask_len() const { return size() / 64 + (size() % 64 != 0); }
 
   // With x of T and y of Y.
@@ -249,6 +252,32 @@ struct state : batchnorm_state {
 };
 static_assert(sizeof(state) == sizeof(batchnorm_state), "an array of the one is an array of the other");
 
+// The bytes of the sums of a part of a batch, or of several that were joined.
+using part = std::vector<unsigned char>;
+
+// All of some parts, in any order, each sample once.
+inline part join(const std::vector<part> &parts) {
+  std::vector<const void *> all;
+  std::vector<std::size_t> lens;
+  std::size_t len = 0;
+  for (const part &one : parts) {
+    all.push_back(one.data());
+    lens.push_back(one.size());
+    len += one.size();
+  }
+  part joined(len);
+  check(batchnorm_join(parts.size(), all.data(), lens.data(), joined.data(), &len));
+  joined.resize(len);
+  return joined;
+}
+
+// The statistics that (joined) parts are of, of so many channels.
+inline std::vector<state> states_of(const part &part, std::size_t channels) {
+  std::vector<state> states(channels);
+  check(batchnorm_part_states(part.data(), part.size(), channels, states.data()));
+  return states;
+}
+
 namespace detail {
 
 // A problem with the arguments of an operation, whose x holds elements of type T and whose y of type Y.
@@ -281,6 +310,18 @@ class operation {
     return of_length(name, words, mask_len_);
   }
 
+  template <typename Call>
+  batchnorm::part part_of(Call call) const {
+    std::size_t len = batchnorm_part_len(&problem_);
+    if (len == 0) {
+      throw error(BATCHNORM_STATUS_OVERFLOW, "the bytes of a part overflow");
+    }
+    batchnorm::part bytes(len);
+    check(call(bytes.data(), &len));
+    bytes.resize(len);
+    return bytes;
+  }
+
   batchnorm_problem problem_;
   std::size_t len_;
   std::size_t mask_len_;
@@ -305,6 +346,16 @@ class statistics : detail::operation<T, batchnorm_statistics_args> {
   BATCHNORM_ARGUMENT(tensor, statistics, const T, x)
   BATCHNORM_ARGUMENT(vector, statistics, state, states)
   void run() const { check(batchnorm_statistics(&this->problem_, &this->args_)); }
+  // The sums of a part of a batch, whose first sample has this number in the batch.
+  batchnorm::part part(std::uint64_t first) const {
+    auto args = this->args_;
+    args.first = first;
+    return this->part_of([&](void *bytes, std::size_t *len) {
+      args.part = bytes;
+      args.part_len = len;
+      return batchnorm_statistics(&this->problem_, &args);
+    });
+  }
 };
 
 // Normalization of x by its own statistics. y and residual may be of another element than x: training<bfloat16, float>.
@@ -328,6 +379,13 @@ class training : detail::operation<T, batchnorm_training_args, Y> {
     return *this;
   }
   void run() const { check(batchnorm_training(&this->problem_, &this->args_)); }
+  // Where x is a part of a batch, whose first sample has this number in the batch, and other processes have the others.
+  void run_among(std::uint64_t first, const batchnorm_gather &gather) const {
+    auto args = this->args_;
+    args.first = first;
+    args.gather = &gather;
+    check(batchnorm_training(&this->problem_, &args));
+  }
 };
 
 // Normalization of x by a given mean and variance; y and residual as of training.
@@ -336,6 +394,8 @@ class inference : detail::operation<T, batchnorm_inference_args, Y> {
  public:
   explicit inference(const problem &problem) : detail::operation<T, batchnorm_inference_args, Y>(problem) { eps(1e-5); }
   BATCHNORM_ARGUMENT(tensor, inference, const T, x)
+  // Of a batch that x is a part of, in place of mean and var.
+  BATCHNORM_ARGUMENT(vector, inference, const state, states)
   BATCHNORM_ARGUMENT(vector, inference, const arithmetic<T>, mean)
   BATCHNORM_ARGUMENT(vector, inference, const arithmetic<T>, var)
   BATCHNORM_ARGUMENT(vector, inference, const arithmetic<T>, gamma)
@@ -381,7 +441,30 @@ class backward : detail::operation<T, batchnorm_backward_args, Y> {
     this->args_.eps = eps;
     return *this;
   }
+  // The joined sums of all parts of the batch that x is a part of, which have to stay where they are.
+  backward &sums(const batchnorm::part &sums) {
+    this->args_.sums = sums.data();
+    this->args_.sums_len = sums.size();
+    return *this;
+  }
   void run() const { check(batchnorm_backward(&this->problem_, &this->args_)); }
+  // The sums of a part of a batch, whose first sample has this number in the batch; states are those of the whole.
+  batchnorm::part part(std::uint64_t first) const {
+    auto args = this->args_;
+    args.first = first;
+    return this->part_of([&](void *bytes, std::size_t *len) {
+      args.part = bytes;
+      args.part_len = len;
+      return batchnorm_backward(&this->problem_, &args);
+    });
+  }
+  // As of training.
+  void run_among(std::uint64_t first, const batchnorm_gather &gather) const {
+    auto args = this->args_;
+    args.first = first;
+    args.gather = &gather;
+    check(batchnorm_backward(&this->problem_, &args));
+  }
 };
 
 // Takes the states of a batch into a running mean and variance: by momentum 0.1 unless told otherwise, unbiased.
@@ -425,6 +508,35 @@ class step : detail::operation<T, batchnorm_step_args> {
     return *this;
   }
   void run() const { check(batchnorm_step(&this->problem_, &this->args_)); }
+};
+
+// Folds inference by a mean and a variance into the weights and the bias of the layer before, whose output channels the
+// problem's are. `outer` and `inner` are the products of the weights' axes before and behind these, 1 of none; which groups
+// count is said in batchnorm.h. The bias may be of another element than the weights: fold<bfloat16, float>.
+template <typename T, typename B = T>
+class fold : detail::operation<T, batchnorm_fold_args, B> {
+ public:
+  fold(const problem &problem, std::size_t outer, std::size_t inner, std::size_t groups = 1)
+      : detail::operation<T, batchnorm_fold_args, B>(problem) {
+    this->args_.outer = outer;
+    this->args_.inner = inner;
+    this->args_.groups = groups;
+    // In C, 0 is an axis that is not there.
+    const std::size_t rows = outer == 0 ? 1 : outer, channels = problem.channels() / (groups == 0 ? 1 : groups);
+    this->len_ = batchnorm::problem(nchw, rows, channels, {inner == 0 ? 1 : inner}).size();
+    eps(1e-5);
+  }
+  BATCHNORM_ARGUMENT(vector, fold, const arithmetic<T>, mean)
+  BATCHNORM_ARGUMENT(vector, fold, const arithmetic<T>, var)
+  BATCHNORM_ARGUMENT(vector, fold, const arithmetic<T>, gamma)
+  BATCHNORM_ARGUMENT(vector, fold, const arithmetic<T>, beta)
+  BATCHNORM_ARGUMENT(tensor, fold, T, weight)
+  BATCHNORM_ARGUMENT(vector, fold, B, bias)
+  fold &eps(double eps) {
+    this->args_.eps = eps;
+    return *this;
+  }
+  void run() const { check(batchnorm_fold(&this->problem_, &this->args_)); }
 };
 
 #undef BATCHNORM_ARGUMENT

@@ -21,7 +21,11 @@
 //! written over inputs for one, they are the builders [`Statistics`], [`Training`], [`Inference`] and [`Backward`].
 //! Tensors are of f32 or f64 or, with the feature `half`, of bf16 or f16, for which arithmetic and parameters are f32 ([`Storage`]).
 //! [`Welford`] states are what training returns and backward takes; they merge, so statistics of parts give statistics of
-//! the whole.
+//! the whole. [`fold_into`] puts a trained batch norm into the weights of the layer before.
+//!
+//! A batch that is split over calls, processes or machines has the bits of one that is not: [`PartialStatistics`] and [`PartialGradients`]
+//! are what each part knows, as values that join and travel as bytes; with a way to tell others ([`Gather`]), [`Training::run_among`],
+//! [`Backward::run_among`] and [`BatchNorm::forward_among`] do all of it. `batchnorm-mpi` has it over MPI.
 //!
 //! # The operation
 //!
@@ -62,10 +66,12 @@
 //!
 //! For tensors of bf16 and f16 ([`Storage`]), results are to the bit those of f32 on the widened tensors, each rounded once.
 //!
+//! What is folded into weights ([`fold_into`]) is the nearest number to the formula's value.
+//!
 //! SiLU's exponential is the crate's own: y within 2^-20 of |u * sigmoid(u)|, half the least subnormal number aside; for f64 2^-48.
 //!
-//! **The same bits** for every instruction set, number of threads, alignment and layout, in every run. A NaN result is the
-//! canonical NaN.
+//! **The same bits** for every instruction set, number of threads, alignment and layout, in every run, whatever other channels there
+//! are, and however a batch is split, if at multiples of [`Shape::granularity`]. A NaN result is the canonical NaN.
 //!
 //! **Errors**: whatever is wrong with an argument, or memory that cannot be had, is an [`Error`] before anything is written;
 //! nothing panics. A NaN or an infinity makes its own channel NaN and no other.
@@ -119,6 +125,7 @@ pub mod tuning {
 pub use api::batch_norm::parts::Parts;
 pub use api::batch_norm::{BatchNorm, Mode};
 pub use api::builders::{Backward, Inference, Statistics, Training};
+pub use api::fold::{WeightShape, fold_into};
 pub use api::gather::Gather;
 #[cfg(feature = "ndarray")]
 pub use api::ndarray;

@@ -87,7 +87,7 @@ pub fn all_statistics<T: Element>(
     mine: Result<PartialStatistics<T>, Error>,
     gather: &mut dyn Gather,
 ) -> Result<PartialStatistics<T>, Error> {
-    let mut all = PartialStatistics::new(shape);
+    let mut all = PartialStatistics::new(shape.channels());
     let bytes = mine.and_then(|mine| mine.to_bytes());
     exchange(bytes, gather, |bytes| all.join(&PartialStatistics::from_bytes(bytes)?))?;
     Ok(all)
@@ -99,7 +99,7 @@ pub fn all_gradients<T: Element>(
     mine: Result<PartialGradients<T>, Error>,
     gather: &mut dyn Gather,
 ) -> Result<PartialGradients<T>, Error> {
-    let mut all = PartialGradients::new(shape);
+    let mut all = PartialGradients::new(shape.channels());
     let bytes = mine.and_then(|mine| mine.to_bytes());
     exchange(bytes, gather, |bytes| all.join(&PartialGradients::from_bytes(bytes)?))?;
     Ok(all)

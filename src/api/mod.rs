@@ -3,6 +3,7 @@
 mod activation;
 pub mod batch_norm;
 pub mod builders;
+pub mod fold;
 pub mod gather;
 #[cfg(feature = "ndarray")]
 pub mod ndarray;

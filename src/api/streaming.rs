@@ -58,8 +58,9 @@ impl Part {
             Part::Single(statistics) => (statistics as &dyn Any).downcast_ref(),
             Part::Double(statistics) => (statistics as &dyn Any).downcast_ref(),
         };
-        statistics
-            .filter(|statistics: &&PartialStatistics<T>| statistics.nodes.spatial == shape.spatial() as u64)
+        statistics.filter(|part: &&PartialStatistics<T>| {
+            part.nodes.iter().all(|node| node.spatial == shape.spatial() as u64)
+        })
     }
 
     fn new<T: Element>(statistics: PartialStatistics<T>) -> Option<Self> {
@@ -107,7 +108,7 @@ impl StreamingStatistics {
         shape.check_channels("statistics", self.states.len())?;
         let last = self.last.as_ref().and_then(|last| last.of::<S::Arithmetic>(shape)).cloned();
         let continued = last.is_some();
-        let mut last = last.unwrap_or_else(|| PartialStatistics::new(shape));
+        let mut last = last.unwrap_or_else(|| PartialStatistics::new(shape.channels()));
         last.add(shape, last.samples(), x)?;
         let states = last.states()?;
         let before = if continued { &self.before } else { &self.states };

@@ -27,6 +27,7 @@ impl From<Error> for Failure {
             Error::Epsilon { .. } => Status::Epsilon,
             Error::NotFinite { .. } | Error::Weight { .. } => Status::NotFinite,
             Error::Clip { .. } => Status::Clip,
+            Error::Groups { .. } => Status::Groups,
             Error::Activation { .. } => Status::Activation,
             Error::SingleElement => Status::SingleElement,
             Error::Count { .. } => Status::Count,

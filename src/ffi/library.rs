@@ -42,6 +42,7 @@ pub extern "C" fn batchnorm_status_message(status: i32) -> *const c_char {
         19 => c"partial sums do not go with others or with the call",
         20 => c"bytes are not those of partial sums",
         21 => c"not all parts of the batch could be had",
+        22 => c"groups do not divide the channels or the rows of weights",
         _ => c"no status of this library",
     };
     message.as_ptr()

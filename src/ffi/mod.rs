@@ -9,6 +9,7 @@
 mod activation;
 mod arguments;
 mod element;
+mod fold;
 mod library;
 mod operations;
 mod partial;
@@ -18,6 +19,7 @@ mod state;
 mod status;
 
 pub use activation::*;
+pub use fold::*;
 pub use library::*;
 pub use operations::*;
 pub use partial::*;

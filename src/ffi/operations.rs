@@ -237,11 +237,14 @@ unsafe fn statistics<T: Element>(
         let statistics = Statistics::<T>::new(&problem.shape).source(x).states(states.unwrap_or_default());
         return problem.run(|| statistics.run());
     };
-    let mut sums = PartialStatistics::<T>::new(&problem.shape);
+    let mut sums = PartialStatistics::<T>::new(c);
     problem.run(|| sums.add_source(&problem.shape, args.first, x))?;
     let of_part = sums.states()?;
     part.put(&sums.to_bytes()?)?;
-    states.map_or(Ok(()), |states| Ok(states.copy_from_slice(&of_part)))
+    if let Some(states) = states {
+        states.copy_from_slice(&of_part);
+    }
+    Ok(())
 }
 
 /// Gives a forward pass's builder its tensors.

@@ -9,8 +9,7 @@ use super::arguments::{Arguments, Failure, Versioned, call};
 use super::problem::{Checked, Problem};
 use super::status::Status;
 use crate::api::gather::Gather as GatherBytes;
-use crate::api::partial::gradients::PartialGradients;
-use crate::api::partial::kind::{Kind, most_bytes};
+use crate::api::partial::bytes;
 use crate::api::partial::statistics::PartialStatistics;
 use crate::ground::error::Error;
 use crate::ground::welford::Welford;
@@ -189,7 +188,7 @@ pub unsafe extern "C" fn batchnorm_part_len(problem: *const Problem) -> usize {
         // SAFETY: says the caller.
         let problem = unsafe { Checked::new(&mut Arguments::default(), problem)? };
         let overflow = || Failure(Status::Overflow, "the bytes of a part overflow".to_owned());
-        len = most_bytes(&problem.shape).ok_or_else(overflow)?;
+        len = bytes::most(&problem.shape).ok_or_else(overflow)?;
         Ok(())
     });
     len
@@ -236,23 +235,10 @@ fn no_parts() -> Failure {
 
 /// All of some parts.
 fn join(parts: &[&[u8]]) -> Result<Vec<u8>, Failure> {
-    macro_rules! joined {
-        ($sums:ty) => {{
-            let mut parts = parts.iter().map(|part| <$sums>::from_bytes(part));
-            // There is one, which told what it is of.
-            let mut all = parts.next().transpose()?.ok_or_else(no_parts)?;
-            parts.try_for_each(|part| all.join(&part?))?;
-            Ok(all.to_bytes()?)
-        }};
-    }
-    let first = parts.first().ok_or_else(no_parts)?;
-    match Kind::told(first) {
-        Some(Kind { gradients: false, double: false }) => joined!(PartialStatistics<f32>),
-        Some(Kind { gradients: false, double: true }) => joined!(PartialStatistics<f64>),
-        Some(Kind { gradients: true, double: false }) => joined!(PartialGradients<f32>),
-        Some(Kind { gradients: true, double: true }) => joined!(PartialGradients<f64>),
-        None => Err(Error::Bytes { reason: "do not begin as such do" }.into()),
-    }
+    let mut parts = parts.iter().map(|part| bytes::read(part));
+    let mut all = parts.next().ok_or_else(no_parts)??;
+    parts.try_for_each(|part| all.join(&part?))?;
+    Ok(bytes::write(&all)?)
 }
 
 /// The statistics of each of `channels` channels that the bytes of (joined) parts are of.
@@ -275,9 +261,9 @@ pub unsafe extern "C" fn batchnorm_part_states(
                 arguments.write("states", states.cast::<Welford>(), channels)?,
             )
         };
-        let all = match Kind::told(part) {
-            Some(Kind { double: true, .. }) => PartialStatistics::<f64>::from_bytes(part)?.states()?,
-            _ => PartialStatistics::<f32>::from_bytes(part)?.states()?,
+        let all = match bytes::read(part)?.kind.double {
+            true => PartialStatistics::<f64>::from_bytes(part)?.states()?,
+            false => PartialStatistics::<f32>::from_bytes(part)?.states()?,
         };
         if all.len() != channels {
             let message = format!("part has {} channels, must have {channels}", all.len());

@@ -48,4 +48,6 @@ pub enum Status {
     Bytes = 20,
     /// Not all processes' parts of the batch could be had: one has an error, or the program's gather failed.
     Gather = 21,
+    /// A number of groups does not divide the channels, or the weights' rows, that are in groups.
+    Groups = 22,
 }

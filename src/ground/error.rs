@@ -62,6 +62,15 @@ pub enum Error {
         /// The result's name.
         argument: &'static str,
     },
+    /// Groups that what is to be split into them cannot be, none among them.
+    Groups {
+        /// The number of groups given.
+        groups: usize,
+        /// What is to be split.
+        of: &'static str,
+        /// How many there are.
+        size: usize,
+    },
     /// `eps` is negative, NaN or infinite.
     Epsilon {
         /// The value given.
@@ -211,6 +220,9 @@ impl fmt::Display for Error {
             Error::Missing { argument } => write!(f, "{argument} is missing, must be given"),
             Error::Twice { argument } => {
                 write!(f, "{argument} has more than one place to go to, must have one: its own or an input's")
+            }
+            Error::Groups { groups, of, size } => {
+                write!(f, "groups is {groups}, must divide the number of {of}, {size}")
             }
             Error::Epsilon { eps } => {
                 write!(f, "eps is {eps:?}, must be finite and not negative")

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use crate::ground::extended::Format;
+
 /// A floating-point number of 16 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Half {
@@ -17,6 +19,14 @@ impl Half {
         match self {
             Half::Bf16 => 0x7fc0,
             Half::F16 => 0x7e00,
+        }
+    }
+
+    /// What it is rounded to.
+    pub const fn format(self) -> Format {
+        match self {
+            Half::Bf16 => Format { digits: 8, least: -126 },
+            Half::F16 => Format { digits: 11, least: -14 },
         }
     }
 

@@ -3,6 +3,7 @@
 pub mod double;
 pub mod error;
 pub mod exponential;
+pub mod extended;
 pub mod geometry;
 pub mod half;
 pub mod memory;

@@ -229,9 +229,13 @@ impl Sum for Moments {
         to.copy_from_slice(&[mean, mean_low, m2].map(f64::to_bits));
     }
 
-    fn take(from: &[u64]) -> Option<Self> {
-        let [mean, mean_low, m2] = from.first_chunk()?.map(number);
-        are_moments(mean, m2, [mean_low, 0.0]).then(|| Self { mean, mean_low, m2 }.canonical())
+    fn of_numbers(from: &[u64]) -> Self {
+        let [mean, mean_low, m2] = std::array::from_fn(|i| from.get(i).map_or(0.0, |bits| number(*bits)));
+        Self { mean, mean_low, m2 }
+    }
+
+    fn are_possible(&self) -> bool {
+        are_moments(self.mean, self.m2, [self.mean_low, 0.0])
     }
 }
 
@@ -248,13 +252,14 @@ impl Sum for FineMoments {
         to.copy_from_slice(&[mean, mean_low, m2, m2_low, exponent as u64]);
     }
 
-    fn take(from: &[u64]) -> Option<Self> {
-        let &[mean, mean_low, m2, m2_low, exponent] = from.first_chunk()?;
-        let ([mean, mean_low, m2, m2_low], exponent) =
-            ([mean, mean_low, m2, m2_low].map(number), exponent as i64);
-        let known = [0, EXPONENT, -EXPONENT].contains(&exponent);
-        let pair = |high, low| Double { high, low };
-        let moments = Self { mean: pair(mean, mean_low), m2: pair(m2, m2_low), exponent };
-        (known && are_moments(mean, m2, [mean_low, m2_low])).then(|| moments.canonical())
+    fn of_numbers(from: &[u64]) -> Self {
+        let of = |i: usize| from.get(i).copied().unwrap_or(0);
+        let pair = |i| Double { high: number(of(i)), low: number(of(i + 1)) };
+        Self { mean: pair(0), m2: pair(2), exponent: of(4) as i64 }
+    }
+
+    fn are_possible(&self) -> bool {
+        let Self { mean, m2, exponent } = *self;
+        [0, EXPONENT, -EXPONENT].contains(&exponent) && are_moments(mean.high, m2.high, [mean.low, m2.low])
     }
 }

@@ -5,6 +5,7 @@
 use std::convert::Infallible;
 
 use crate::ground::exponential::Exponential;
+use crate::ground::extended::Format;
 use crate::ground::half::Halves;
 
 /// Calls a macro with every element type that there are kernels for: the one list of them.
@@ -34,6 +35,8 @@ pub trait Sealed: Exponential {
     const MAX_PRESCALE: f64;
     /// The largest finite value.
     const LARGEST: f64;
+    /// What it is rounded to.
+    const FORMAT: Format;
     /// The 16-bit numbers that tensors may be stored in instead.
     type Half: Halves;
 }
@@ -54,6 +57,8 @@ macro_rules! scalars {
             const CONDITION_LIMIT: f64 = $condition_limit;
             const MAX_PRESCALE: f64 = $max_prescale;
             const LARGEST: f64 = <$scalar>::MAX as f64;
+            const FORMAT: Format =
+                Format { digits: <$scalar>::MANTISSA_DIGITS as i64, least: <$scalar>::MIN_EXP as i64 - 1 };
             type Half = $half;
         }
     )*};

@@ -41,8 +41,12 @@ pub trait Sum: Copy + Default + Send + Sync + 'static {
 
     /// Writes them to `COUNT` places.
     fn put(self, to: &mut [u64]);
-    /// What `COUNT` numbers are the sums of; `None` if of none.
-    fn take(from: &[u64]) -> Option<Self>;
+    /// What `COUNT` numbers are the sums of.
+    fn of_numbers(from: &[u64]) -> Self;
+    /// Whether they are those of any elements.
+    fn are_possible(&self) -> bool {
+        true
+    }
 }
 
 /// The number of these bits, a NaN as the canonical one: which one it was depends on the CPU that made it.

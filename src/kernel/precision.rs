@@ -208,9 +208,9 @@ impl Sum for PlainGradients {
         to.copy_from_slice(&[self.dy, self.dy_d].map(f64::to_bits));
     }
 
-    fn take(from: &[u64]) -> Option<Self> {
-        let [dy, dy_d] = from.first_chunk()?.map(number);
-        Some(Self { dy, dy_d })
+    fn of_numbers(from: &[u64]) -> Self {
+        let [dy, dy_d] = std::array::from_fn(|i| from.get(i).map_or(0.0, |bits| number(*bits)));
+        Self { dy, dy_d }
     }
 }
 
@@ -226,10 +226,9 @@ impl Sum for FineGradients {
         to.copy_from_slice(&[dy.high, dy.low, dy_d.high, dy_d.low].map(f64::to_bits));
     }
 
-    fn take(from: &[u64]) -> Option<Self> {
-        let [dy, dy_low, dy_d, dy_d_low] = from.first_chunk()?.map(number);
-        let pair = |high, low| Double { high, low };
-        let small = dy_low.is_finite() && dy_d_low.is_finite();
-        small.then(|| Self { dy: pair(dy, dy_low), dy_d: pair(dy_d, dy_d_low) })
+    fn of_numbers(from: &[u64]) -> Self {
+        let of = |i: usize| from.get(i).map_or(0.0, |bits| number(*bits));
+        let pair = |i| Double { high: of(i), low: of(i + 1) };
+        Self { dy: pair(0), dy_d: pair(2) }
     }
 }

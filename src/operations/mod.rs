@@ -1,6 +1,7 @@
 //! The operations as the engine runs them: which sums, which coefficients, which map.
 
 pub mod backward;
+pub mod fold;
 pub mod forward;
 pub mod given;
 mod halves;
@@ -17,6 +18,7 @@ use crate::kernel::Vectorized;
 use crate::schedule::engine;
 use crate::simd::Level;
 use backward::Backward;
+use fold::Fold;
 use forward::Forward;
 use inference::Inference;
 use memory::Mixed;
@@ -34,6 +36,10 @@ pub trait Element: Vectorized + Storage<Arithmetic = Self> {
     /// Runs an operation. The one place where the kernels are instantiated, in this crate and not in its users'.
     #[doc(hidden)]
     fn run(level: Level, geometry: &Geometry, job: &Job<'_, Self>) -> Result<(), Error>;
+
+    /// The same of folding, which no engine runs.
+    #[doc(hidden)]
+    fn fold(fold: &Fold<'_, Self>);
 }
 
 /// Runs an operation on the tensors themselves if they are all elements, else, if there are others to an element, in tiles.
@@ -62,6 +68,10 @@ fn in_tiles<O>(half: std::convert::Infallible, _: Level, _: &Geometry, _: &O) ->
 }
 
 impl Element for f32 {
+    fn fold(fold: &Fold<'_, Self>) {
+        fold.run();
+    }
+
     fn run(level: Level, geometry: &Geometry, job: &Job<'_, Self>) -> Result<(), Error> {
         match job {
             Job::Forward(operation) => {
@@ -78,6 +88,10 @@ impl Element for f32 {
 }
 
 impl Element for f64 {
+    fn fold(fold: &Fold<'_, Self>) {
+        fold.run();
+    }
+
     fn run(level: Level, geometry: &Geometry, job: &Job<'_, Self>) -> Result<(), Error> {
         match job {
             Job::Forward(operation) => run!(level, geometry, operation, half => match half {}),

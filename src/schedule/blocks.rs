@@ -104,7 +104,7 @@ impl Blocks {
 
     /// The number of a block among the leaves of the tree, where the segments of a sample are a subtree.
     pub fn leaf(&self, index: usize) -> usize {
-        (index / self.segments << self.sample_level()) + index % self.segments
+        ((index / self.segments) << self.sample_level()) + index % self.segments
     }
 
     /// The level of a sample's subtree.
@@ -137,7 +137,7 @@ impl Blocks {
                 first..(first + each * self.segments).min(self.len())
             }
             Err(chunks) => {
-                let (sample, part) = (index / chunks * self.segments, index % chunks << self.level);
+                let (sample, part) = (index / chunks * self.segments, (index % chunks) << self.level);
                 sample + part..sample + (part + (1 << self.level)).min(self.segments)
             }
         }

@@ -299,7 +299,7 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
                 let of = |place: usize| unsafe {
                     states.part(place * c + channels.start..place * c + channels.end)
                 };
-                let merge = |left: Node, right: Node| {
+                let mut merge = |left: Node, right: Node| {
                     self.operation.merge(
                         self.level,
                         (of(left.place), left.count),
@@ -310,10 +310,10 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
                 for place in 0..chunks {
                     let blocks = self.plan.blocks.chunk(place);
                     let leaf = self.plan.blocks.leaf(blocks.start);
-                    tree.complete(leaf, merge);
+                    tree.complete(leaf, &mut merge);
                     tree.push(Node { leaf, count: self.count(blocks), place });
                 }
-                tree.finish(merge);
+                tree.finish(&mut merge);
                 self.operation.follow(task, &channels, of(0), OUTPUTS);
             }
         });
@@ -324,7 +324,8 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
         blocks.map(|block| self.plan.blocks.get(block).count()).sum()
     }
 
-    /// The states of a subtree's blocks, merged; those that wait are in `waiting`.
+    /// The states of a subtree's blocks, merged; those that wait are in `waiting`. Once for both schedules.
+    #[inline(never)]
     fn subtree(
         &self,
         task: &mut Task<'_, T>,
@@ -346,7 +347,7 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
         let mut tree = Tree::EMPTY;
         for index in blocks {
             let (leaf, block) = (self.plan.blocks.leaf(index), self.plan.blocks.get(index));
-            tree.complete(leaf, |left, right| merge(states, waiting, left, right));
+            tree.complete(leaf, &mut |left, right| merge(states, waiting, left, right));
             let place = tree.len();
             let to = match place {
                 0 => &mut *states,
@@ -355,6 +356,6 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
             self.operation.sum(task, channels, &block, to);
             tree.push(Node { leaf, count: block.count(), place });
         }
-        tree.finish(|left, right| merge(states, waiting, left, right));
+        tree.finish(&mut |left, right| merge(states, waiting, left, right));
     }
 }

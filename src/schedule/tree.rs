@@ -33,7 +33,7 @@ impl Tree {
 
     /// Merges all that is complete before this leaf: calls `merge` with pairs of nodes, the latter's state goes into that of the
     /// former.
-    pub fn complete(&mut self, leaf: usize, merge: impl FnMut(Node, Node)) {
+    pub fn complete(&mut self, leaf: usize, merge: &mut dyn FnMut(Node, Node)) {
         // Of the subtrees that end here, the largest one's first leaf.
         self.merge_from(leaf & leaf.wrapping_sub(1), merge);
     }
@@ -45,12 +45,12 @@ impl Tree {
     }
 
     /// Merges all there is into the first node.
-    pub fn finish(&mut self, merge: impl FnMut(Node, Node)) {
+    pub fn finish(&mut self, merge: &mut dyn FnMut(Node, Node)) {
         self.merge_from(0, merge);
     }
 
     /// Merges the last nodes, those from leaf `first` on.
-    fn merge_from(&mut self, first: usize, mut merge: impl FnMut(Node, Node)) {
+    fn merge_from(&mut self, first: usize, merge: &mut dyn FnMut(Node, Node)) {
         while self.len >= 2 && self.nodes[self.len - 2].leaf >= first {
             let [left, right] = [self.nodes[self.len - 2], self.nodes[self.len - 1]];
             merge(left, right);
@@ -70,14 +70,14 @@ mod tests {
         let mut most = 0;
         for (place, leaf) in leaves.enumerate() {
             texts.push(leaf.to_string());
-            tree.complete(leaf, |left, right| {
+            tree.complete(leaf, &mut |left, right| {
                 texts[left.place] = format!("({}+{})", texts[left.place], texts[right.place]);
             });
             tree.push(Node { leaf, count: 1, place });
             most = most.max(tree.len());
         }
         let count = texts.len();
-        tree.finish(|left, right| {
+        tree.finish(&mut |left, right| {
             texts[left.place] = format!("({}+{})", texts[left.place], texts[right.place]);
         });
         assert_eq!((tree.len(), tree.nodes[0].count), (1, count));

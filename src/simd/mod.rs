@@ -56,6 +56,8 @@ pub trait Lanes<T>: Copy {
     /// How many vectors to keep in flight in a reduction, 1 or 2: where one's sums are few registers, additions to them
     /// would wait for each other.
     const STREAMS: usize;
+    /// Whether loops of their own write past the caches: as much code again, which CPUs of old do without.
+    const NON_TEMPORAL: bool = true;
     /// Whether a vector of a tensor fills a line, or several a line at once: else what goes past the caches row by row would be
     /// written in halves.
     const FILLS_LINES: bool = true;

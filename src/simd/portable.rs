@@ -50,29 +50,6 @@ unsafe fn read_first<T: Copy + Default>(at: *const T, k: usize) -> [T; 8] {
     lanes
 }
 
-/// Writes 32 bytes past the caches, which `wide` has no store for, but every x86-64 CPU.
-///
-/// # Safety
-/// They can be written at `at`, which is aligned to as many.
-#[inline(always)]
-unsafe fn stream<T, const N: usize>(at: *mut T, elements: [T; N]) {
-    const { assert!(size_of::<[T; N]>() == 32) };
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: says the caller; every x86-64 CPU has SSE2, and the elements are 32 bytes.
-    unsafe {
-        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
-        let (from, to): (*const __m128i, *mut __m128i) = (elements.as_ptr().cast(), at.cast());
-        for half in 0..2 {
-            _mm_stream_si128(to.add(half), _mm_loadu_si128(from.add(half)));
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    // SAFETY: says the caller.
-    unsafe {
-        at.cast::<[T; N]>().write(elements)
-    }
-}
-
 /// Writes the first `k` <= 8 of some elements.
 ///
 /// # Safety
@@ -126,6 +103,7 @@ macro_rules! wide {
         type Wide = Pair;
         const N: usize = 8;
         const STREAMS: usize = 1;
+        const NON_TEMPORAL: bool = false;
         const SCALE: f64 = 1.0;
 
         #[inline(always)]
@@ -228,8 +206,8 @@ impl Lanes<f32> for Portable {
     }
     #[inline(always)]
     unsafe fn stream(self, at: *mut f32, v: f32x8) {
-        // SAFETY: 8 elements can be written at an aligned `at`, says the caller.
-        unsafe { stream(at, v.to_array()) }
+        // SAFETY: says the caller.
+        unsafe { Lanes::<f32>::store(self, at, v) }
     }
     #[inline(always)]
     fn zero(self) -> f32x8 {
@@ -359,12 +337,8 @@ impl Lanes<f64> for Portable {
     }
     #[inline(always)]
     unsafe fn stream(self, at: *mut f64, v: Pair) {
-        let [low, high] = v.map(f64x4::to_array);
-        // SAFETY: 8 elements can be written at an aligned `at`, says the caller.
-        unsafe {
-            stream(at, low);
-            stream(at.add(4), high);
-        }
+        // SAFETY: says the caller.
+        unsafe { Lanes::<f64>::store(self, at, v) }
     }
     #[inline(always)]
     fn zero(self) -> Pair {

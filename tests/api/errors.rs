@@ -4,8 +4,9 @@ use std::process::Command;
 
 use batchnorm::{
     Activation, BatchNorm, Error, Gradients, Layout, Level, Mode, Params, Parts, RunningUpdate,
-    RunningVariance, Shape, StreamingStatistics, Tensor, UpdateRule, Welford, WelfordParts, backward,
-    backward_frozen, forward_inference, forward_training, reference, statistics, step, update_running,
+    RunningVariance, Shape, StreamingStatistics, Tensor, UpdateRule, WeightShape, Welford, WelfordParts,
+    backward, backward_frozen, fold_into, forward_inference, forward_training, reference, statistics, step,
+    update_running,
 };
 use quickcheck::{Gen, QuickCheck};
 
@@ -495,6 +496,157 @@ fn lengths_of_running_statistics_and_of_a_step() {
         assert_eq!(message(result), format!("gradient has length {gradient}, must have length 3"));
         parameter.assert_untouched("the parameter");
     }
+}
+
+/// Folds into weights of 3 output channels of 4 weights, of slices of these lengths; asserts that nothing is written with an error.
+fn folded<T: Bits>(eps: f64, activation: Activation, len: impl Fn(&str) -> usize) -> Result<(), Error> {
+    let shape = WeightShape::new(&[2, 3, 2], 1).unwrap();
+    let values = |name| (0..len(name)).map(|i| T::from_f64(1.5 + i as f64)).collect::<Vec<_>>();
+    let [mean, var, gamma, beta, weight, bias] =
+        ["mean", "var", "gamma", "beta", "weight", "bias"].map(values);
+    let [mut folded, mut moved] = [&weight, &bias].map(|values| Guarded::holding(values, 1));
+    let params = params(Some(&gamma[..]), Some(&beta[..]), eps).activation(activation);
+    let result = fold_into(&shape, &mean, &var, &params, folded.get_mut(), moved.get_mut());
+    for (what, got, before) in [("weight", &folded, &weight), ("bias", &moved, &bias)] {
+        got.assert_margins(what);
+        if result.is_err() {
+            assert_same(what, got.get(), before);
+        }
+    }
+    result
+}
+
+/// The length that an argument of `folded` must have.
+fn folded_len(name: &str) -> usize {
+    if name == "weight" { 12 } else { 3 }
+}
+
+#[test]
+fn arguments_of_folding() {
+    fn check<T: Bits>() {
+        folded::<T>(1e-5, Activation::Identity, folded_len).unwrap();
+        for argument in ["weight", "bias", "mean", "var", "gamma", "beta"] {
+            let expected = folded_len(argument);
+            for got in [0, 1, expected - 1, expected + 1, 2 * expected, 1000 * expected] {
+                let len = |name: &str| if name == argument { got } else { folded_len(name) };
+                let error = folded::<T>(1e-5, Activation::Identity, len).unwrap_err();
+                let shape = (argument == "weight").then(|| "2x3x2".to_owned());
+                let must = if argument == "weight" { ", that of 2x3x2" } else { "" };
+                assert_eq!(
+                    error.to_string(),
+                    format!("{argument} has length {got}, must have length {expected}{must}")
+                );
+                assert_eq!(error, Error::Length { argument, got, expected, shape });
+            }
+        }
+        for eps in NOT_EPS {
+            let result = folded::<T>(eps, Activation::Identity, folded_len);
+            assert_eq!(message(result), format!("eps is {eps:?}, must be finite and not negative"));
+        }
+        for eps in [0.0, -0.0, 5e-324, 1.0, f64::MAX] {
+            folded::<T>(eps, Activation::Identity, folded_len).unwrap();
+        }
+        // It is the caller's to apply, and has to be one that the caller can.
+        for slope in NOT_FINITE {
+            let activation = Activation::LeakyRelu { slope };
+            let result = folded::<T>(1e-5, activation, folded_len);
+            assert_eq!(message(result), format!("slope is {slope:?}, must be finite"));
+        }
+        let empty = Activation::Clip { lo: 1.0, hi: 0.0 };
+        let result = folded::<T>(1e-5, empty, folded_len);
+        assert_eq!(result, Err(Error::Clip { lo: 1.0, hi: 0.0 }));
+        folded::<T>(1e-5, Activation::Silu, folded_len).unwrap();
+    }
+    check::<f32>();
+    check::<f64>();
+}
+
+#[cfg(feature = "half")]
+#[test]
+fn lengths_of_weights_and_biases_of_16_bits() {
+    use half::{bf16, f16};
+    let shape = WeightShape::new(&[2, 3], 1).unwrap();
+    let (mut weight, mut bias) = ([bf16::ONE; 7], [f16::ONE; 4]);
+    for (weight_len, bias_len, expected) in [
+        (5, 3, "weight has length 5, must have length 6, that of 2x3x1"),
+        (7, 3, "weight has length 7, must have length 6, that of 2x3x1"),
+        (6, 0, "bias has length 0, must have length 3"),
+        (6, 4, "bias has length 4, must have length 3"),
+    ] {
+        let (weight, bias) = (&mut weight[..weight_len], &mut bias[..bias_len]);
+        let result = fold_into(&shape, &[1.0; 3], &[9.0; 3], &Params::default(), weight, bias);
+        assert_eq!(message(result), expected);
+    }
+    assert_eq!((weight, bias), ([bf16::ONE; 7], [f16::ONE; 4]));
+}
+
+#[test]
+fn weights_whose_axes_or_groups_are_none() {
+    for (dims, axis) in [(&[][..], 0), (&[3], 1), (&[3, 4], 2), (&[3, 4, 5, 6], usize::MAX)] {
+        let rank = dims.len();
+        let error = WeightShape::new(dims, axis).unwrap_err();
+        assert_eq!(error, Error::Axis { axis, rank });
+        assert_eq!(
+            error.to_string(),
+            format!("channel axis is {axis}, must be below {rank}, the number of axes")
+        );
+    }
+    for (dims, axis, groups, size) in [
+        (&[6, 3, 5][..], 1, 0, 6),
+        (&[6, 3, 5], 1, 4, 6),
+        (&[6, 3, 5], 1, 12, 6),
+        (&[6, 3, 5], 1, usize::MAX, 6),
+        // PyTorch's convolutions have their groups in no other order.
+        (&[6, 3, 5], 0, 2, 1),
+        (&[6, 3, 5], 2, 4, 18),
+        (&[0, 3], 1, 0, 0),
+        (&[0], 0, 0, 1),
+    ] {
+        let error = WeightShape::grouped(dims, axis, groups).unwrap_err();
+        let of = "rows before the output channels";
+        assert_eq!(error, Error::Groups { groups, of, size });
+        assert_eq!(error.to_string(), format!("groups is {groups}, must divide the number of {of}, {size}"));
+    }
+    const MOST: usize = isize::MAX as usize / 8;
+    for (dims, axis, groups) in [
+        (&[MOST + 1, 1][..], 0, 1),
+        (&[1, MOST + 1], 0, 1),
+        (&[MOST + 1], 0, 1),
+        (&[1 << 40, 1 << 40, 3], 1, 1 << 40),
+        (&[0, 1 << 32, 1 << 32], 1, 1),
+        (&[1 << 32, 0, 1 << 32], 1, 1),
+        (&[0, 1 << 32], 1, 1 << 32),
+        (&[0, 2], 1, usize::MAX),
+    ] {
+        let error = WeightShape::grouped(dims, axis, groups).unwrap_err();
+        assert!(matches!(error, Error::Overflow { most: MOST, .. }), "{dims:?} {error:?}");
+    }
+    assert_eq!(WeightShape::new(&[MOST], 0).unwrap().len(), MOST);
+    assert_eq!(WeightShape::grouped(&[0, 1], 1, MOST).unwrap().channels(), MOST);
+}
+
+#[test]
+fn a_layer_folds_into_weights_of_its_channels_only() {
+    let (mut weight, mut bias) = (Guarded::<f32>::new(12, 0), Guarded::<f32>::new(4, 0));
+    let shape = WeightShape::grouped(&[6, 2, 1], 1, 2).unwrap();
+    let result = BatchNorm::new(3).fold_into(&shape, weight.get_mut(), bias.get_mut());
+    let name = shape.to_string();
+    assert_eq!(result, Err(Error::Channels { shape: name, got: 4, with: "layer", expected: 3 }));
+    assert_eq!(message(result), "2 groups of 3x2x1 has 4 channels, must have the 3 of the layer");
+    let layer = BatchNorm::new(4);
+    let result = layer.fold_into(&shape, &mut weight.get_mut()[1..], bias.get_mut());
+    assert_eq!(message(result), "weight has length 11, must have length 12, that of 2 groups of 3x2x1");
+    let result = layer.fold_into(&shape, weight.get_mut(), &mut bias.get_mut()[1..]);
+    assert_eq!(message(result), "bias has length 3, must have length 4");
+    for eps in NOT_EPS {
+        let result = layer.clone().with_eps(eps).fold_into(&shape, weight.get_mut(), bias.get_mut());
+        assert_eq!(message(result), format!("eps is {eps:?}, must be finite and not negative"));
+    }
+    let layer = layer.with_activation(Activation::Clip { lo: f64::NAN, hi: 0.0 });
+    let result = layer.fold_into(&shape, weight.get_mut(), bias.get_mut());
+    assert_eq!(message(result), "clip is from NaN to 0.0, must be from a number to one that is not below it");
+    weight.assert_untouched("weight");
+    bias.assert_untouched("bias");
 }
 
 #[test]
@@ -1307,6 +1459,36 @@ fn no_update_panics() {
     }
     type Arguments = fn((u8, u8, u8), Vec<u8>, f64, u8, u64) -> bool;
     QuickCheck::new().rng(Gen::new(12)).tests(5000).quickcheck(property as Arguments);
+}
+
+/// Weights of any sizes, numbers of any bits.
+#[test]
+fn no_folding_panics() {
+    fn property(dims: Vec<u8>, axis: u8, groups: u8, numbers: Vec<u64>, wrong: u8) -> bool {
+        let dims: Vec<usize> = dims.iter().take(4).map(|dim| usize::from(*dim % 7)).collect();
+        let (axis, groups) = (usize::from(axis % 5), usize::from(groups % 5));
+        let shape = match WeightShape::grouped(&dims, axis, groups) {
+            Ok(shape) => shape,
+            Err(Error::Axis { .. }) => return axis >= dims.len(),
+            Err(Error::Groups { size, .. }) => return groups == 0 || size % groups != 0,
+            Err(_) => return false,
+        };
+        let number = |i: usize| f64::from_bits(numbers.get(i % numbers.len().max(1)).copied().unwrap_or(0));
+        let values = |len: usize, from: usize| (from..from + len).map(number).collect::<Vec<_>>();
+        let (len, c) = (shape.len() + usize::from(wrong == 0), shape.channels());
+        let (mut weight, mut bias, mean, var) = (values(len, 0), values(c, 1), values(c, 2), values(c, 3));
+        let (gamma, beta) = (values(c, 4), values(c, 5));
+        let before = (weight.clone(), bias.clone());
+        let params = params(Some(&gamma[..]), Some(&beta[..]), 1e-5);
+        let result = fold_into(&shape, &mean, &var, &params, &mut weight, &mut bias);
+        if result.is_err() {
+            assert_same("weight", &weight, &before.0);
+            assert_same("bias", &bias, &before.1);
+        }
+        result.is_ok() == (wrong != 0)
+    }
+    type Arguments = fn(Vec<u8>, u8, u8, Vec<u64>, u8) -> bool;
+    QuickCheck::new().rng(Gen::new(8)).tests(20_000).quickcheck(property as Arguments);
 }
 
 /// That of memory, which tests/out_of_memory.rs brings about.

@@ -4,6 +4,7 @@ mod checkpoint;
 #[path = "../common/mod.rs"]
 mod common;
 mod errors;
+mod fold;
 mod guide;
 #[cfg(feature = "half")]
 mod half;
@@ -11,3 +12,4 @@ mod layer;
 mod modes;
 #[cfg(feature = "ndarray")]
 mod ndarray;
+mod partial;

@@ -39,11 +39,16 @@ FOLLOWS(batchnorm_training_args, activation, states);
 FOLLOWS(batchnorm_training_args, slope, activation);
 FOLLOWS(batchnorm_training_args, residual, hi);
 FOLLOWS(batchnorm_training_args, mask, residual);
+FOLLOWS(batchnorm_training_args, first, mask);
+FOLLOWS(batchnorm_training_args, gather, first);
+FOLLOWS(batchnorm_statistics_args, first, states);
+FOLLOWS(batchnorm_statistics_args, part_len, part);
 FOLLOWS(batchnorm_inference_args, y, eps);
 FOLLOWS(batchnorm_inference_args, activation, y);
 FOLLOWS(batchnorm_inference_args, slope, activation);
 FOLLOWS(batchnorm_inference_args, residual, hi);
 FOLLOWS(batchnorm_inference_args, mask, residual);
+FOLLOWS(batchnorm_inference_args, states, mask);
 FOLLOWS(batchnorm_backward_args, states, dy);
 FOLLOWS(batchnorm_backward_args, dvar, dmean);
 FOLLOWS(batchnorm_backward_args, activation, dvar);
@@ -51,11 +56,20 @@ FOLLOWS(batchnorm_backward_args, slope, activation);
 FOLLOWS(batchnorm_backward_args, beta, hi);
 FOLLOWS(batchnorm_backward_args, mask, beta);
 FOLLOWS(batchnorm_backward_args, dz, mask);
+FOLLOWS(batchnorm_backward_args, first, dz);
+FOLLOWS(batchnorm_backward_args, gather, first);
+FOLLOWS(batchnorm_backward_args, part, gather);
+FOLLOWS(batchnorm_backward_args, sums_len, sums);
 FOLLOWS(batchnorm_update_running_args, factor, unbiased);
 FOLLOWS(batchnorm_step_args, parameter, gradient);
+FOLLOWS(batchnorm_fold_args, outer, size);
+FOLLOWS(batchnorm_fold_args, groups, inner);
+FOLLOWS(batchnorm_fold_args, mean, groups);
+FOLLOWS(batchnorm_fold_args, eps, beta);
+FOLLOWS(batchnorm_fold_args, bias, weight);
 ASSERT(offsetof(batchnorm_state, mean_low) == 16 && offsetof(batchnorm_state, m2) == 24, "batchnorm_state");
-ASSERT(BATCHNORM_STATUS_OK == 0 && BATCHNORM_STATUS_SIZE == 12 &&
-       BATCHNORM_STATUS_OUT_OF_MEMORY == 15 && BATCHNORM_STATUS_ACTIVATION == 17, "batchnorm_status");
+ASSERT(BATCHNORM_STATUS_OK == 0 && BATCHNORM_STATUS_SIZE == 12 && BATCHNORM_STATUS_OUT_OF_MEMORY == 15 &&
+       BATCHNORM_STATUS_ACTIVATION == 17 && BATCHNORM_STATUS_PART == 19 && BATCHNORM_STATUS_GATHER == 21 && BATCHNORM_STATUS_GROUPS == 22, "batchnorm_status");
 
 /* Large enough for the pool. */
 static uint64_t large(size_t threads, uint64_t hash) {

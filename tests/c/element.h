@@ -135,6 +135,7 @@ static uint64_t FUNCTION(all)(uint32_t layout, size_t threads, uint64_t hash) {
   ARGS(backward);
   ARGS(update_running);
   ARGS(step);
+  ARGS(fold);
   FUNCTION(fill)(x, LEN, 0);
   FUNCTION(fill)(dy, LEN, 1000003);
   FUNCTION(fill)(gamma, C, 11);
@@ -219,6 +220,28 @@ static uint64_t FUNCTION(all)(uint32_t layout, size_t threads, uint64_t hash) {
   step.parameter = gamma;
   OK(batchnorm_step(&problem, &step));
   hash = hash_bytes(hash, gamma, sizeof gamma);
+
+  /* Weights of each layout: output channels first, last, and behind their group's input channels. */
+  fold.mean = mean;
+  fold.var = var;
+  fold.beta = beta;
+  fold.bias = dbeta;
+  fold.weight = dx;
+  FUNCTION(fill)(dx, LEN, 41);
+  for (fold.outer = 0; fold.outer <= N * H * W; fold.outer += N * H * W) {
+    fold.inner = fold.outer == 0 ? N * H * W : 0;
+    fold.eps = 1e-5;
+    OK(batchnorm_fold(&problem, &fold));
+    hash = hash_bytes(hash_bytes(hash, dx, sizeof dx), dbeta, sizeof dbeta);
+  }
+  fold.outer = N * C;
+  fold.inner = H * W;
+  fold.groups = C;
+  fold.gamma = gamma;
+  OK(batchnorm_fold(&problem, &fold));
+  hash = hash_bytes(hash_bytes(hash, dx, sizeof dx), dbeta, sizeof dbeta);
+  fold.groups = 2;
+  CHECK(batchnorm_fold(&problem, &fold) == BATCHNORM_STATUS_GROUPS);
 
   inference.x = x;
   inference.mean = mean;

@@ -138,11 +138,27 @@ static void everything(const char *name) {
   batchnorm::merge(states, others);
   CHECK(states[0].count == 16 && states[0].mean() == others[0].mean());
 
+  // Output channels first with 4 inputs each, last, and in groups of their own.
+  std::vector<T> weight(12, 4), bias(3, 1);
+  const std::array<T, 3> root = {2, 4, 8}, square = {4, 16, 64};
+  batchnorm::fold<T>(problem, 1, 4).mean(beta).var(square).gamma(root).beta(beta).eps(0).weight(weight).bias(bias).run();
+  CHECK(weight == std::vector<T>(12, 4) && (bias == std::vector<T>{1, 1, 1}));
+  batchnorm::fold<T>(problem, 4, 1).mean(beta).var(square).eps(0).weight(weight).bias(bias).run();
+  CHECK(weight[0] == 2 && weight[1] == 1 && weight[5] == T(0.5) && (bias == std::vector<T>{T(0.5), 0, T(0.125)}));
+  weight.assign(12, 8);
+  batchnorm::fold<T>(problem, 6, 2, 3).mean(beta).var(square).eps(0).weight(weight).bias(bias).run();
+  CHECK(weight[3] == 4 && weight[4] == 2 && weight[7] == 2 && weight[8] == 1);
+
   fused<T>(problem, x, gamma, states);
 
   THROWS(SIZE, "x has length 3, must have length 24", batchnorm::training<T>(problem).x(gamma));
   THROWS(SIZE, "gamma has length 24, must have length 3", batchnorm::training<T>(problem).gamma(x));
   THROWS(SIZE, "from has length 3, must have length 1", batchnorm::merge({states.data(), 1}, others));
+  THROWS(SIZE, "weight has length 12, must have length 24", batchnorm::fold<T>(problem, 2, 4).weight(weight));
+  THROWS(SIZE, "bias has length 12, must have length 3", batchnorm::fold<T>(problem, 1, 4).bias(weight));
+  THROWS(GROUPS, "groups is 2, must divide the number of channels, 3",
+         batchnorm::fold<T>(problem, 2, 6, 2).mean(mean).var(var).weight(weight).bias(bias).run());
+  THROWS(OVERFLOW, "more elements", batchnorm::fold<T>(problem, SIZE_MAX, 2));
   THROWS(NULL_POINTER, "y is null", batchnorm::training<T>(problem).x(x).states(states).run());
   THROWS(EXCLUSIVE, "mean is given",
          batchnorm::backward<T>(problem).x(x).dy(x).states(others).mean(mean).var(var).run());
@@ -216,6 +232,16 @@ static void halves(const char *name, H (*of)(std::uint16_t), const std::array<st
   CHECK(same(over, dx) && (wide == std::vector<float>{1, 2, 0, 4, 0, 0, 0, 0}));
   batchnorm::step<H>(problem).lr(0.5).gradient(dbeta).parameter(mean).run();
   CHECK(mean[0] == 1.5f && mean[1] == 0);
+
+  // Weights of 16 bits beside a bias of the same, and of float.
+  std::vector<H> bias = tensor({2, 3, 0, 0, 0, 0, 0, 0});
+  bias.resize(2);
+  over = tensor({1, 2, 3, 4, -1, -2, -3, -4});
+  const std::array<float, 2> quarter = {0.25f, 1};
+  batchnorm::fold<H>(problem, 4, 1).mean(gamma).var(quarter).beta(beta).eps(0).weight(over).bias(bias).run();
+  CHECK(same(bias, {number(2), number(3)}));
+  batchnorm::fold<H, float>(problem, 1, 4).mean(gamma).var(var).beta(beta).eps(0).weight(over).bias(mean).run();
+  CHECK(over[1].bits == number(2).bits && over[0].bits == number(2).bits && mean[0] == 0.5f && mean[1] == 0);
 
   THROWS(SIZE, "x has length 2, must have length 8", batchnorm::statistics<H>(problem).x({x.data(), 2}));
   THROWS(OVERLAP, "x overlaps y",

@@ -11,8 +11,8 @@ use std::sync::OnceLock;
 use batchnorm::ffi::*;
 use batchnorm::{
     Activation, Backward, Element, Gradients, Inference, Layout, Params, RunningUpdate, RunningVariance,
-    Shape, Training, UpdateRule, Welford, backward, backward_frozen, forward_inference, forward_training,
-    statistics, step, update_running,
+    Shape, Training, UpdateRule, WeightShape, Welford, backward, backward_frozen, fold_into,
+    forward_inference, forward_training, statistics, step, update_running,
 };
 
 /// Runs a command that must succeed; what it printed.
@@ -194,6 +194,18 @@ fn expected<T: Element>(layout: Layout, mut all: u64) -> u64 {
     }
     step(0.5, &dgamma, &mut gamma).unwrap();
     all = hash(all, bytes(&gamma));
+    let mut weight = values::<T>(LEN, 41);
+    let params = Params::new(1e-5).beta(&beta);
+    let rest = LEN / C;
+    for (dims, axis, groups, params) in [
+        ([C, rest, 1], 0, 1, params),
+        ([rest, C, 1], 1, 1, params),
+        ([N * C, 1, 99], 1, C, params.gamma(&gamma)),
+    ] {
+        let shape = WeightShape::grouped(&dims, axis, groups).unwrap();
+        fold_into(&shape, &mean, &var, &params, &mut weight, &mut dbeta).unwrap();
+        all = hash(hash(all, bytes(&weight)), bytes(&dbeta));
+    }
     forward_inference(&shape, &x, &mean, &var, &Params::new(0.0).beta(&beta), &mut y).unwrap();
     all = hash(all, bytes(&y));
     all = expected_fused(&shape, [&x, &dy, &values::<T>(LEN, 31337)], all);
@@ -270,6 +282,18 @@ fn the_programs_own_threads_get_the_same_bits() {
     assert_eq!(printed, "openmp\nawake\nserial\nlate\n");
 }
 
+/// In processes of their own too: tests/c/parts.c.
+#[test]
+#[cfg(target_os = "linux")]
+fn parts_of_a_batch_have_the_bits_of_the_whole() {
+    let shared = [OsStr::new("-L"), libraries().as_os_str(), OsStr::new("-lbatchnorm")];
+    for standard in ["-std=c11", "-std=c17"] {
+        let program = compile("cc", standard, "tests/c/parts.c", &format!("parts{standard}"), &shared);
+        let printed = run(Command::new(program).env("LD_LIBRARY_PATH", libraries()));
+        assert_eq!(printed, "3 parts have the bits of the whole\n");
+    }
+}
+
 /// batchnorm.hpp: tests/c/layer.cpp.
 #[test]
 fn the_cpp_layer_has_the_types_and_throws() {
@@ -296,7 +320,7 @@ fn exported_symbols() {
     exported.sort_unstable();
     declared.sort_unstable();
     declared.dedup();
-    assert_eq!(declared.len(), 17, "{declared:?}");
+    assert_eq!(declared.len(), 22, "{declared:?}");
     assert_eq!(exported, declared);
 }
 
@@ -520,8 +544,8 @@ fn arguments(names: &'static str, (x, y): Elements) -> Vec<Argument> {
         let (written, optional) = (name.starts_with('>'), name.ends_with('?'));
         let name = name.trim_matches(['>', '?']);
         let element = match name {
-            "x" | "dx" => Some(x),
-            "y" | "residual" | "dy" | "dz" => Some(y),
+            "x" | "dx" | "weight" => Some(x),
+            "y" | "residual" | "dy" | "dz" | "bias" => Some(y),
             _ => None,
         };
         let (size, len) = match name {
@@ -530,6 +554,7 @@ fn arguments(names: &'static str, (x, y): Elements) -> Vec<Argument> {
             "problem" => (size_of::<Problem>(), 1),
             "states" | "into" | "from" => (size_of::<State>(), TABLE_C),
             _ => match element {
+                Some(element) if name == "bias" => (bytes(element), TABLE_C),
                 Some(element) => (bytes(element), TABLE_LEN),
                 None => (bytes(x).max(4), TABLE_C),
             },
@@ -627,6 +652,10 @@ fn all_functions() -> Vec<Function> {
         "step": batchnorm_step("problem gradient >parameter") = |p, factor| sized!(StepArgs {
             lr: factor, gradient: p[1].cast(), parameter: p[2].cast()
         });
+        "fold": batchnorm_fold("problem mean var gamma? beta? >weight >bias") = |p, factor| sized!(FoldArgs {
+            outer: 4, inner: 2, mean: p[1].cast(), var: p[2].cast(), gamma: p[3].cast(), beta: p[4].cast(), eps: factor,
+            weight: p[5].cast(), bias: p[6].cast()
+        });
         "merge": merge("problem >into from") = |p, factor| (p[1].cast(), p[2].cast_const().cast());
     }
 }
@@ -681,9 +710,9 @@ impl Arena {
                     }
                     // Of 16 bits, likewise between 1 and 2.
                     _ => match argument.element {
-                        Some(BATCHNORM_BF16) => (0..TABLE_LEN)
+                        Some(BATCHNORM_BF16) => (0..argument.len)
                             .for_each(|i| at.cast::<u16>().add(i).write(0x3f80 | (i * 37) as u16 & 0x7f)),
-                        Some(BATCHNORM_F16) => (0..TABLE_LEN)
+                        Some(BATCHNORM_F16) => (0..argument.len)
                             .for_each(|i| at.cast::<u16>().add(i).write(0x3c00 | (i * 401) as u16 & 0x3ff)),
                         _ => (),
                     },
@@ -908,7 +937,7 @@ fn factors_that_are_no_numbers_are_errors() {
             refusals += 1;
         }
     }
-    assert_eq!(refusals, ELEMENTS.len() * (10 * 3 + 2));
+    assert_eq!(refusals, ELEMENTS.len() * (11 * 3 + 2));
 }
 
 /// Every field of the problem by every function: what is none of its values is refused, and all of its values are taken.
@@ -1065,6 +1094,7 @@ fn structs_of_arguments_have_their_size() {
     let update = sized!(UpdateRunningArgs { rule: 0 });
     check(update, "batchnorm_update_running_args", batchnorm_update_running);
     check(sized!(StepArgs { lr: 0.0 }), "batchnorm_step_args", batchnorm_step);
+    check(sized!(FoldArgs { eps: 0.0 }), "batchnorm_fold_args", batchnorm_fold);
 }
 
 /// What can be wrong with an activation, by each operation that takes one: nothing that it was given may change.
@@ -1462,7 +1492,7 @@ fn nonsense_in_place_of_states_is_refused() {
 
 #[test]
 fn every_status_has_its_message() {
-    const LAST: i32 = Status::Clip as i32;
+    const LAST: i32 = Status::Groups as i32;
     let message = |status| {
         // SAFETY: a static string.
         unsafe { std::ffi::CStr::from_ptr(batchnorm_status_message(status)) }.to_str().unwrap()
@@ -1524,6 +1554,76 @@ fn what_the_operations_refuse_comes_back_as_a_status() {
             call.refused(status, expected, words);
         }
     }
+}
+
+/// Weights are as long as their sizes say, an axis of 0 left out; groups divide rows and channels.
+#[test]
+fn weights_have_the_sizes_of_their_axes() {
+    const C: usize = 4;
+    let problem =
+        sized!(Problem { element: BATCHNORM_BF16, batch: 1, channels: C, y_element: BATCHNORM_Y_F32 });
+    let (mean, var) = ([1.0f32, 2.0, 3.0, 4.0], [1.0f32, 4.0, 16.0, 64.0]);
+    // 1 in bf16, and by 1, 1/2, 1/4, 1/8.
+    let (one, scaled) = (0x3f80u16, [0x3f80u16, 0x3f00, 0x3e80, 0x3e00]);
+    let args = |weight: &mut [u16], bias: &mut [f32]| {
+        sized!(FoldArgs {
+            mean: mean.as_ptr().cast(),
+            var: var.as_ptr().cast(),
+            weight: weight.as_mut_ptr().cast(),
+            bias: bias.as_mut_ptr().cast()
+        })
+    };
+    for (outer, inner, groups, channel) in [
+        (0, 0, 0, (|i| i) as fn(usize) -> usize),
+        (1, 3, 1, |i| i / 3),
+        (5, 0, 0, |i| i % 4),
+        (2, 3, 0, |i| i / 3 % 4),
+        // Two rows of two channels of three, for each of two groups.
+        (4, 3, 2, |i| i / 12 * 2 + i / 3 % 2),
+        (8, 2, 4, |i| i / 4),
+    ] {
+        let len = usize::max(outer, 1) * C / usize::max(groups, 1) * usize::max(inner, 1);
+        let (mut weight, mut bias) = (vec![one; len], [1.0f32; C]);
+        let args = FoldArgs { outer, inner, groups, ..args(&mut weight, &mut bias) };
+        // SAFETY: as long as the sizes say.
+        assert_eq!(unsafe { batchnorm_fold(&problem, &args) }, Status::Ok, "{}", last_message());
+        let expected: Vec<u16> = (0..len).map(|i| scaled[channel(i)]).collect();
+        assert_eq!((weight, bias), (expected, [0.0, -0.5, -0.5, -0.375]), "{outer} {inner} {groups}");
+    }
+    let (mut weight, mut bias) = ([one; 24], [1.0f32; C]);
+    let (most, right) = (isize::MAX as usize, args(&mut weight, &mut bias));
+    for (outer, inner, groups, expected, words) in [
+        (4, 3, 3, Status::Groups, "groups is 3, must divide the number of channels, 4"),
+        (
+            3,
+            3,
+            2,
+            Status::Groups,
+            "groups is 2, must divide the number of rows before the output channels, 3",
+        ),
+        (
+            0,
+            6,
+            2,
+            Status::Groups,
+            "groups is 2, must divide the number of rows before the output channels, 1",
+        ),
+        (most, 3, 0, Status::Overflow, "shape ["),
+        (0, most, 0, Status::Overflow, "shape ["),
+        (4, 3, usize::MAX, Status::Groups, "groups is 18446744073709551615"),
+    ] {
+        let args = FoldArgs { outer, inner, groups, ..right };
+        // SAFETY: refused.
+        let status = unsafe { batchnorm_fold(&problem, &args) };
+        assert_eq!(status, expected, "{}", last_message());
+        assert!(last_message().contains(words), "{}", last_message());
+    }
+    assert_eq!((weight, bias), ([one; 24], [1.0; C]));
+    // Without channels there is nothing to fold, whatever the axes.
+    let problem = Problem { channels: 0, ..problem };
+    let args = FoldArgs { outer: 1 << 39, inner: 1 << 20, groups: 1 << 39, ..right };
+    // SAFETY: no elements.
+    assert_eq!(unsafe { batchnorm_fold(&problem, &args) }, Status::Ok, "{}", last_message());
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! What went wrong in other libraries must not go wrong here. Each test names the threads that it is after.
 
 use batchnorm::{
-    BatchNorm, Error, Gradients, Level, Mode, Params, RunningUpdate, RunningVariance, Shape, UpdateRule,
-    Welford, backward, backward_frozen, forward_inference, forward_training, reference, statistics,
-    update_running,
+    BatchNorm, Error, Gradients, Level, Mode, Params, PartialStatistics, RunningUpdate, RunningVariance,
+    Shape, UpdateRule, Welford, backward, backward_frozen, forward_inference, forward_training, reference,
+    statistics, update_running,
 };
 
 use crate::common::exact::{self, Normalization, Statistics};
@@ -573,4 +573,23 @@ fn channels_just_above_a_span() {
         };
         assert!(results(threads) == results(1), "{dims:?} on {threads} threads");
     }
+}
+
+/// Ranks with other numbers of elements, other sizes of images too: some synchronized batch norms took the mean of the ranks' means, or one
+/// rank's count for all of them, and so had running variances that differed between ranks (pytorch 22192, Paddle 32464, inplace_abn 68);
+/// one element in a rank, and none at all, are ordinary (apex 262, pytorch 36530).
+#[test]
+fn ranks_with_other_counts() {
+    let parts: [(usize, &[f32]); 4] = [(9, &[1.0; 9]), (1, &[11.0]), (4, &[21.0; 4]), (1, &[])];
+    let (mut statistics, mut first) = (PartialStatistics::<f32>::new(1), 0);
+    for (s, x) in parts {
+        let shape = Shape::nchw(&[x.len() / s, 1, s]).unwrap();
+        statistics.add(&shape, first, x).unwrap();
+        first += shape.batch() as u64;
+    }
+    let state = statistics.states().unwrap()[0];
+    // By hand: (9 * 1 + 11 + 4 * 21) / 14; not 11, the mean of the means.
+    assert!(state.count() == 14 && (state.mean() - 104.0 / 14.0).abs() < 1e-14);
+    let squares = 9.0 + 121.0 + 4.0 * 441.0;
+    assert!((state.variance() / (squares / 14.0 - (104.0f64 / 14.0).powi(2)) - 1.0).abs() < 1e-14);
 }

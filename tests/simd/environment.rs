@@ -3,8 +3,8 @@
 #![cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 
 use batchnorm::{
-    Activation, Params, RunningUpdate, RunningVariance, Shape, StreamingStatistics, UpdateRule, Welford,
-    forward_training, step, update_running,
+    Activation, Params, RunningUpdate, RunningVariance, Shape, StreamingStatistics, UpdateRule, WeightShape,
+    Welford, fold_into, forward_training, step, update_running,
 };
 
 use crate::common::matrix::{LAYOUTS, Placement, Problem, Results, Subset, assert_same, run};
@@ -196,7 +196,10 @@ fn vectors_are_the_same_in_every_environment() {
         }
         let other = streaming.clone();
         streaming.merge(&other).unwrap();
-        (mean, var, parameter, subnormal, streaming)
+        let (shape, params) = (WeightShape::new(&[2, 2], 0).unwrap(), Params::new(5e-324));
+        let (mut weight, mut bias) = ([0.1f32, 1e-39, 0.7, 3e-39], [1e-39f32, 0.3]);
+        fold_into(&shape, &mean, &var, &params, &mut weight, &mut bias).unwrap();
+        (mean, var, parameter, subnormal, streaming, weight, bias)
     };
     let expected = format!("{:?}", results());
     for host in control::HOSTS {

@@ -5,3 +5,4 @@ pub mod forward;
 pub mod fused;
 pub mod gradients;
 pub mod half;
+pub mod splits;

@@ -6,6 +6,7 @@ use crate::api::batch_norm::parts::Parts;
 use crate::api::batch_norm::record::{Record, Statistics};
 use crate::api::batch_norm::{BatchNorm, Mode};
 use crate::api::builders::{Backward, Inference, Training};
+use crate::api::fold::{WeightShape, fold_into};
 use crate::api::gather::{Among, Gather};
 use crate::api::params::{Gradients, Params};
 use crate::api::running::{RunningUpdate, update_running};
@@ -154,6 +155,34 @@ impl<T: Element> BatchNorm<T> {
         y: &mut [S],
     ) -> Result<(), Error> {
         self.normalize_by_running(shape, (x, Some(z)), y, None)
+    }
+
+    /// Folds the layer's inference into the weights and the bias of the layer before it, which then gives what both gave: see
+    /// [`fold_into`](crate::fold_into). This layer is left as it is, and goes from the network; its activation has to stay.
+    ///
+    /// ```
+    /// use batchnorm::{BatchNorm, Parts, WeightShape};
+    /// let parts = Parts { running_mean: vec![1.0f32, 2.0], running_var: vec![4.0, 16.0], eps: 0.0, ..Parts::new(0) };
+    /// let layer = BatchNorm::from_parts(Parts { gamma: None, beta: None, ..parts })?;
+    /// // A convolution of 1 input channel and 2 output channels, as PyTorch has it, without a bias.
+    /// let (mut weight, mut bias) = ([2.0f32, 4.0, 6.0, 8.0], [0.0f32; 2]);
+    /// layer.fold_into(&WeightShape::new(&[2, 1, 1, 2], 0)?, &mut weight, &mut bias)?;
+    /// assert_eq!((weight, bias), ([1.0, 2.0, 1.5, 2.0], [-0.5, -0.5]));
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Channels`], [`Error::Length`], [`Error::Epsilon`], [`Error::NotFinite`] or [`Error::Clip`] for the activation's
+    /// numbers. Nothing has been written then.
+    pub fn fold_into<S: Storage<Arithmetic = T>, B: Storage<Arithmetic = T>>(
+        &self,
+        shape: &WeightShape,
+        weight: &mut [S],
+        bias: &mut [B],
+    ) -> Result<(), Error> {
+        shape.check_channels("layer", self.channels())?;
+        let Parts { running_mean, running_var, .. } = &self.parts;
+        fold_into(shape, running_mean, running_var, &params(&self.parts), weight, bias)
     }
 
     /// By the running statistics.

@@ -85,6 +85,9 @@ type Checked<'a, T> = backward::Backward<'a, T, Mixed>;
 /// Gradients per channel, by their names.
 type PerChannel<'a, T> = [(&'static str, Option<&'a mut [T]>); 4];
 
+/// Both, or why not.
+type CheckedWith<'a, T> = Result<(Checked<'a, T>, PerChannel<'a, T>), Error>;
+
 impl<'a, S: Storage> Backward<'a, S> {
     /// Of tensors of this shape, through a forward pass with this scale and eps.
     pub fn new(shape: &Shape, params: Params<'a, S::Arithmetic>) -> Self {
@@ -226,10 +229,7 @@ impl<'a, S: Storage> Backward<'a, S> {
     }
 
     /// All but what is per channel, with states of `count` elements.
-    fn checked(
-        self,
-        count: Option<u64>,
-    ) -> Result<(Checked<'a, S::Arithmetic>, PerChannel<'a, S::Arithmetic>), Error> {
+    fn checked(self, count: Option<u64>) -> CheckedWith<'a, S::Arithmetic> {
         let Self { shape, params, x, dy, dz_over_dy, mask, statistics, gradients, .. } = self;
         let (dx_beside, dz_beside) = (self.dx, self.dz);
         let channels = shape.channels();

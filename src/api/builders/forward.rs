@@ -307,7 +307,7 @@ impl<'a, S: Storage> Training<'a, S> {
     ) -> Result<(), Error> {
         let (shape, checked) = (self.shape, self.checked());
         let part = checked.as_ref().map_err(Clone::clone).and_then(|Checked { x, .. }| {
-            let mut part = PartialStatistics::new(&shape);
+            let mut part = PartialStatistics::new(shape.channels());
             part.add_source(&shape, first, *x).map(|()| part)
         });
         let all = all_statistics::<S::Arithmetic>(&shape, part, gather)?.states()?;

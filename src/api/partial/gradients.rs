@@ -3,12 +3,14 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use super::bytes;
 use super::kind::Kind;
-use super::nodes::{Node, Nodes};
+use super::nodes::{Node, Nodes, cut};
 use crate::api::shape::Shape;
 use crate::ground::error::Error;
+use crate::ground::memory::filled;
 use crate::ground::slices::Output;
 use crate::operations::Element;
 
@@ -38,15 +40,16 @@ use crate::operations::Element;
 /// ```
 #[derive(Clone, PartialEq)]
 pub struct PartialGradients<T: Element> {
-    pub(crate) nodes: Nodes<T::Gradients>,
+    pub(crate) nodes: Nodes,
+    arithmetic: PhantomData<T>,
 }
 
 impl<T: Element> PartialGradients<T> {
     const KIND: Kind = Kind::gradients::<T>();
 
-    /// Of no samples yet, of a batch of tensors with this shape's channels and positions; its batch is not looked at.
-    pub fn new(shape: &Shape) -> Self {
-        Self { nodes: Nodes::new(shape.channels(), shape.spatial() as u64) }
+    /// Of no samples yet, of tensors of so many channels.
+    pub fn new(channels: usize) -> Self {
+        Self { nodes: Nodes::new(Self::KIND, channels), arithmetic: PhantomData }
     }
 
     /// Of a part: `sum` writes the sums of the samples it is given, counted from the part's first, or says why not.
@@ -55,13 +58,14 @@ impl<T: Element> PartialGradients<T> {
         first: u64,
         mut sum: impl FnMut(Output<'_, T::Gradients>, (usize, usize)) -> Result<(), Error>,
     ) -> Result<Self, Error> {
-        let mut gradients = Self::new(shape);
+        let mut gradients = Self::new(shape.channels());
         let mut nodes = Vec::new();
-        for samples in gradients.nodes.cut(gradients.nodes.part(shape, first)?) {
-            let mut sums = gradients.nodes.room()?;
+        let spatial = shape.spatial() as u64;
+        let mut sums = filled(shape.channels(), T::Gradients::default())?;
+        for samples in cut(spatial, gradients.nodes.part(shape, first)?) {
             let part = ((samples.start - first) as usize, (samples.end - first) as usize);
             sum(Output::new(&mut sums), part)?;
-            nodes.push(Node { samples, sums });
+            nodes.push(Node { spatial, samples, sums: gradients.nodes.numbers(&sums)? });
         }
         gradients.nodes.take(nodes)?;
         Ok(gradients)
@@ -70,7 +74,7 @@ impl<T: Element> PartialGradients<T> {
     /// Takes in what another part's are of.
     ///
     /// # Errors
-    /// [`Error::Partial`] if it is of other channels or positions, or has samples that are there already, [`Error::OutOfMemory`].
+    /// [`Error::Partial`] if it is of another number of channels, or has samples that are there already, [`Error::OutOfMemory`].
     /// Nothing has been taken in then.
     pub fn join(&mut self, other: &Self) -> Result<(), Error> {
         self.nodes.join(&other.nodes)
@@ -87,7 +91,7 @@ impl<T: Element> PartialGradients<T> {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
-        bytes::write(Self::KIND, &self.nodes)
+        bytes::write(&self.nodes)
     }
 
     /// What the bytes of [`to_bytes`](Self::to_bytes) say, which are not trusted.
@@ -95,7 +99,7 @@ impl<T: Element> PartialGradients<T> {
     /// # Errors
     /// [`Error::Bytes`] if they are no such bytes, [`Error::OutOfMemory`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
-        Ok(Self { nodes: bytes::read(Self::KIND, bytes)? })
+        Ok(Self { nodes: bytes::read_of(Self::KIND, bytes)?, arithmetic: PhantomData })
     }
 }
 

@@ -1,13 +1,9 @@
-//! What the bytes of partial sums are of, and how many they are.
+//! What partial sums are of, and so how they merge.
 
 #![forbid(unsafe_code)]
 
-#[cfg(feature = "capi")]
-use super::bytes;
-#[cfg(feature = "capi")]
-use crate::api::shape::Shape;
-#[cfg(feature = "capi")]
-use crate::ground::moments::FineMoments;
+use crate::ground::sums::{MergeWeights, Sum};
+use crate::kernel::precision::Precision;
 
 /// What sums are of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +12,32 @@ pub struct Kind {
     pub gradients: bool,
     /// By arithmetic in f64, or in f32.
     pub double: bool,
+}
+
+/// What there is to do with sums: once for all that carries them about.
+pub struct Arithmetic {
+    /// Numbers of a channel.
+    pub numbers: usize,
+    /// The left ones become those of both.
+    pub merge: fn(&mut [u64], &[u64], MergeWeights),
+    /// Whether they are those of any elements.
+    pub are_possible: fn(&[u64]) -> bool,
+}
+
+impl Arithmetic {
+    const fn of<V: Sum>() -> Self {
+        Self { numbers: V::COUNT, merge: merge::<V>, are_possible: are_possible::<V> }
+    }
+}
+
+fn merge<V: Sum>(left: &mut [u64], right: &[u64], weights: MergeWeights) {
+    for (left, right) in left.chunks_exact_mut(V::COUNT).zip(right.chunks_exact(V::COUNT)) {
+        V::of_numbers(left).with(V::of_numbers(right), weights).put(left);
+    }
+}
+
+fn are_possible<V: Sum>(numbers: &[u64]) -> bool {
+    numbers.chunks_exact(V::COUNT).all(|numbers| V::of_numbers(numbers).are_possible())
 }
 
 impl Kind {
@@ -27,27 +49,24 @@ impl Kind {
         Self { gradients: true, ..Self::statistics::<T>() }
     }
 
+    pub const fn arithmetic(self) -> Arithmetic {
+        match (self.gradients, self.double) {
+            (false, false) => Arithmetic::of::<<f32 as Precision>::Moments>(),
+            (false, true) => Arithmetic::of::<<f64 as Precision>::Moments>(),
+            (true, false) => Arithmetic::of::<<f32 as Precision>::Gradients>(),
+            (true, true) => Arithmetic::of::<<f64 as Precision>::Gradients>(),
+        }
+    }
+
     /// Its two bytes.
     pub const fn tag(self) -> [u8; 2] {
         [if self.gradients { 2 } else { 1 }, if self.double { 8 } else { 4 }]
     }
 
-    /// What bytes say that they are of, if they may be those of partial sums.
-    #[cfg(feature = "capi")]
-    pub fn told(bytes: &[u8]) -> Option<Self> {
-        let tag = bytes.strip_prefix(&bytes::TAG)?.first_chunk()?;
-        let kinds = [false, true]
-            .into_iter()
-            .flat_map(|gradients| [false, true].into_iter().map(move |double| Self { gradients, double }));
-        kinds.into_iter().find(|kind| kind.tag() == *tag)
+    /// What these bytes stand for.
+    pub fn of_tag(tag: [u8; 2]) -> Option<Self> {
+        let kinds = [(false, false), (false, true), (true, false), (true, true)];
+        let mut kinds = kinds.into_iter().map(|(gradients, double)| Self { gradients, double });
+        kinds.find(|kind| kind.tag() == tag)
     }
-}
-
-/// Bytes that are enough for the sums of a part of this shape.
-#[cfg(feature = "capi")]
-pub fn most_bytes(shape: &Shape) -> Option<usize> {
-    let leaves = shape.batch() / shape.granularity();
-    // Subtrees that become larger and smaller again, and a fragment of a leaf at either end.
-    let nodes = 2 * (usize::BITS - leaves.leading_zeros()) as usize + 2;
-    bytes::len::<FineMoments>(shape.channels(), nodes)
 }

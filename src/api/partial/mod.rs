@@ -1,6 +1,6 @@
 //! Sums of parts of a batch, which join to those of the whole: a batch split over calls, processes or machines.
 
-mod bytes;
+pub mod bytes;
 pub mod gradients;
 pub mod kind;
 mod nodes;

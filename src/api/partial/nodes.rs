@@ -5,6 +5,7 @@
 use std::fmt;
 use std::ops::Range;
 
+use super::kind::Kind;
 use crate::api::shape::Shape;
 use crate::ground::error::Error;
 use crate::ground::memory::filled;
@@ -15,30 +16,84 @@ use crate::simd::environment;
 
 /// Sums over some samples, of each channel.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Node<V> {
-    pub samples: Range<u64>,
-    pub sums: Vec<V>,
-}
-
-/// Nodes in the order of their samples, none of which has samples of another's.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Nodes<V> {
-    pub channels: usize,
+pub struct Node {
     /// Positions of a sample.
     pub spatial: u64,
-    nodes: Vec<Node<V>>,
+    pub samples: Range<u64>,
+    /// As numbers, channel by channel.
+    pub sums: Vec<u64>,
+}
+
+impl Node {
+    fn len(&self) -> u64 {
+        self.samples.end - self.samples.start
+    }
+
+    /// The elements per channel.
+    fn count(&self) -> u64 {
+        self.len() * self.spatial
+    }
+}
+
+/// Nodes by the positions of their samples and in the order of these, none of which has samples of another's. Samples of as many
+/// positions are one tree.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Nodes {
+    pub kind: Kind,
+    pub channels: usize,
+    nodes: Vec<Node>,
 }
 
 /// The most elements of a channel, so that no count overflows.
 const MOST: u64 = u64::MAX >> 1;
 
-impl<V: Sum> Nodes<V> {
+/// The samples of a block of samples of so many positions.
+fn leaf_of(spatial: u64) -> u64 {
+    granularity(usize::try_from(spatial).unwrap_or(usize::MAX)) as u64
+}
+
+/// Samples as the nodes that they are: the largest subtrees, and fragments of leaves at their ends.
+pub fn cut(spatial: u64, samples: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let (leaf, mut next) = (leaf_of(spatial), samples.start);
+    std::iter::from_fn(move || {
+        let (start, left) = (next, samples.end - next);
+        if left == 0 {
+            return None;
+        }
+        let len = match start % leaf {
+            0 if left < leaf => left,
+            0 => {
+                let fits = leaf << (left / leaf).ilog2();
+                if start == 0 { fits } else { fits.min(1 << start.trailing_zeros()) }
+            }
+            within => left.min(leaf - within),
+        };
+        next += len;
+        Some(start..next)
+    })
+}
+
+/// Whether these samples are a node of the tree, or a part of a leaf.
+fn is_node(leaf: u64, samples: &Range<u64>) -> bool {
+    let len = samples.end - samples.start;
+    match len % leaf {
+        0 => (len / leaf).is_power_of_two() && samples.start.is_multiple_of(len),
+        _ => samples.start / leaf == (samples.end - 1) / leaf,
+    }
+}
+
+/// Whether so many can be counted.
+fn can_be_counted(samples: u64, spatial: u64) -> bool {
+    samples.checked_mul(spatial.max(1)).is_some_and(|count| count <= MOST)
+}
+
+impl Nodes {
     /// Of no samples.
-    pub fn new(channels: usize, spatial: u64) -> Self {
-        Self { channels, spatial, nodes: Vec::new() }
+    pub fn new(kind: Kind, channels: usize) -> Self {
+        Self { kind, channels, nodes: Vec::new() }
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &Node<V>> {
+    pub fn iter(&self) -> impl Iterator<Item = &Node> {
         self.nodes.iter()
     }
 
@@ -46,140 +101,103 @@ impl<V: Sum> Nodes<V> {
         self.nodes.len()
     }
 
-    /// The samples of a block.
-    fn granularity(&self) -> u64 {
-        granularity(usize::try_from(self.spatial).unwrap_or(usize::MAX)) as u64
-    }
-
     /// The samples that have been summed.
     pub fn samples(&self) -> u64 {
-        self.nodes.iter().map(|node| node.samples.end - node.samples.start).sum()
+        self.nodes.iter().map(Node::len).sum()
     }
 
     /// The elements per channel that have been summed.
     pub fn count(&self) -> u64 {
-        self.samples() * self.spatial
+        self.nodes.iter().map(Node::count).sum()
     }
 
     /// The samples of a part of this shape, from sample `first` of the batch on.
     pub fn part(&self, shape: &Shape, first: u64) -> Result<Range<u64>, Error> {
         shape.check_channels("partial sums", self.channels)?;
-        if shape.spatial() as u64 != self.spatial {
-            return Err(Error::Partial {
-                reason: "have another number of positions per sample than the shape",
-            });
-        }
-        let end = first.checked_add(shape.batch() as u64);
-        let fits = end.filter(|end| end.checked_mul(self.spatial.max(1)).is_some_and(|count| count <= MOST));
-        match fits {
-            Some(end) => Ok(first..end),
-            None => {
-                Err(Error::Partial { reason: "are of samples whose elements are too many to be counted" })
-            }
+        match first.checked_add(shape.batch() as u64) {
+            Some(end) if can_be_counted(end, shape.spatial() as u64) => Ok(first..end),
+            _ => Err(Error::Partial { reason: TOO_MANY }),
         }
     }
 
-    /// Samples as the nodes that they are: the largest subtrees, and fragments of leaves at their ends.
-    pub fn cut(&self, samples: Range<u64>) -> impl Iterator<Item = Range<u64>> + use<V> {
-        let (leaf, mut next) = (self.granularity(), samples.start);
-        std::iter::from_fn(move || {
-            let (start, left) = (next, samples.end - next);
-            if left == 0 {
-                return None;
-            }
-            let len = match start % leaf {
-                0 if left < leaf => left,
-                0 => {
-                    let fits = leaf << (left / leaf).ilog2();
-                    if start == 0 { fits } else { fits.min(1 << start.trailing_zeros()) }
-                }
-                within => left.min(leaf - within),
-            };
-            next += len;
-            Some(start..next)
-        })
+    /// Sums of one more node.
+    pub fn numbers<V: Sum>(&self, sums: &[V]) -> Result<Vec<u64>, Error> {
+        let mut numbers = self.room()?;
+        numbers.chunks_exact_mut(V::COUNT).zip(sums).for_each(|(numbers, sums)| sums.put(numbers));
+        Ok(numbers)
     }
 
-    /// Whether these samples are a node of the tree, or a part of a leaf.
-    fn is_node(&self, samples: &Range<u64>) -> bool {
-        let (leaf, len) = (self.granularity(), samples.end - samples.start);
-        match len % leaf {
-            0 => (len / leaf).is_power_of_two() && samples.start % len == 0,
-            _ => samples.start / leaf == (samples.end - 1) / leaf,
-        }
-    }
-
-    /// Room for one more node.
-    pub fn room(&self) -> Result<Vec<V>, Error> {
-        filled(self.channels, V::default())
+    /// Room for them.
+    fn room(&self) -> Result<Vec<u64>, Error> {
+        filled(self.channels.saturating_mul(self.kind.arithmetic().numbers), 0)
     }
 
     /// Takes in nodes of some other samples, in order.
-    pub fn take(&mut self, others: Vec<Node<V>>) -> Result<(), Error> {
+    pub fn take(&mut self, others: Vec<Node>) -> Result<(), Error> {
         let mut nodes = Vec::new();
         let most = self.nodes.len() + others.len();
         if nodes.try_reserve_exact(most).is_err() {
-            return Err(Error::OutOfMemory { bytes: most.saturating_mul(size_of::<Node<V>>()) });
+            return Err(Error::OutOfMemory { bytes: most.saturating_mul(size_of::<Node>()) });
         }
-        if let Some(reason) = self.why_not(&others) {
-            return Err(Error::Partial { reason });
+        let overlap = |a: &Range<u64>, b: &Range<u64>| a.start < b.end && b.start < a.end;
+        let twice = |other: &Node| self.nodes.iter().any(|node| overlap(&node.samples, &other.samples));
+        if others.iter().any(twice) {
+            return Err(Error::Partial { reason: "have samples in common" });
+        }
+        let counts = self.nodes.iter().chain(&others).map(Node::count);
+        if counts.fold(0u64, u64::saturating_add) > MOST {
+            return Err(Error::Partial { reason: TOO_MANY });
         }
         nodes.append(&mut self.nodes);
         nodes.extend(others);
-        nodes.sort_by_key(|node: &Node<V>| node.samples.start);
+        nodes.sort_by_key(|node: &Node| (node.spatial, node.samples.start));
         environment::in_default(|| self.complete(std::mem::take(&mut nodes)));
         Ok(())
     }
 
     /// Takes in another part's.
     pub fn join(&mut self, other: &Self) -> Result<(), Error> {
-        if other.channels != self.channels || other.spatial != self.spatial {
-            return Err(Error::Partial { reason: "are of other channels or positions" });
+        if other.channels != self.channels {
+            return Err(Error::Partial { reason: "are of another number of channels" });
+        }
+        if other.kind != self.kind {
+            return Err(Error::Partial { reason: "are others, or of another element" });
         }
         let mut nodes = Vec::new();
-        let bytes = other.len().saturating_mul(size_of::<Node<V>>());
+        let bytes = other.len().saturating_mul(size_of::<Node>());
         nodes.try_reserve_exact(other.len()).map_err(|_| Error::OutOfMemory { bytes })?;
-        for Node { samples, sums } in &other.nodes {
+        for Node { spatial, samples, sums } in &other.nodes {
             let mut copy = self.room()?;
             copy.copy_from_slice(sums);
-            nodes.push(Node { samples: samples.clone(), sums: copy });
+            nodes.push(Node { spatial: *spatial, samples: samples.clone(), sums: copy });
         }
         self.take(nodes)
     }
 
     /// For people: which samples of how many channels.
     pub fn describe(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let samples: Vec<_> = self.nodes.iter().map(|node| &node.samples).collect();
-        f.debug_struct(name)
-            .field("channels", &self.channels)
-            .field("spatial", &self.spatial)
-            .field("samples", &samples)
-            .finish()
-    }
-
-    /// What is wrong with nodes to be taken in.
-    fn why_not(&self, others: &[Node<V>]) -> Option<&'static str> {
-        let overlap = |a: &Range<u64>, b: &Range<u64>| a.start < b.end && b.start < a.end;
-        let twice = |other: &Node<V>| self.nodes.iter().any(|node| overlap(&node.samples, &other.samples));
-        others.iter().any(twice).then_some("have samples in common")
+        let samples: Vec<_> = self.nodes.iter().map(|node| (&node.samples, node.spatial)).collect();
+        f.debug_struct(name).field("channels", &self.channels).field("samples", &samples).finish()
     }
 
     /// Nodes in order, of which halves become wholes.
-    fn complete(&mut self, nodes: Vec<Node<V>>) {
-        let leaf = self.granularity();
+    fn complete(&mut self, nodes: Vec<Node>) {
         for node in nodes {
+            let leaf = leaf_of(node.spatial);
             self.nodes.push(node);
             self.complete_leaf(leaf);
             while let [.., left, right] = &mut self.nodes[..] {
-                let len = right.samples.end - right.samples.start;
-                let halves = left.samples.end == right.samples.start
-                    && left.samples.end - left.samples.start == len
-                    && len % leaf == 0
-                    && left.samples.start % (2 * len) == 0;
+                let len = right.len();
+                let halves = left.spatial == right.spatial
+                    && left.samples.end == right.samples.start
+                    && left.len() == len
+                    && len.is_multiple_of(leaf)
+                    && left.samples.start.is_multiple_of(2 * len);
                 if !halves {
                     break;
                 }
-                merge(&mut left.sums, len * self.spatial, &right.sums, len * self.spatial);
+                let counts = (left.count(), right.count());
+                merge(self.kind, (&mut left.sums, counts.0), (&right.sums, counts.1));
                 left.samples.end = right.samples.end;
                 self.nodes.pop();
             }
@@ -189,26 +207,31 @@ impl<V: Sum> Nodes<V> {
     /// Merges the fragments of the last leaf, if there are all.
     fn complete_leaf(&mut self, leaf: u64) {
         let Some(last) = self.nodes.last() else { return };
-        let end = last.samples.end;
-        if end % leaf != 0 || end - last.samples.start >= leaf {
+        let (spatial, end) = (last.spatial, last.samples.end);
+        if !end.is_multiple_of(leaf) || last.len() >= leaf {
             return;
         }
-        let first = self.nodes.partition_point(|node| node.samples.start < end - leaf);
-        let fragments: u64 =
-            self.nodes[first..].iter().map(|node| node.samples.end - node.samples.start).sum();
-        if fragments == leaf {
-            let whole = in_order(self.nodes.drain(first..), self.spatial);
+        let before = |node: &Node| (node.spatial, node.samples.start) < (spatial, end - leaf);
+        let first = self.nodes.partition_point(before);
+        if self.nodes[first..].iter().map(Node::len).sum::<u64>() == leaf {
+            let whole = in_order(self.kind, self.nodes.drain(first..));
             self.nodes.extend(whole);
         }
     }
 
     /// The sums of all samples that there are.
-    pub fn joined(&self) -> Result<Vec<V>, Error> {
-        let leaf = self.granularity();
-        let mut sums: Vec<Vec<V>> = Vec::new();
-        let (most, channels) = (self.nodes.len(), self.channels);
+    pub fn joined<V: Sum>(&self) -> Result<Vec<V>, Error> {
+        let (numbers, mut sums) = (self.joined_numbers()?, filled(self.channels, V::default())?);
+        let each = numbers.chunks_exact(V::COUNT);
+        sums.iter_mut().zip(each).for_each(|(sums, numbers)| *sums = V::of_numbers(numbers));
+        Ok(sums)
+    }
+
+    fn joined_numbers(&self) -> Result<Vec<u64>, Error> {
+        let mut sums: Vec<Vec<u64>> = Vec::new();
+        let most = self.nodes.len();
         if sums.try_reserve_exact(most).is_err() {
-            return Err(Error::OutOfMemory { bytes: most.saturating_mul(size_of::<Vec<V>>()) });
+            return Err(Error::OutOfMemory { bytes: most.saturating_mul(size_of::<Vec<u64>>()) });
         }
         for node in &self.nodes {
             let mut copy = self.room()?;
@@ -216,71 +239,93 @@ impl<V: Sum> Nodes<V> {
             sums.push(copy);
         }
         environment::in_default(|| {
-            let (mut tree, mut i) = (Tree::EMPTY, 0);
-            let spatial = self.spatial;
-            while let Some(node) = self.nodes.get(i) {
-                // Fragments of one leaf first.
-                let (place, number) = (i, node.samples.start / leaf);
-                let mut seen = node.samples.end - node.samples.start;
-                i += 1;
-                while let Some(next) = self.nodes.get(i).filter(|next| next.samples.start / leaf == number) {
-                    let len = next.samples.end - next.samples.start;
-                    let (before, from) = sums.split_at_mut(i);
-                    merge(&mut before[place], seen * spatial, &from[0], len * spatial);
-                    (seen, i) = (seen + len, i + 1);
+            // Of samples of as many positions first, then all of these.
+            let (mut place, mut seen) = (0, 0);
+            for group in self.nodes.chunk_by(|left, right| left.spatial == right.spatial) {
+                let count = join_tree(self.kind, group, &mut sums[place..place + group.len()]);
+                if place > 0 {
+                    let (all, group) = sums.split_at_mut(place);
+                    merge(self.kind, (&mut all[0], seen), (&group[0], count));
                 }
-                let mut join = |left: Place, right: Place| {
-                    let (before, from) = sums.split_at_mut(right.place);
-                    let to = &mut before[left.place];
-                    merge(to, left.count as u64 * spatial, &from[0], right.count as u64 * spatial);
-                };
-                tree.complete(number as usize, &mut join);
-                tree.push(Place { leaf: number as usize, count: seen as usize, place });
+                (place, seen) = (place + group.len(), seen + count);
             }
-            tree.finish(|left: Place, right: Place| {
-                let (before, from) = sums.split_at_mut(right.place);
-                let to = &mut before[left.place];
-                merge(to, left.count as u64 * spatial, &from[0], right.count as u64 * spatial);
-            });
         });
         match sums.into_iter().next() {
             Some(sums) => Ok(sums),
-            None => filled(channels, V::default()),
+            None => self.room(),
         }
     }
 
     /// Nodes that came from elsewhere, in order, checked; `None` if they are none.
-    pub fn checked(channels: usize, spatial: u64, nodes: Vec<Node<V>>) -> Option<Self> {
-        let mut checked = Self::new(channels, spatial);
-        let mut before = 0;
-        for Node { samples, sums } in &nodes {
-            let fits = samples.end.checked_mul(spatial.max(1)).is_some_and(|count| count <= MOST);
-            let in_order = before <= samples.start && samples.start < samples.end;
-            if !fits || !in_order || sums.len() != channels || !checked.is_node(samples) {
+    pub fn checked(kind: Kind, channels: usize, nodes: Vec<Node>) -> Option<Self> {
+        let mut before = (0, 0);
+        for Node { spatial, samples, sums } in &nodes {
+            let in_order = before <= (*spatial, samples.start) && samples.start < samples.end;
+            let len = channels.checked_mul(kind.arithmetic().numbers)?;
+            let fits = in_order && can_be_counted(samples.end, *spatial) && sums.len() == len;
+            if !fits || !is_node(leaf_of(*spatial), samples) {
                 return None;
             }
-            before = samples.end;
+            before = (*spatial, samples.end);
         }
+        // Of samples of other numbers of positions, too.
+        let apart = |(i, node): (usize, &Node)| {
+            nodes[..i].iter().all(|other| {
+                other.samples.end <= node.samples.start || node.samples.end <= other.samples.start
+            })
+        };
+        let counted = nodes.iter().map(Node::count).fold(0u64, u64::saturating_add) <= MOST;
+        if !counted || !nodes.iter().enumerate().all(apart) {
+            return None;
+        }
+        let mut checked = Self::new(kind, channels);
         environment::in_default(|| checked.complete(nodes));
         Some(checked)
     }
 }
 
-/// left := left and right together, by the elements per channel of each.
-fn merge<V: Sum>(left: &mut [V], left_count: u64, right: &[V], right_count: u64) {
-    // Of tensors without positions there is nothing to merge.
-    if right_count == 0 {
-        return;
+const TOO_MANY: &str = "are of samples whose elements are too many to be counted";
+
+/// The sums of nodes of one tree, to the first one's; how many elements they are over.
+fn join_tree(kind: Kind, nodes: &[Node], sums: &mut [Vec<u64>]) -> u64 {
+    let (leaf, spatial) = nodes.first().map_or((1, 0), |node| (leaf_of(node.spatial), node.spatial));
+    let (mut tree, mut i) = (Tree::EMPTY, 0);
+    // Counts of the tree's nodes are of samples, which fit where elements do.
+    let join = |sums: &mut [Vec<u64>], left: Place, right: Place| {
+        let (before, from) = sums.split_at_mut(right.place);
+        let counts = [left.count, right.count].map(|count| count as u64 * spatial);
+        merge(kind, (&mut before[left.place], counts[0]), (&from[0], counts[1]));
+    };
+    while let Some(node) = nodes.get(i) {
+        // Fragments of one leaf first.
+        let (place, number) = (i, node.samples.start / leaf);
+        let mut seen = node.len();
+        i += 1;
+        while let Some(next) = nodes.get(i).filter(|next| next.samples.start / leaf == number) {
+            let (before, from) = sums.split_at_mut(i);
+            merge(kind, (&mut before[place], seen * spatial), (&from[0], next.count()));
+            (seen, i) = (seen + next.len(), i + 1);
+        }
+        tree.complete(number as usize, &mut |left, right| join(sums, left, right));
+        tree.push(Place { leaf: number as usize, count: seen as usize, place });
     }
-    let weights = MergeWeights::new(left_count, right_count);
-    left.iter_mut().zip(right).for_each(|(left, right)| *left = left.with(*right, weights));
+    tree.finish(&mut |left, right| join(sums, left, right));
+    nodes.iter().map(Node::count).sum()
+}
+
+/// left := left and right together, by the elements per channel of each.
+fn merge(kind: Kind, left: (&mut [u64], u64), right: (&[u64], u64)) {
+    // Of tensors without positions there is nothing to merge.
+    if right.1 != 0 {
+        (kind.arithmetic().merge)(left.0, right.0, MergeWeights::new(left.1, right.1));
+    }
 }
 
 /// All of some neighbours, one after the other.
-fn in_order<V: Sum>(nodes: impl Iterator<Item = Node<V>>, spatial: u64) -> Option<Node<V>> {
+fn in_order(kind: Kind, nodes: impl Iterator<Item = Node>) -> Option<Node> {
     nodes.reduce(|mut left, right| {
-        let counts = [&left, &right].map(|node| (node.samples.end - node.samples.start) * spatial);
-        merge(&mut left.sums, counts[0], &right.sums, counts[1]);
+        let counts = (left.count(), right.count());
+        merge(kind, (&mut left.sums, counts.0), (&right.sums, counts.1));
         left.samples.end = right.samples.end;
         left
     })

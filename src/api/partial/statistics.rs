@@ -3,14 +3,16 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use super::bytes;
 use super::kind::Kind;
-use super::nodes::{Node, Nodes};
+use super::nodes::{Node, Nodes, cut};
 use crate::api::builders::operands::run;
 use crate::api::params::Params;
 use crate::api::shape::Shape;
 use crate::ground::error::Error;
+use crate::ground::memory::filled;
 use crate::ground::slices::{Output, Source};
 use crate::ground::welford::Welford;
 use crate::operations::forward::{Forward, Statistics};
@@ -23,7 +25,8 @@ use crate::operations::{Element, Job};
 ///
 /// A part is told by its samples, from which one of the batch on: parts of any sizes, empty ones too, join in any order, each
 /// sample once. As long as parts begin at multiples of [`Shape::granularity`], the joined statistics have the bits of one call over
-/// the whole batch; else they are within the same bounds. `T` is the arithmetic: f32, also of bf16 and f16, or f64.
+/// the whole batch; else they are within the same bounds, and so they are where samples have different numbers of positions,
+/// images of other sizes say: each element counts once. `T` is the arithmetic: f32, also of bf16 and f16, or f64.
 ///
 /// With the states of all, [`Inference::states`](crate::Inference::states) normalizes each part as [`Training`](crate::Training) the
 /// whole, and [`PartialGradients`](crate::PartialGradients) are the same for [`Backward`](crate::Backward).
@@ -48,15 +51,16 @@ use crate::operations::{Element, Job};
 /// ```
 #[derive(Clone, PartialEq)]
 pub struct PartialStatistics<T: Element> {
-    pub(crate) nodes: Nodes<T::Moments>,
+    pub(crate) nodes: Nodes,
+    arithmetic: PhantomData<T>,
 }
 
 impl<T: Element> PartialStatistics<T> {
     const KIND: Kind = Kind::statistics::<T>();
 
-    /// Of no samples yet, of a batch of tensors with this shape's channels and positions; its batch is not looked at.
-    pub fn new(shape: &Shape) -> Self {
-        Self { nodes: Nodes::new(shape.channels(), shape.spatial() as u64) }
+    /// Of no samples yet, of tensors of so many channels.
+    pub fn new(channels: usize) -> Self {
+        Self { nodes: Nodes::new(Self::KIND, channels), arithmetic: PhantomData }
     }
 
     /// Of a part, samples `first` to `first + N` of the batch.
@@ -64,7 +68,7 @@ impl<T: Element> PartialStatistics<T> {
     /// # Errors
     /// As of [`add`](Self::add).
     pub fn of<S: Storage<Arithmetic = T>>(shape: &Shape, first: u64, x: &[S]) -> Result<Self, Error> {
-        let mut statistics = Self::new(shape);
+        let mut statistics = Self::new(shape.channels());
         statistics.add(shape, first, x)?;
         Ok(statistics)
     }
@@ -73,7 +77,7 @@ impl<T: Element> PartialStatistics<T> {
     ///
     /// # Errors
     /// [`Error::Length`] if `x` has not the shape's length, [`Error::Channels`] if the shape has another number of channels,
-    /// [`Error::Partial`] if it has other positions, if its samples are there already, or are too many to be counted,
+    /// [`Error::Partial`] if its samples are there already, or their elements are too many to be counted,
     /// [`Error::OutOfMemory`]. Nothing has been taken in then.
     pub fn add<S: Storage<Arithmetic = T>>(
         &mut self,
@@ -89,12 +93,13 @@ impl<T: Element> PartialStatistics<T> {
         let samples = self.nodes.part(shape, first)?;
         let affine = Params::default().checked(shape.channels())?;
         let mut nodes = Vec::new();
-        for samples in self.nodes.cut(samples) {
-            let mut sums = self.nodes.room()?;
+        let spatial = shape.spatial() as u64;
+        let mut sums = filled(shape.channels(), T::Moments::default())?;
+        for samples in cut(spatial, samples) {
             let part = ((samples.start - first) as usize, (samples.end - first) as usize);
             let statistics = Statistics::Part(Output::new(&mut sums), part);
             run(shape, Job::Forward(Forward { x, y: None, affine, after: After::NOTHING, statistics }))?;
-            nodes.push(Node { samples, sums });
+            nodes.push(Node { spatial, samples, sums: self.nodes.numbers(&sums)? });
         }
         self.nodes.take(nodes)
     }
@@ -102,7 +107,7 @@ impl<T: Element> PartialStatistics<T> {
     /// Takes in what another part's are of.
     ///
     /// # Errors
-    /// [`Error::Partial`] if it is of other channels or positions, or has samples that are there already, [`Error::OutOfMemory`].
+    /// [`Error::Partial`] if it is of another number of channels, or has samples that are there already, [`Error::OutOfMemory`].
     /// Nothing has been taken in then.
     pub fn join(&mut self, other: &Self) -> Result<(), Error> {
         self.nodes.join(&other.nodes)
@@ -119,7 +124,7 @@ impl<T: Element> PartialStatistics<T> {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn states(&self) -> Result<Vec<Welford>, Error> {
-        let (count, sums) = (self.nodes.count(), self.nodes.joined()?);
+        let (count, sums) = (self.nodes.count(), self.nodes.joined::<T::Moments>()?);
         let state =
             |moments: &T::Moments| if count == 0 { Welford::new() } else { Welford::of(count, *moments) };
         Ok(sums.iter().map(state).collect())
@@ -131,7 +136,7 @@ impl<T: Element> PartialStatistics<T> {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
-        bytes::write(Self::KIND, &self.nodes)
+        bytes::write(&self.nodes)
     }
 
     /// What the bytes of [`to_bytes`](Self::to_bytes) say, which are not trusted.
@@ -139,7 +144,7 @@ impl<T: Element> PartialStatistics<T> {
     /// # Errors
     /// [`Error::Bytes`] if they are no such bytes, [`Error::OutOfMemory`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
-        Ok(Self { nodes: bytes::read(Self::KIND, bytes)? })
+        Ok(Self { nodes: bytes::read_of(Self::KIND, bytes)?, arithmetic: PhantomData })
     }
 }
 

@@ -84,10 +84,10 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
             let lines = stride.is_none_or(|stride| stride.is_multiple_of(LANES) && S::FILLS_LINES);
             let prefetches = Self::asks::<S>() || self.access.prefetch != Prefetch::None;
             match (self.access.store, prefetches) {
-                (Store::NonTemporal, false) if lines && !O::RARE => {
+                (Store::NonTemporal, false) if lines && S::NON_TEMPORAL && !O::RARE => {
                     self.part::<S, true, false>(s, columns, stride)
                 }
-                (Store::NonTemporal, true) if lines && !O::RARE => {
+                (Store::NonTemporal, true) if lines && S::NON_TEMPORAL && !O::RARE => {
                     self.part::<S, true, true>(s, columns, stride)
                 }
                 (_, false) => return self.part::<S, false, false>(s, columns, stride),
