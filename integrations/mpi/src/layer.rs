@@ -9,8 +9,8 @@ use crate::ranks::Ranks;
 /// A [`BatchNorm`] whose batch is that of all ranks together: each has its samples, y and gradients are those of the whole batch, and
 /// so are gamma, beta and running statistics, the same on all ranks.
 ///
-/// Tensors are those of the rank's part: of `shape`, which has its samples in the batch, none perhaps, and the channels and positions
-/// that it has on all ranks. Every rank calls in the same order, with layers of the same parameters.
+/// Tensors are those of the rank's part: of `shape`, which has its samples in the batch, none perhaps, and the channels that it has
+/// on all ranks; positions may be others on each, images of several sizes. Every rank calls in the same order, with layers of the same parameters.
 ///
 /// ```no_run
 /// use batchnorm::{Mode, Shape};

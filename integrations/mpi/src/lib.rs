@@ -59,7 +59,7 @@
 //! # Errors
 //!
 //! No rank waits for one that has found an error: it tells no bytes, its own call returns the error, that of the others
-//! [`Error::Gather`](batchnorm::Error::Gather). Parts that do not go together, of other channels, positions or types, or with samples in
+//! [`Error::Gather`](batchnorm::Error::Gather). Parts that do not go together, of other channels or types, or with samples in
 //! common, are an error on every rank: lengths of messages never follow from a rank's own shape. Who has an error before it comes to a
 //! call, a shape that cannot be made or a file that cannot be read, tells so by [`Ranks::refuse`] in place of it.
 //!
