@@ -6,6 +6,7 @@
 //!
 //! `cargo run --release --example digits`; `--help` lists the options. The same seed gives the same output, but for times.
 
+mod arithmetic;
 mod data;
 mod network;
 #[path = "../output/mod.rs"]
@@ -22,8 +23,9 @@ use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
 
+use arithmetic::Score;
 use data::Digit;
-use network::{Blocks, Kind, Network, Score};
+use network::{Blocks, Kind, Network};
 
 const HELP: &str = "\
 Trains a small convolutional network on 1,797 real handwritten digits, with and without batch normalization.
@@ -145,7 +147,8 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         panels.push((regime.name, runs));
     }
     print_table(&panels);
-    picture::draw(&options.picture, &panels)?;
+    let title = "Handwritten digits, with and without batch normalization";
+    picture::draw(&options.picture, title, &panels)?;
     outln!("\npicture: {}", options.picture.display());
     Ok(())
 }

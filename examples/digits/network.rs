@@ -9,16 +9,11 @@
 use std::time::{Duration, Instant};
 
 use batchnorm::{Activation, BatchNorm, Error, Mode, Shape, step};
-use matrixmultiply::sgemm;
+use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
-use rand::{RngExt, SeedableRng};
 
+use crate::arithmetic::{PATCH, SIDE, Score, add, he, images_of, patches_of, product, score};
 use crate::data::{CLASSES, Digit, PIXELS};
-
-/// Width and height of an image, which convolutions keep.
-const SIDE: usize = 8;
-/// Elements of a 3 x 3 patch per channel.
-const PATCH: usize = 9;
 
 /// How a network normalizes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -76,48 +71,6 @@ pub struct Network {
     pub total: Duration,
 }
 
-/// What a pass over samples came to.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Score {
-    /// Cross-entropy, the mean over samples.
-    pub loss: f64,
-    /// The share of samples whose class was right.
-    pub accuracy: f64,
-}
-
-/// c = a * b with row-major matrices; `a` is m x k, or k x m if `transposed.0`, `b` likewise.
-fn product((m, k, n): (usize, usize, usize), a: &[f32], b: &[f32], transposed: (bool, bool), c: &mut [f32]) {
-    assert!(a.len() == m * k && b.len() == k * n && c.len() == m * n);
-    let (a_row, a_column) = if transposed.0 { (1, m as isize) } else { (k as isize, 1) };
-    let (b_row, b_column) = if transposed.1 { (1, k as isize) } else { (n as isize, 1) };
-    // SAFETY: the strides stay within the slices, whose lengths were checked.
-    unsafe {
-        let (a, b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
-        sgemm(m, k, n, 1.0, a, a_row, a_column, b, b_row, b_column, 0.0, c, n as isize, 1);
-    }
-}
-
-/// Weights with the variance 2 / inputs that keeps relu's activations at their size (K. He et al., 2015), uniform.
-fn he(rng: &mut Xoshiro256PlusPlus, inputs: usize, outputs: usize) -> Vec<f32> {
-    let bound = (6.0 / inputs as f32).sqrt();
-    (0..inputs * outputs).map(|_| rng.random_range(-bound..bound)).collect()
-}
-
-/// The (patch offset, pixel) pairs of an image: which input pixel lies under which element of which patch.
-fn under_patches() -> impl Iterator<Item = (usize, usize)> {
-    (0..PIXELS).flat_map(|position| {
-        (0..PATCH).filter_map(move |element| {
-            let row = (position / SIDE + element / 3).checked_sub(1)?;
-            let column = (position % SIDE + element % 3).checked_sub(1)?;
-            (row < SIDE && column < SIDE).then_some((position * PATCH + element, row * SIDE + column))
-        })
-    })
-}
-
-fn add(to: &mut [f32], from: &[f32]) {
-    to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
-}
-
 /// What follows a normalization or a bias, apart: y = relu(u + z).
 fn add_and_relu(u: &mut [f32], z: Option<&[f32]>) {
     if let Some(z) = z {
@@ -169,15 +122,7 @@ impl Block {
         in_norm: &mut Duration,
     ) -> Result<(), Error> {
         let (width, rows) = (self.inputs, batch * PIXELS);
-        self.patches.clear();
-        self.patches.resize(rows * PATCH * width, 0.0);
-        let images =
-            x.chunks_exact(PIXELS * width).zip(self.patches.chunks_exact_mut(PIXELS * PATCH * width));
-        for (image, patches) in images {
-            for (to, from) in under_patches() {
-                patches[to * width..][..width].copy_from_slice(&image[from * width..][..width]);
-            }
-        }
+        patches_of(x, width, &mut self.patches);
         self.convolved.resize(rows * self.outputs, 0.0);
         let sizes = (rows, PATCH * width, self.outputs);
         product(sizes, &self.patches, &self.weights, (false, false), &mut self.convolved);
@@ -247,14 +192,7 @@ impl Block {
         product((inner, rows, outputs), &self.patches, &dy, (true, false), &mut self.gradient);
         let mut patches = vec![0.0; rows * inner];
         product((rows, outputs, inner), &dy, &self.weights, (false, true), &mut patches);
-        let mut dx = vec![0.0; rows * width];
-        for (image, patches) in dx.chunks_exact_mut(PIXELS * width).zip(patches.chunks_exact(PIXELS * inner))
-        {
-            for (from, to) in under_patches() {
-                add(&mut image[to * width..][..width], &patches[from * width..][..width]);
-            }
-        }
-        Ok((dx, dz))
+        Ok((images_of(&patches, width), dz))
     }
 
     fn step(&mut self, lr: f64) -> Result<(), Error> {
@@ -316,31 +254,12 @@ impl Network {
         Ok(scores)
     }
 
-    /// Loss and accuracy of scores, which become their gradient.
-    fn score(scores: &mut [f32], digits: &[&Digit]) -> Score {
-        let mut score = Score::default();
-        let share = 1.0 / digits.len() as f64;
-        for (scores, digit) in scores.chunks_exact_mut(CLASSES).zip(digits) {
-            let right = scores[digit.class];
-            // A NaN is right about nothing.
-            let best = scores.iter().enumerate().all(|(class, p)| class == digit.class || *p < right);
-            score.accuracy += f64::from(u8::from(best)) * share;
-            // The loss is the logarithm of the softmax; with the largest score taken off, no exponential overflows.
-            let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let sum: f32 = scores.iter().map(|score| (score - most).exp()).sum();
-            score.loss += f64::from(sum.ln() + most - right) * share;
-            scores.iter_mut().for_each(|score| *score = (*score - most).exp() / sum * share as f32);
-            scores[digit.class] -= share as f32;
-        }
-        score
-    }
-
     /// One step of gradient descent on a batch.
     pub fn train(&mut self, digits: &[&Digit], lr: f64) -> Result<Score, Error> {
         let start = Instant::now();
         let batch = digits.len();
         let mut dy = self.forward(digits, true)?;
-        let score = Self::score(&mut dy, digits);
+        let score = score(&mut dy, digits, batch);
         let features = self.blocks.last().map_or(&[][..], |block| &block.output);
         let width = features.len() / batch;
         product((width, batch, CLASSES), features, &dy, (true, false), &mut self.gradient);
@@ -371,7 +290,7 @@ impl Network {
     pub fn test(&mut self, digits: &[&Digit]) -> Result<Score, Error> {
         let start = Instant::now();
         let mut scores = self.forward(digits, false)?;
-        let score = Self::score(&mut scores, digits);
+        let score = score(&mut scores, digits, digits.len());
         self.total += start.elapsed();
         Ok(score)
     }

@@ -8,14 +8,14 @@ use plotters::prelude::*;
 use crate::Run;
 
 const SIZE: (u32, u32) = (1000, 420);
-/// Plain, with batch norm.
+/// Of a panel's runs.
 const COLORS: [RGBColor; 2] = [RGBColor(196, 62, 28), RGBColor(31, 111, 178)];
 
 /// Draws the runs to an SVG file.
-pub fn draw(path: &Path, panels: &[(&str, Vec<Run>)]) -> Result<(), Box<dyn Error>> {
+pub fn draw(path: &Path, title: &str, panels: &[(&str, Vec<Run>)]) -> Result<(), Box<dyn Error>> {
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
-    let root = root.titled("Handwritten digits, with and without batch normalization", ("sans-serif", 22))?;
+    let root = root.titled(title, ("sans-serif", 22))?;
     for (area, (regime, runs)) in root.split_evenly((1, panels.len())).iter().zip(panels) {
         let epochs = runs.iter().map(|run| run.accuracy.len()).max().unwrap_or(0).max(2);
         let mut chart = ChartBuilder::on(area)

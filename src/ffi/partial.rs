@@ -85,7 +85,9 @@ impl GatherBytes for Gathering {
         // SAFETY: a function of the program's that does what the header says.
         let status = unsafe {
             let argument = ptr::from_mut(&mut argument).cast();
-            (self.gather)(self.context, bytes.as_ptr().cast(), bytes.len(), collect, argument)
+            // The address of an empty slice is 1, which is MPI_IN_PLACE to Open MPI.
+            let at = if bytes.is_empty() { ptr::null() } else { bytes.as_ptr().cast() };
+            (self.gather)(self.context, at, bytes.len(), collect, argument)
         };
         match status {
             _ if argument.panicked => {
@@ -270,4 +272,26 @@ pub unsafe extern "C" fn batchnorm_part_states(
         states.copy_from_slice(&all);
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    unsafe extern "C" fn expects(
+        _: *mut c_void,
+        bytes: *const c_void,
+        len: usize,
+        _: Collect,
+        _: *mut c_void,
+    ) -> i32 {
+        i32::from(bytes.is_null() != (len == 0))
+    }
+
+    #[test]
+    fn no_bytes_are_null() {
+        let mut gathering = Gathering { context: ptr::null_mut(), gather: expects };
+        assert_eq!(gathering.gather(&[], &mut |_| ()), Ok(()));
+        assert_eq!(gathering.gather(&[1], &mut |_| ()), Ok(()));
+    }
 }
