@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use batchnorm::threads::{Pool, limit, with};
 use batchnorm::{
-    Activation, Backward, BatchNorm, Error, Gradients, Mode, Params, Shape, Training, Welford, backward,
-    forward_inference, forward_training,
+    Activation, Backward, BatchNorm, Error, Gradients, Mode, Params, PartialStatistics, Shape,
+    StreamingStatistics, Training, Welford, backward, forward_inference, forward_training,
 };
 
 /// Memory from the system, less of it than the system has.
@@ -206,6 +206,49 @@ fn each_allocation_may_fail() {
                 break;
             }
         }
+    }
+}
+
+/// Parts of a batch: what cannot be had is an error, and nothing has been taken in.
+#[test]
+fn parts_without_memory_are_errors() {
+    let part = Shape::nchw(&[35, 5, 7, 7]).unwrap();
+    let x: Vec<f32> = (0..part.len()).map(|i| (i * 7919 % 10_007) as f32 / 100.0).collect();
+    let other = PartialStatistics::of(&part, 3, &x).unwrap();
+    let bytes = other.to_bytes().unwrap();
+    let mut streaming = StreamingStatistics::new(5);
+    streaming.update(&part, &x).unwrap();
+    let before = streaming.clone();
+    let mut all = PartialStatistics::<f32>::of(&part, 38, &x).unwrap();
+    let kept = all.clone();
+    let states = all.states().unwrap();
+    let backward = || Backward::new(&part, Params::new(1e-5)).x(&x).dy(&x).states(&states);
+    for k in 0.. {
+        let mut call = || {
+            let mut failures = 0;
+            let mut outcome = |(result, failed): (Result<(), Error>, bool)| {
+                assert_eq!(failed, matches!(result, Err(Error::OutOfMemory { .. })), "{k}: {result:?}");
+                failures += usize::from(failed);
+            };
+            outcome(failing(k, || streaming.update(&part, &x)));
+            outcome(failing(k, || all.join(&other)));
+            outcome(failing(k, || all.states().map(drop)));
+            outcome(failing(k, || all.to_bytes().map(drop)));
+            outcome(failing(k, || PartialStatistics::<f32>::from_bytes(&bytes).map(drop)));
+            outcome(failing(k, || limit(1, || PartialStatistics::of(&part, 3, &x).map(drop))));
+            outcome(failing(k, || limit(1, || backward().part(3).map(drop))));
+            failures
+        };
+        let failures = std::thread::scope(|scope| scope.spawn(&mut call).join().unwrap());
+        if failures == 0 {
+            assert!(k >= 2, "there are allocations");
+            break;
+        }
+        // Of those that did not fail.
+        if all.samples() == 35 {
+            assert_eq!((&all, &streaming), (&kept, &before));
+        }
+        (all, streaming) = (kept.clone(), before.clone());
     }
 }
 

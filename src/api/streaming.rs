@@ -7,6 +7,7 @@ use std::any::Any;
 use crate::api::partial::statistics::PartialStatistics;
 use crate::api::shape::Shape;
 use crate::ground::error::{Error, check_len};
+use crate::ground::memory::filled;
 use crate::ground::welford::Welford;
 use crate::operations::Element;
 use crate::operations::storage::Storage;
@@ -106,17 +107,18 @@ impl StreamingStatistics {
     /// channels, [`Error::Partial`] for more elements than can be counted, [`Error::OutOfMemory`]; then nothing has been taken in.
     pub fn update<S: Storage>(&mut self, shape: &Shape, x: &[S]) -> Result<(), Error> {
         shape.check_channels("statistics", self.states.len())?;
-        let last = self.last.as_ref().and_then(|last| last.of::<S::Arithmetic>(shape)).cloned();
-        let continued = last.is_some();
-        let mut last = last.unwrap_or_else(|| PartialStatistics::new(shape.channels()));
+        let c = self.states.len();
+        let mut last = PartialStatistics::<S::Arithmetic>::new(c);
+        let continued = self.last.as_ref().and_then(|last| last.of(shape));
+        // Only what is complete is kept.
+        continued.map_or(Ok(()), |so_far| last.join(so_far))?;
+        let before = if continued.is_some() { &self.before } else { &self.states };
         last.add(shape, last.samples(), x)?;
-        let states = last.states()?;
-        let before = if continued { &self.before } else { &self.states };
-        let mut total = before.clone();
-        merge_all(&mut total, &states);
-        if !continued {
-            self.before.clone_from(&self.states);
-        }
+        let [mut total, mut kept] = [filled(c, Welford::new())?, filled(c, Welford::new())?];
+        total.copy_from_slice(before);
+        kept.copy_from_slice(before);
+        merge_all(&mut total, &last.states()?);
+        self.before = kept;
         (self.states, self.last) = (total, Part::new(last));
         Ok(())
     }

@@ -14,6 +14,12 @@ pub fn filled<T: Clone>(len: usize, value: T) -> Result<Vec<T>, Error> {
     Ok(values)
 }
 
+/// Room for `more` values, or [`Error::OutOfMemory`].
+pub fn reserved<T>(values: &mut Vec<T>, more: usize) -> Result<(), Error> {
+    let bytes = more.saturating_mul(size_of::<T>());
+    values.try_reserve_exact(more).map_err(|_| Error::OutOfMemory { bytes })
+}
+
 /// Whether so many bytes can be had now. It comes before calls of others' code that aborts where it gets none.
 pub fn is_there(bytes: usize) -> bool {
     let mut probe = Vec::<u8>::new();

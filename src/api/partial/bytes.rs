@@ -12,6 +12,7 @@ use super::nodes::{Node, Nodes};
 #[cfg(feature = "capi")]
 use crate::api::shape::Shape;
 use crate::ground::error::Error;
+use crate::ground::memory::reserved;
 
 const TAG: [u8; 8] = *b"bnparts1";
 const HEADER: usize = 32;
@@ -36,7 +37,7 @@ pub fn most(shape: &Shape) -> Option<usize> {
 pub fn write(nodes: &Nodes) -> Result<Vec<u8>, Error> {
     let all = len(nodes.kind, nodes.channels, nodes.len()).unwrap_or(usize::MAX);
     let mut bytes = Vec::new();
-    bytes.try_reserve_exact(all).map_err(|_| Error::OutOfMemory { bytes: all })?;
+    reserved(&mut bytes, all)?;
     bytes.extend(TAG);
     bytes.extend(nodes.kind.tag());
     bytes.extend([0; 6]);
@@ -75,14 +76,13 @@ pub fn read(bytes: &[u8]) -> Result<Nodes, Error> {
         return Err(wrong("have another checksum than what they say"));
     }
     let mut nodes = Vec::new();
-    let room = |bytes| Error::OutOfMemory { bytes };
-    nodes.try_reserve_exact(count).map_err(|_| room(count.saturating_mul(size_of::<Node>())))?;
+    reserved(&mut nodes, count)?;
     let (mut at, each) = (HEADER, channels * kind.arithmetic().numbers);
     for _ in 0..count {
         let (spatial, samples) = (number(at), number(at + 8)..number(at + 16));
         at += NODE;
         let mut sums = Vec::new();
-        sums.try_reserve_exact(each).map_err(|_| room(each.saturating_mul(8)))?;
+        reserved(&mut sums, each)?;
         sums.extend((0..each).map(|i| number(at + 8 * i)));
         at += 8 * each;
         if !(kind.arithmetic().are_possible)(&sums) {
@@ -90,7 +90,7 @@ pub fn read(bytes: &[u8]) -> Result<Nodes, Error> {
         }
         nodes.push(Node { spatial, samples, sums });
     }
-    Nodes::checked(kind, channels, nodes).ok_or(wrong("are of samples that are no parts of a batch"))
+    Nodes::checked(kind, channels, nodes)?.ok_or(wrong("are of samples that are no parts of a batch"))
 }
 
 /// The same of sums that must be of this kind.

@@ -10,7 +10,7 @@ use super::kind::Kind;
 use super::nodes::{Node, Nodes, cut};
 use crate::api::shape::Shape;
 use crate::ground::error::Error;
-use crate::ground::memory::filled;
+use crate::ground::memory::{filled, reserved};
 use crate::ground::slices::Output;
 use crate::operations::Element;
 
@@ -65,6 +65,7 @@ impl<T: Element> PartialGradients<T> {
         for samples in cut(spatial, gradients.nodes.part(shape, first)?) {
             let part = ((samples.start - first) as usize, (samples.end - first) as usize);
             sum(Output::new(&mut sums), part)?;
+            reserved(&mut nodes, 1)?;
             nodes.push(Node { spatial, samples, sums: gradients.nodes.numbers(&sums)? });
         }
         gradients.nodes.take(nodes)?;

@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::kind::Kind;
 use crate::api::shape::Shape;
 use crate::ground::error::Error;
-use crate::ground::memory::filled;
+use crate::ground::memory::{filled, reserved};
 use crate::ground::sums::{MergeWeights, Sum};
 use crate::schedule::blocks::granularity;
 use crate::schedule::tree::{Node as Place, Tree};
@@ -135,10 +135,9 @@ impl Nodes {
     /// Takes in nodes of some other samples, in order.
     pub fn take(&mut self, others: Vec<Node>) -> Result<(), Error> {
         let mut nodes = Vec::new();
-        let most = self.nodes.len() + others.len();
-        if nodes.try_reserve_exact(most).is_err() {
-            return Err(Error::OutOfMemory { bytes: most.saturating_mul(size_of::<Node>()) });
-        }
+        reserved(&mut nodes, self.nodes.len() + others.len())?;
+        // They come back there.
+        reserved(&mut self.nodes, others.len())?;
         let overlap = |a: &Range<u64>, b: &Range<u64>| a.start < b.end && b.start < a.end;
         let twice = |other: &Node| self.nodes.iter().any(|node| overlap(&node.samples, &other.samples));
         if others.iter().any(twice) {
@@ -150,8 +149,8 @@ impl Nodes {
         }
         nodes.append(&mut self.nodes);
         nodes.extend(others);
-        nodes.sort_by_key(|node: &Node| (node.spatial, node.samples.start));
-        environment::in_default(|| self.complete(std::mem::take(&mut nodes)));
+        nodes.sort_unstable_by_key(|node: &Node| (node.spatial, node.samples.start));
+        environment::in_default(|| self.complete(nodes));
         Ok(())
     }
 
@@ -164,8 +163,7 @@ impl Nodes {
             return Err(Error::Partial { reason: "are others, or of another element" });
         }
         let mut nodes = Vec::new();
-        let bytes = other.len().saturating_mul(size_of::<Node>());
-        nodes.try_reserve_exact(other.len()).map_err(|_| Error::OutOfMemory { bytes })?;
+        reserved(&mut nodes, other.len())?;
         for Node { spatial, samples, sums } in &other.nodes {
             let mut copy = self.room()?;
             copy.copy_from_slice(sums);
@@ -229,10 +227,7 @@ impl Nodes {
 
     fn joined_numbers(&self) -> Result<Vec<u64>, Error> {
         let mut sums: Vec<Vec<u64>> = Vec::new();
-        let most = self.nodes.len();
-        if sums.try_reserve_exact(most).is_err() {
-            return Err(Error::OutOfMemory { bytes: most.saturating_mul(size_of::<Vec<u64>>()) });
-        }
+        reserved(&mut sums, self.nodes.len())?;
         for node in &self.nodes {
             let mut copy = self.room()?;
             copy.copy_from_slice(&node.sums);
@@ -257,14 +252,24 @@ impl Nodes {
     }
 
     /// Nodes that came from elsewhere, in order, checked; `None` if they are none.
-    pub fn checked(kind: Kind, channels: usize, nodes: Vec<Node>) -> Option<Self> {
+    pub fn checked(kind: Kind, channels: usize, nodes: Vec<Node>) -> Result<Option<Self>, Error> {
+        if !Self::are_nodes(kind, channels, &nodes) {
+            return Ok(None);
+        }
+        let mut checked = Self::new(kind, channels);
+        reserved(&mut checked.nodes, nodes.len())?;
+        environment::in_default(|| checked.complete(nodes));
+        Ok(Some(checked))
+    }
+
+    fn are_nodes(kind: Kind, channels: usize, nodes: &[Node]) -> bool {
         let mut before = (0, 0);
-        for Node { spatial, samples, sums } in &nodes {
+        for Node { spatial, samples, sums } in nodes {
             let in_order = before <= (*spatial, samples.start) && samples.start < samples.end;
-            let len = channels.checked_mul(kind.arithmetic().numbers)?;
-            let fits = in_order && can_be_counted(samples.end, *spatial) && sums.len() == len;
+            let len = channels.checked_mul(kind.arithmetic().numbers);
+            let fits = in_order && can_be_counted(samples.end, *spatial) && Some(sums.len()) == len;
             if !fits || !is_node(leaf_of(*spatial), samples) {
-                return None;
+                return false;
             }
             before = (*spatial, samples.end);
         }
@@ -275,12 +280,7 @@ impl Nodes {
             })
         };
         let counted = nodes.iter().map(Node::count).fold(0u64, u64::saturating_add) <= MOST;
-        if !counted || !nodes.iter().enumerate().all(apart) {
-            return None;
-        }
-        let mut checked = Self::new(kind, channels);
-        environment::in_default(|| checked.complete(nodes));
-        Some(checked)
+        counted && nodes.iter().enumerate().all(apart)
     }
 }
 

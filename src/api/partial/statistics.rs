@@ -12,7 +12,7 @@ use crate::api::builders::operands::run;
 use crate::api::params::Params;
 use crate::api::shape::Shape;
 use crate::ground::error::Error;
-use crate::ground::memory::filled;
+use crate::ground::memory::{filled, reserved};
 use crate::ground::slices::{Output, Source};
 use crate::ground::welford::Welford;
 use crate::operations::forward::{Forward, Statistics};
@@ -99,6 +99,7 @@ impl<T: Element> PartialStatistics<T> {
             let part = ((samples.start - first) as usize, (samples.end - first) as usize);
             let statistics = Statistics::Part(Output::new(&mut sums), part);
             run(shape, Job::Forward(Forward { x, y: None, affine, after: After::NOTHING, statistics }))?;
+            reserved(&mut nodes, 1)?;
             nodes.push(Node { spatial, samples, sums: self.nodes.numbers(&sums)? });
         }
         self.nodes.take(nodes)
@@ -125,9 +126,11 @@ impl<T: Element> PartialStatistics<T> {
     /// [`Error::OutOfMemory`].
     pub fn states(&self) -> Result<Vec<Welford>, Error> {
         let (count, sums) = (self.nodes.count(), self.nodes.joined::<T::Moments>()?);
-        let state =
-            |moments: &T::Moments| if count == 0 { Welford::new() } else { Welford::of(count, *moments) };
-        Ok(sums.iter().map(state).collect())
+        let mut states = filled(sums.len(), Welford::new())?;
+        if count > 0 {
+            states.iter_mut().zip(&sums).for_each(|(state, moments)| *state = Welford::of(count, *moments));
+        }
+        Ok(states)
     }
 
     /// All of it as bytes, to be stored or sent: a header with a version, some 24 bytes (f64: 40) per channel of each of its nodes
