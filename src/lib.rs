@@ -21,7 +21,7 @@
 //! written over inputs for one, they are the builders [`Statistics`], [`Training`], [`Inference`] and [`Backward`].
 //! Tensors are of f32 or f64 or, with the feature `half`, of bf16 or f16, for which arithmetic and parameters are f32 ([`Storage`]).
 //! [`Welford`] states are what training returns and backward takes; they merge, so statistics of parts give statistics of
-//! the whole. [`fold_into`] puts a trained batch norm into the weights of the layer before.
+//! the whole. [`fold_into`] puts a trained batch norm into the weights of the layer before. [`Renorm`] is batch renormalization.
 //!
 //! A batch that is split over calls, processes or machines has the bits of one that is not: [`PartialStatistics`] and [`PartialGradients`]
 //! are what each part knows, as values that join and travel as bytes; with a way to tell others ([`Gather`]), [`Training::run_among`],
@@ -133,6 +133,7 @@ pub use api::ops::{backward, backward_frozen, forward_inference, forward_trainin
 pub use api::params::{Gradients, Params};
 pub use api::partial::gradients::PartialGradients;
 pub use api::partial::statistics::PartialStatistics;
+pub use api::renorm::{Renorm, Renormalized};
 pub use api::running::{RunningUpdate, RunningVariance, UpdateRule, step, update_running};
 pub use api::shape::{Layout, Shape};
 pub use api::streaming::StreamingStatistics;

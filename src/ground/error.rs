@@ -90,6 +90,15 @@ pub enum Error {
         /// The value given.
         value: f64,
     },
+    /// A limit of batch renormalization that is NaN, or below the least that it can be.
+    Limit {
+        /// The limit's name.
+        argument: &'static str,
+        /// The value given.
+        value: f64,
+        /// The least that it can be.
+        least: f64,
+    },
     /// A clip whose bounds are NaN, or leave nothing between them.
     Clip {
         /// The lower bound given.
@@ -233,6 +242,9 @@ impl fmt::Display for Error {
             Error::Weight { argument, value } => {
                 write!(f, "{argument} is {value:?}, must be between 0 and 1")
             }
+            Error::Limit { argument, value, least } => {
+                write!(f, "{argument} is {value:?}, must be at least {least:?}")
+            }
             Error::Clip { lo, hi } => {
                 write!(f, "clip is from {lo:?} to {hi:?}, must be from a number to one that is not below it")
             }
@@ -319,6 +331,16 @@ pub fn check_finite(argument: &'static str, value: f64) -> Result<(), Error> {
 /// The weight of one of two things whose weights add up to 1.
 pub fn check_weight(argument: &'static str, value: f64) -> Result<(), Error> {
     if (0.0..=1.0).contains(&value) { Ok(()) } else { Err(Error::Weight { argument, value }) }
+}
+
+/// A limit, infinite for none.
+pub fn check_least(argument: &'static str, value: f64, least: f64) -> Result<(), Error> {
+    // By the sign, as eps: a host's environment may take a negative subnormal for 0.
+    if value >= least && (value.is_sign_positive() || value.to_bits() == (-0.0f64).to_bits()) {
+        Ok(())
+    } else {
+        Err(Error::Limit { argument, value, least })
+    }
 }
 
 pub fn check_eps(eps: f64) -> Result<(), Error> {

@@ -13,3 +13,4 @@ mod modes;
 #[cfg(feature = "ndarray")]
 mod ndarray;
 mod partial;
+mod renorm;

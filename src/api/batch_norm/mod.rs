@@ -8,6 +8,7 @@ mod record;
 
 use crate::api::batch_norm::parts::Parts;
 use crate::api::batch_norm::record::Record;
+use crate::api::renorm::Renorm;
 use crate::api::running::{RunningUpdate, RunningVariance, UpdateRule, step};
 use crate::ground::error::{Error, check_eps, check_finite};
 use crate::ground::welford::Welford;
@@ -17,7 +18,8 @@ use crate::operations::Element;
 /// By which statistics a forward pass of the layer normalizes, and what it leaves behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// By the batch's statistics, which the running statistics take in. Backward goes through the statistics, too.
+    /// By the batch's statistics, which the running statistics take in. Backward goes through the statistics, too. With
+    /// [`Renorm`] y is corrected by the running statistics, as they were before.
     Training,
     /// The same, but the running statistics and the count of batches are left alone: the second forward pass of activation
     /// checkpointing, a batch that is only looked at.
@@ -189,6 +191,29 @@ impl<T: Element> BatchNorm<T> {
         self
     }
 
+    /// With batch renormalization within these limits, in [`Mode::Training`] and [`Mode::TrainingKeepRunning`], by the running
+    /// statistics as they are before the batch; calls in these modes return an error if the limits are none. The other modes are what
+    /// they are without. A schedule raises the limits by [`set_renorm`](Self::set_renorm).
+    ///
+    /// ```
+    /// use batchnorm::{BatchNorm, Renorm, Shape};
+    /// let shape = Shape::nchw(&[2, 1])?;
+    /// let (x, mut y, mut expected) = ([6.0f32, 10.0], [0.0; 2], [0.0; 2]);
+    /// // Batch norm to begin with, then with ever less of the batch's own statistics in y.
+    /// let mut layer = BatchNorm::new(1).with_renorm(Renorm { r_max: 1.0, d_max: 0.0 });
+    /// layer.forward_training(&shape, &x, &mut y)?;
+    /// BatchNorm::new(1).forward_training(&shape, &x, &mut expected)?;
+    /// assert_eq!(y, expected);
+    /// layer.set_renorm(Some(Renorm { r_max: 3.0, d_max: 5.0 }))?;
+    /// layer.forward_training(&shape, &x, &mut y)?;
+    /// assert_ne!(y, expected);
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    pub fn with_renorm(mut self, limits: Renorm) -> Self {
+        self.parts.renorm = Some(limits);
+        self
+    }
+
     /// Each parameter with its gradient, as of the last backward pass: gamma with dgamma, then beta with dbeta; those that
     /// the layer is without are left out. For any optimizer; this is Adam's first step:
     ///
@@ -332,6 +357,21 @@ impl<T: Element> BatchNorm<T> {
     pub fn set_activation(&mut self, activation: Activation) -> Result<(), Error> {
         activation.check()?;
         self.parts.activation = activation;
+        Ok(())
+    }
+
+    /// The limits of batch renormalization, if training goes by some.
+    pub fn renorm(&self) -> Option<Renorm> {
+        self.parts.renorm
+    }
+
+    /// Sets the limits of batch renormalization from the next forward pass on, `None` for batch norm.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] if `r_max` is below 1, `d_max` below 0, or one is NaN; then they are the ones before.
+    pub fn set_renorm(&mut self, limits: Option<Renorm>) -> Result<(), Error> {
+        limits.map_or(Ok(()), |limits| limits.check())?;
+        self.parts.renorm = limits;
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::api::renorm::Renorm;
 use crate::api::running::{RunningUpdate, RunningVariance, UpdateRule};
 use crate::ground::error::{Error, check_eps, check_len, check_optional};
 use crate::kernel::activations::Activation;
@@ -37,11 +38,14 @@ pub struct Parts<T> {
     /// What is applied in the end; the identity where a checkpoint says nothing of it.
     #[cfg_attr(feature = "serde", serde(default))]
     pub activation: Activation,
+    /// The limits of batch renormalization, by which training goes; `None` for batch norm, also where a checkpoint says nothing of it.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub renorm: Option<Renorm>,
 }
 
 impl<T: Element> Parts<T> {
     /// Those of a new layer, with PyTorch's defaults: gamma 1, beta 0, running mean 0 and variance 1, no batches, eps 1e-5,
-    /// momentum 0.1, unbiased running variance, no activation.
+    /// momentum 0.1, unbiased running variance, no activation, no renormalization.
     pub fn new(channels: usize) -> Self {
         let all = |value| vec![T::from_f64(value); channels];
         Self {
@@ -53,6 +57,7 @@ impl<T: Element> Parts<T> {
             eps: 1e-5,
             update: RunningUpdate { rule: UpdateRule::Momentum(0.1), variance: RunningVariance::Unbiased },
             activation: Activation::Identity,
+            renorm: None,
         }
     }
 
@@ -69,6 +74,7 @@ impl<T: Element> Parts<T> {
         check_optional("beta", self.beta.as_deref(), channels)?;
         check_eps(self.eps)?;
         self.activation.check()?;
+        self.renorm.map_or(Ok(()), |limits| limits.check())?;
         self.update.check_rule()
     }
 }

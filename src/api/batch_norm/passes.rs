@@ -9,6 +9,7 @@ use crate::api::builders::{Backward, Inference, Training};
 use crate::api::fold::{WeightShape, fold_into};
 use crate::api::gather::{Among, Gather};
 use crate::api::params::{Gradients, Params};
+use crate::api::renorm::Renormalized;
 use crate::api::running::{RunningUpdate, update_running};
 use crate::api::shape::Shape;
 use crate::ground::error::{Error, check_eps};
@@ -21,8 +22,8 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// # Errors
     /// [`Error::Length`], [`Error::Channels`], [`Error::Epsilon`], [`Error::NotFinite`] or [`Error::Clip`] for the activation's
-    /// numbers; in [`Mode::Training`] also [`Error::Weight`] for the update rule's factor, [`Error::SingleElement`] for the
-    /// unbiased variance of one element per channel. Nothing has been written then, and the last forward pass is still the one
+    /// numbers; in training [`Error::Limit`] for those of renormalization; in [`Mode::Training`] also [`Error::Weight`] for the update
+    /// rule's factor, [`Error::SingleElement`] for the unbiased variance of one element per channel. Nothing has been written then, and the last forward pass is still the one
     /// before.
     pub fn forward<S: Storage<Arithmetic = T>>(
         &mut self,
@@ -84,19 +85,21 @@ impl<T: Element> BatchNorm<T> {
             Err(error) => return Err(refused(among, error)),
         };
         let written = mask.as_deref_mut();
-        let statistics = match mode {
+        let normalized = match mode {
             Mode::Training | Mode::TrainingKeepRunning => {
                 let update = (mode == Mode::Training).then_some(self.parts.update);
                 self.normalize_by_batch(update, shape, (x, z), (y, written), among)
-                    .map(|()| Statistics::Batch)
+                    .map(|renormalized| (Statistics::Batch, renormalized))
             }
             Mode::Frozen => {
-                self.normalize_by_running(shape, (x, z), y, written).map(|()| Statistics::Running)
+                self.normalize_by_running(shape, (x, z), y, written).map(|()| (Statistics::Running, None))
             }
             Mode::Inference => return self.normalize_by_running(shape, (x, z), y, None),
         };
-        match statistics {
-            Ok(statistics) => Record::write(&mut self.forward, statistics, shape, (x, mask), &self.parts),
+        match normalized {
+            Ok((statistics, renormalized)) => {
+                Record::write(&mut self.forward, statistics, shape, (x, mask), renormalized, &self.parts);
+            }
             // Nothing has been written: what was kept is still so.
             Err(error) => {
                 if let (Some(record), Some(mask), true) = (&mut self.forward, mask, reuses) {
@@ -206,7 +209,7 @@ impl<T: Element> BatchNorm<T> {
         }
     }
 
-    /// Training, with the running statistics by a rule or left alone.
+    /// Training, with the running statistics by a rule or left alone; what renormalization made of them, if there is one.
     fn normalize_by_batch<S: Storage<Arithmetic = T>>(
         &mut self,
         update: Option<RunningUpdate>,
@@ -214,11 +217,16 @@ impl<T: Element> BatchNorm<T> {
         (x, z): (&[S], Option<&[S]>),
         (y, mask): (&mut [S], Option<&mut [u64]>),
         among: Option<Among<'_>>,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<Renormalized<T>>, Error> {
         if let Err(error) = self.check_channels(shape) {
             return Err(refused(among, error));
         }
         let mut training = Training::new(shape, params(&self.parts)).x(x).y(y).states(&mut self.states);
+        let Parts { running_mean, running_var, .. } = &self.parts;
+        let mut renormalized = self.parts.renorm.map(|limits| (limits, Renormalized::new()));
+        if let Some((limits, to)) = &mut renormalized {
+            training = training.renorm(*limits, running_mean, running_var, to);
+        }
         if let Some(z) = z {
             training = training.residual(z);
         }
@@ -239,7 +247,7 @@ impl<T: Element> BatchNorm<T> {
             update_running(update, *batches, &self.states, running_mean, running_var)?;
             *batches = batches.saturating_add(1);
         }
-        Ok(())
+        Ok(renormalized.map(|(_, renormalized)| renormalized))
     }
 
     /// The gradients of the last forward pass, whose `x` this is: dx to the slice, dgamma and dbeta kept for
@@ -322,11 +330,11 @@ impl<T: Element> BatchNorm<T> {
         self.backward_by(shape, (x, dy), gradients, Some(among))
     }
 
-    fn backward_by<'a, S: Storage<Arithmetic = T>>(
-        &'a mut self,
+    fn backward_by<S: Storage<Arithmetic = T>>(
+        &mut self,
         shape: &Shape,
-        (x, dy): (&'a [S], &'a [S]),
-        gradients: Gradients<'a, S>,
+        (x, dy): (&[S], &[S]),
+        gradients: Gradients<'_, S>,
         among: Option<Among<'_>>,
     ) -> Result<(), Error> {
         let forward = self.forward.as_ref().ok_or(Error::NoForward);
@@ -337,6 +345,8 @@ impl<T: Element> BatchNorm<T> {
         };
         let mut params = Params::new(forward.eps).activation(forward.activation);
         (params.gamma, params.beta) = (forward.gamma.as_deref(), forward.beta.as_deref());
+        let renormalized = forward.renormalized.as_ref();
+        let params = renormalized.map_or(params, |renormalized| renormalized.params(&params));
         let gradients = gradients.dgamma(&mut self.dgamma).dbeta(&mut self.dbeta);
         let mut backward = Backward::new(shape, params).x(x).dy(dy).gradients(gradients);
         if forward.residual {
@@ -347,9 +357,11 @@ impl<T: Element> BatchNorm<T> {
             Statistics::Running => backward.frozen(&forward.mean, &forward.var),
         };
         match among {
-            Some(Among { first, gather }) => backward.run_among(first, gather),
-            None => backward.run(),
+            Some(Among { first, gather }) => backward.run_among(first, gather)?,
+            None => backward.run()?,
         }
+        // Last, for the lengths are right.
+        renormalized.map_or(Ok(()), |renormalized| renormalized.gamma_gradient(&self.dbeta, &mut self.dgamma))
     }
 
     fn check_channels(&self, shape: &Shape) -> Result<(), Error> {
