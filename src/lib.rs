@@ -122,7 +122,7 @@ pub mod tuning {
     pub use crate::schedule::tuning::{Tuning, with};
 }
 
-pub use api::batch_norm::parts::Parts;
+pub use api::batch_norm::parts::{Domain, Parts};
 pub use api::batch_norm::{BatchNorm, Mode};
 pub use api::builders::{Backward, Inference, Statistics, Training};
 pub use api::fold::{WeightShape, fold_into};

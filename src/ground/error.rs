@@ -158,6 +158,13 @@ pub enum Error {
         /// The number of the view's axes.
         rank: usize,
     },
+    /// A domain that a layer does not have.
+    Domain {
+        /// The domain given.
+        domain: usize,
+        /// The number of the layer's domains.
+        domains: usize,
+    },
     /// A view whose elements lie in memory in neither layout, or not as those of the tensor that it goes with.
     View {
         /// The view's dimensions.
@@ -285,6 +292,9 @@ impl fmt::Display for Error {
             }
             Error::Axis { axis, rank } => {
                 write!(f, "channel axis is {axis}, must be below {rank}, the number of axes")
+            }
+            Error::Domain { domain, domains } => {
+                write!(f, "domain is {domain}, must be below {domains}, the number of the layer's domains")
             }
             Error::View { dims, strides, axis, like } => {
                 write!(f, "view of dimensions {dims:?} and strides {strides:?} with channel axis {axis} ")?;

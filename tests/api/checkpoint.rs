@@ -1,8 +1,8 @@
 //! Layers taken apart and made of their parts again: what is stored goes on as if it had never stopped.
 
 use batchnorm::{
-    Activation, BatchNorm, Mode, Parts, Renorm, RunningUpdate, RunningVariance, Shape, StreamingStatistics,
-    UpdateRule,
+    Activation, BatchNorm, Domain, Mode, Parts, Renorm, RunningUpdate, RunningVariance, Shape,
+    StreamingStatistics, UpdateRule,
 };
 
 use crate::common::matrix::{Bits, Problem};
@@ -36,7 +36,12 @@ fn layers<T: Bits>() -> Vec<BatchNorm<T>> {
     let renormalized = [(1.0, 0.0), (1.5, 0.25), (3.0, f64::MAX)]
         .map(|(r_max, d_max)| BatchNorm::new(4).with_renorm(Renorm { r_max, d_max }));
     let activated = activations.map(|a| BatchNorm::new(4).with_activation(a));
-    layers.chain(without).chain(activated).chain(renormalized).collect()
+    layers
+        .chain(without)
+        .chain(activated)
+        .chain(renormalized)
+        .chain([BatchNorm::new(4).with_domains(3)])
+        .collect()
 }
 
 #[test]
@@ -68,7 +73,7 @@ fn layers_are_equal_if_their_parts_are() {
     assert_ne!((used.states(), used.dbeta()), (layer.states(), layer.dbeta()));
     assert_eq!(used, layer);
     type Change = fn(&mut Parts<f32>);
-    let changes: [Change; 11] = [
+    let changes: [Change; 12] = [
         |parts| parts.gamma = None,
         |parts| parts.gamma = Some(vec![1.0, 1.0, 1.5]),
         |parts| parts.beta = None,
@@ -80,6 +85,10 @@ fn layers_are_equal_if_their_parts_are() {
         |parts| parts.update.variance = RunningVariance::Biased,
         |parts| parts.activation = Activation::Relu,
         |parts| parts.renorm = Some(Renorm { r_max: 1.0, d_max: 0.0 }),
+        |parts| {
+            let (running_mean, running_var) = (parts.running_mean.clone(), parts.running_var.clone());
+            parts.domains = vec![Domain { running_mean, running_var, batches: 0 }];
+        },
     ];
     for (i, change) in changes.into_iter().enumerate() {
         let mut parts = layer.parts().clone();
@@ -138,7 +147,7 @@ mod with_serde {
         let text = r#"{"gamma":[1.0],"beta":null,"running_mean":[0.0],"running_var":[1.0],"batches":0,"eps":0.00001,"#;
         let text = text.to_owned() + r#""update":{"rule":{"Momentum":0.1},"variance":"Unbiased"}"#;
         let mut layer = BatchNorm::<f32>::new(1).without_beta();
-        // A checkpoint that says nothing of an activation or of renormalization is of a time that knew none.
+        // A checkpoint that says nothing of an activation, renormalization or domains is of a time that knew none.
         for text in [format!("{text}}}"), format!(r#"{text},"activation":"Identity"}}"#)] {
             assert_eq!(serde_json::from_str::<BatchNorm<f32>>(&text).unwrap(), layer);
         }
@@ -151,11 +160,12 @@ mod with_serde {
             (Activation::Silu, r#""Silu""#),
         ] {
             layer.set_activation(activation).unwrap();
-            let text = format!(r#"{text},"activation":{named},"renorm":null}}"#);
+            let text = format!(r#"{text},"activation":{named},"renorm":null,"domains":[]}}"#);
             assert_eq!(serde_json::to_string(&layer).unwrap(), text);
             assert_eq!(serde_json::from_str::<BatchNorm<f32>>(&text).unwrap(), layer);
         }
-        let text = format!(r#"{text},"activation":"Silu","renorm":{{"r_max":3.0,"d_max":5.0}}}}"#);
+        let text =
+            format!(r#"{text},"activation":"Silu","renorm":{{"r_max":3.0,"d_max":5.0}},"domains":[]}}"#);
         layer.set_renorm(Some(Renorm { r_max: 3.0, d_max: 5.0 })).unwrap();
         assert_eq!(serde_json::to_string(&layer).unwrap(), text);
         assert_eq!(serde_json::from_str::<BatchNorm<f32>>(&text).unwrap(), layer);

@@ -3,10 +3,10 @@
 use std::process::Command;
 
 use batchnorm::{
-    Activation, BatchNorm, Error, Gradients, Layout, Level, Mode, Params, Parts, Renorm, Renormalized,
-    RunningUpdate, RunningVariance, Shape, StreamingStatistics, Tensor, UpdateRule, WeightShape, Welford,
-    WelfordParts, backward, backward_frozen, fold_into, forward_inference, forward_training, reference,
-    statistics, step, update_running,
+    Activation, BatchNorm, Domain, Error, Gradients, Layout, Level, Mode, Params, Parts, Renorm,
+    Renormalized, RunningUpdate, RunningVariance, Shape, StreamingStatistics, Tensor, UpdateRule,
+    WeightShape, Welford, WelfordParts, backward, backward_frozen, fold_into, forward_inference,
+    forward_training, reference, statistics, step, update_running,
 };
 use quickcheck::{Gen, QuickCheck};
 
@@ -715,7 +715,7 @@ fn assert_unchanged<T: Bits>(layer: &BatchNorm<T>, before: &BatchNorm<T>) {
 #[test]
 fn wrong_parts_and_settings_of_a_layer() {
     type Wrong = fn(&mut Parts<f32>);
-    let rows: [(Wrong, &str); 13] = [
+    let rows: [(Wrong, &str); 15] = [
         (|parts| parts.gamma = Some(vec![1.0; 2]), "gamma has length 2, must have length 3"),
         (|parts| parts.gamma = Some(vec![]), "gamma has length 0, must have length 3"),
         (|parts| parts.beta = Some(vec![0.0; 4]), "beta has length 4, must have length 3"),
@@ -735,6 +735,19 @@ fn wrong_parts_and_settings_of_a_layer() {
             |parts| parts.renorm = Some(Renorm { r_max: 1.0, d_max: f64::NAN }),
             "d_max is NaN, must be at least 0.0",
         ),
+        (
+            |parts| {
+                parts.domains = vec![Domain { running_mean: vec![], running_var: vec![1.0; 3], batches: 0 }]
+            },
+            "running mean has length 0, must have length 3",
+        ),
+        (
+            |parts| {
+                let right = Domain { running_mean: vec![0.0; 3], running_var: vec![1.0; 3], batches: 0 };
+                parts.domains = vec![right.clone(), Domain { running_var: vec![1.0; 2], ..right }];
+            },
+            "running variance has length 2, must have length 3",
+        ),
     ];
     for (wrong, expected) in rows {
         let mut parts = Parts::<f32>::new(3);
@@ -746,6 +759,10 @@ fn wrong_parts_and_settings_of_a_layer() {
     assert!(BatchNorm::from_parts(nan).is_ok());
 
     let mut layer = BatchNorm::<f32>::new(3);
+    assert_eq!(
+        message(layer.set_domain(1)),
+        "domain is 1, must be below 1, the number of the layer's domains"
+    );
     for eps in NOT_EPS {
         assert_eq!(message(layer.set_eps(eps)), format!("eps is {eps:?}, must be finite and not negative"));
     }

@@ -3,6 +3,7 @@
 mod checkpoint;
 #[path = "../common/mod.rs"]
 mod common;
+mod domains;
 mod errors;
 mod fold;
 mod guide;

@@ -6,7 +6,7 @@ pub mod parts;
 mod passes;
 mod record;
 
-use crate::api::batch_norm::parts::Parts;
+use crate::api::batch_norm::parts::{Domain, Parts};
 use crate::api::batch_norm::record::Record;
 use crate::api::renorm::Renorm;
 use crate::api::running::{RunningUpdate, RunningVariance, UpdateRule, step};
@@ -56,11 +56,13 @@ pub enum Mode {
 /// ```
 ///
 /// Layers are equal if their [parts](Parts) are, which is what a checkpoint holds; gradients and what is kept of the last
-/// forward pass have no part in it. With the feature `serde` a layer is written and read as its parts, and checked on
+/// forward pass have no part in it, nor has the domain that is set. With the feature `serde` a layer is written and read as its parts, and checked on
 /// reading; to the bit if the format is (serde_json needs its feature `float_roundtrip` for that).
 #[derive(Debug, Clone)]
 pub struct BatchNorm<T> {
     parts: Parts<T>,
+    /// The domain of the calls that come; one that there is.
+    domain: usize,
     dgamma: Vec<T>,
     dbeta: Vec<T>,
     states: Vec<Welford>,
@@ -127,6 +129,7 @@ impl<T: Element> BatchNorm<T> {
         let zeros = vec![T::default(); channels];
         Self {
             parts,
+            domain: 0,
             dgamma: zeros.clone(),
             dbeta: zeros,
             states: vec![Welford::new(); channels],
@@ -214,6 +217,38 @@ impl<T: Element> BatchNorm<T> {
         self
     }
 
+    /// With so many domains, each with running statistics and a count of batches of its own, all with the same gamma and beta: data
+    /// of several kinds (sources, cameras, clean and adversarial examples) go through one network, a batch of one kind at a time.
+    /// [`set_domain`](Self::set_domain) says of which the calls that follow are; domain 0 until then.
+    ///
+    /// Domains that are new begin with what domain 0 has now; those beyond `count` are dropped, but for domain 0. With gamma and beta
+    /// for each domain too, as in the paper, it is a layer for each.
+    ///
+    /// W.-G. Chang et al., "Domain-Specific Batch Normalization for Unsupervised Domain Adaptation" (2019).
+    ///
+    /// ```
+    /// use batchnorm::{BatchNorm, Shape};
+    /// let shape = Shape::nchw(&[2, 1])?;
+    /// let (photos, drawings, mut y) = ([1.0f32, 3.0], [10.0f32, 30.0], [0.0; 2]);
+    /// let mut layer = BatchNorm::new(1).with_domains(2);
+    /// layer.forward_training(&shape, &photos, &mut y)?;
+    /// layer.set_domain(1)?;
+    /// layer.forward_training(&shape, &drawings, &mut y)?;
+    /// assert_eq!((layer.running_mean(), layer.batches()), (&[2.0][..], 1));
+    /// layer.set_domain(0)?;
+    /// assert_eq!((layer.running_mean(), layer.batches()), (&[0.2][..], 1));
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    pub fn with_domains(mut self, count: usize) -> Self {
+        let Parts { running_mean, running_var, batches, domains, .. } = &mut self.parts;
+        let (running_mean, running_var) = (running_mean.clone(), running_var.clone());
+        domains.resize(count.saturating_sub(1), Domain { running_mean, running_var, batches: *batches });
+        if self.domain >= self.domains() {
+            self.domain = 0;
+        }
+        self
+    }
+
     /// Each parameter with its gradient, as of the last backward pass: gamma with dgamma, then beta with dbeta; those that
     /// the layer is without are left out. For any optimizer; this is Adam's first step:
     ///
@@ -289,35 +324,59 @@ impl<T: Element> BatchNorm<T> {
         &self.dbeta
     }
 
-    /// The running mean of each channel.
+    /// The running mean of each channel, in the domain that is set.
     pub fn running_mean(&self) -> &[T] {
-        &self.parts.running_mean
+        self.parts.running(self.domain).0
     }
 
     /// The running mean, to be set (from a checkpoint).
     pub fn running_mean_mut(&mut self) -> &mut [T] {
-        &mut self.parts.running_mean
+        self.parts.running_mut(self.domain).0
     }
 
-    /// The running variance of each channel.
+    /// The running variance of each channel, in the domain that is set.
     pub fn running_var(&self) -> &[T] {
-        &self.parts.running_var
+        self.parts.running(self.domain).1
     }
 
     /// The running variance, to be set (from a checkpoint).
     pub fn running_var_mut(&mut self) -> &mut [T] {
-        &mut self.parts.running_var
+        self.parts.running_mut(self.domain).1
     }
 
-    /// The batches that the running statistics have taken in (PyTorch's `num_batches_tracked`).
+    /// The batches that the running statistics have taken in (PyTorch's `num_batches_tracked`), in the domain that is set.
     pub fn batches(&self) -> u64 {
-        self.parts.batches
+        self.parts.running(self.domain).2
     }
 
     /// Sets the number of batches taken in, which [`UpdateRule::Cumulative`] weights by; 0 for a fresh start, where that
     /// rule forgets the running statistics there are.
     pub fn set_batches(&mut self, batches: u64) {
-        self.parts.batches = batches;
+        *self.parts.running_mut(self.domain).2 = batches;
+    }
+
+    /// The number of domains: 1 unless [`with_domains`](Self::with_domains) or the parts say otherwise.
+    pub fn domains(&self) -> usize {
+        1 + self.parts.domains.len()
+    }
+
+    /// The domain whose running statistics calls use and change.
+    pub fn domain(&self) -> usize {
+        self.domain
+    }
+
+    /// Sets the domain of the calls that follow: whose running statistics normalize, take in batches, are read, set and folded. The
+    /// backward pass is of the last forward pass, whatever domain that was of. A layer made of parts is in domain 0.
+    ///
+    /// # Errors
+    /// [`Error::Domain`] if there is none of this number; then it is the one before.
+    pub fn set_domain(&mut self, domain: usize) -> Result<(), Error> {
+        let domains = self.domains();
+        if domain >= domains {
+            return Err(Error::Domain { domain, domains });
+        }
+        self.domain = domain;
+        Ok(())
     }
 
     /// How the running statistics take in a batch.

@@ -52,7 +52,7 @@ impl<T: Element> BatchNorm<T> {
     }
 
     /// The same of a part of a batch, samples `first` to `first + N` of it, whose other parts other processes have, who call as well
-    /// with layers of the same parameters: in training y, and what the running statistics take in, are those of the whole
+    /// with layers of the same parameters, in the same domain: in training y, and what the running statistics take in, are those of the whole
     /// ([`Training::run_among`]). In the other modes no one has to be heard of. A part may be empty.
     ///
     /// # Errors
@@ -98,7 +98,8 @@ impl<T: Element> BatchNorm<T> {
         };
         match normalized {
             Ok((statistics, renormalized)) => {
-                Record::write(&mut self.forward, statistics, shape, (x, mask), renormalized, &self.parts);
+                let of = (&self.parts, self.domain);
+                Record::write(&mut self.forward, statistics, shape, (x, mask), renormalized, of);
             }
             // Nothing has been written: what was kept is still so.
             Err(error) => {
@@ -184,7 +185,7 @@ impl<T: Element> BatchNorm<T> {
         bias: &mut [B],
     ) -> Result<(), Error> {
         shape.check_channels("layer", self.channels())?;
-        let Parts { running_mean, running_var, .. } = &self.parts;
+        let (running_mean, running_var, _) = self.parts.running(self.domain);
         fold_into(shape, running_mean, running_var, &params(&self.parts), weight, bias)
     }
 
@@ -197,7 +198,7 @@ impl<T: Element> BatchNorm<T> {
         mask: Option<&mut [u64]>,
     ) -> Result<(), Error> {
         self.check_channels(shape)?;
-        let Parts { running_mean, running_var, .. } = &self.parts;
+        let (running_mean, running_var, _) = self.parts.running(self.domain);
         let mut inference =
             Inference::new(shape, params(&self.parts)).x(x).y(y).frozen(running_mean, running_var);
         if let Some(z) = z {
@@ -222,7 +223,7 @@ impl<T: Element> BatchNorm<T> {
             return Err(refused(among, error));
         }
         let mut training = Training::new(shape, params(&self.parts)).x(x).y(y).states(&mut self.states);
-        let Parts { running_mean, running_var, .. } = &self.parts;
+        let (running_mean, running_var, _) = self.parts.running(self.domain);
         let mut renormalized = self.parts.renorm.map(|limits| (limits, Renormalized::new()));
         if let Some((limits, to)) = &mut renormalized {
             training = training.renorm(*limits, running_mean, running_var, to);
@@ -243,7 +244,7 @@ impl<T: Element> BatchNorm<T> {
         }
         let any = self.states.first().is_some_and(|state| state.count() != 0);
         if let Some(update) = update.filter(|_| any) {
-            let Parts { running_mean, running_var, batches, .. } = &mut self.parts;
+            let (running_mean, running_var, batches) = self.parts.running_mut(self.domain);
             update_running(update, *batches, &self.states, running_mean, running_var)?;
             *batches = batches.saturating_add(1);
         }

@@ -42,14 +42,14 @@ pub struct Record<T> {
 }
 
 impl<T: Element> Record<T> {
-    /// The pass over `x` of a layer that has `parts`, with the mask that a residual took, renormalized or not. What was in `place` is reused.
+    /// The pass over `x` of a layer that has `parts`, in a domain, with the mask that a residual took, renormalized or not. What was in `place` is reused.
     pub fn write<S: Storage<Arithmetic = T>>(
         place: &mut Option<Box<Self>>,
         statistics: Statistics,
         shape: &Shape,
         (x, mask): (&[S], Option<Vec<u64>>),
         renormalized: Option<Renormalized<T>>,
-        parts: &Parts<T>,
+        (parts, domain): (&Parts<T>, usize),
     ) {
         let record = place.get_or_insert_with(|| {
             Box::new(Self {
@@ -73,8 +73,9 @@ impl<T: Element> Record<T> {
         record.gamma.clone_from(&parts.gamma);
         record.beta.clone_from(&parts.beta);
         if statistics == Statistics::Running {
-            record.mean.clone_from(&parts.running_mean);
-            record.var.clone_from(&parts.running_var);
+            let (mean, var, _) = parts.running(domain);
+            mean.clone_into(&mut record.mean);
+            var.clone_into(&mut record.var);
         }
         record.samples.clear();
         record.samples.extend(sampled(x.len()).map(|index| x[index].widened()));
