@@ -37,6 +37,8 @@
 //! - backward: g = dy * act'(u), dz = g, dbeta = sum(g), dgamma = sum(g * xhat), dx = gamma * invstd * (g - dbeta / m - xhat *
 //!   dgamma / m); with frozen statistics dx = gamma * invstd * g.
 //!
+//! Batch renormalization ([`Renorm`]) has xhat * r + d for xhat in training, with r and d by the running statistics.
+//!
 //! act is the identity, ReLU, leaky ReLU, a clip (ReLU6), hard swish or SiLU ([`Activation`]); a residual goes with the first four.
 //! Both are fused with the normalization: they take no pass over memory of their own, and give the bits that the separate
 //! operations give one after the other (`x + z` in the elements' type, [`Activation::apply`], [`Activation::gradient`]).

@@ -24,7 +24,7 @@ use crate::simd::environment;
 ///
 /// `r_max` 1 and `d_max` 0 are batch norm, to the bit, whatever the running statistics are; infinite limits normalize by the running
 /// statistics alone. Training begins with the former and raises them once running statistics mean something: the paper has
-/// `r_max` 3 and `d_max` 5 in the end.
+/// `r_max` 3 and `d_max` 5 in the end. (Where a checkpoint's format has no infinity, as JSON, `f64::MAX` does the same.)
 ///
 /// [`BatchNorm::with_renorm`](crate::BatchNorm::with_renorm) is a layer that does so, [`Training::renorm`](crate::Training::renorm) the
 /// operation; [`renormalize`](Self::renormalize) gives what an operation needs, if something else has the statistics.

@@ -260,7 +260,8 @@ impl<'a, S: Storage> Training<'a, S> {
 
     /// Batch renormalization within these limits, by the running mean and variance, one of each per channel, which the batch is not in
     /// yet: y = act(gamma * (xhat * r + d) + beta). r and d, which [`Backward`](crate::Backward) needs by way of
-    /// [`Renormalized::params`] and [`Renormalized::gamma_gradient`], go to `to`.
+    /// [`Renormalized::params`] and [`Renormalized::gamma_gradient`], go to `to`. Among other processes
+    /// ([`run_among`](Self::run_among)) everyone gives the same limits and running statistics, and gets the same r and d.
     ///
     /// ```
     /// use batchnorm::{Params, Renorm, Renormalized, Shape, Training, Welford};
