@@ -61,7 +61,7 @@ const _: () = assert!(size_of::<RenormArgs>() == 13 * 8, "no padding");
 /// - batchnorm_inference with the states gives y;
 /// - batchnorm_update_running, after batchnorm_renorm;
 /// - batchnorm_backward with the states gives dx, dbeta and sum(g * xhat), of which the program makes
-///   dgamma[c] = r[c] * dgamma[c] + d[c] * dbeta[c].
+///   r * sum(g * xhat) + d * dbeta, which is dgamma, channel by channel.
 ///
 /// r_max 1 and d_max 0 are batch norm, whatever the running statistics are. Of the problem, element and channels count; its
 /// other sizes change nothing, but have to be a tensor's.

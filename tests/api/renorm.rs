@@ -176,8 +176,8 @@ fn gradients_are_those_of_constant_corrections() {
         let near = |what: &str, got: f64, expected: f64| {
             assert!((got - expected).abs() <= 1e-7, "{what}, {limits:?}: {got}, by differences {expected}");
         };
-        for i in 0..12 {
-            near("dx", dx[i], slope(&|by| loss(&moved(&x, i, by), &gamma, &beta)));
+        for (i, dx) in dx.into_iter().enumerate() {
+            near("dx", dx, slope(&|by| loss(&moved(&x, i, by), &gamma, &beta)));
         }
         for c in 0..2 {
             near("dgamma", layer.dgamma()[c], slope(&|by| loss(&x, &moved(&gamma, c, by), &beta)));

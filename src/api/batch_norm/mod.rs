@@ -63,10 +63,17 @@ pub struct BatchNorm<T> {
     parts: Parts<T>,
     /// The domain of the calls that come; one that there is.
     domain: usize,
+    /// Boxed, so that a layer is small among an enum's others.
+    kept: Box<Kept<T>>,
+}
+
+/// What a layer keeps of its last passes.
+#[derive(Debug, Clone)]
+struct Kept<T> {
     dgamma: Vec<T>,
     dbeta: Vec<T>,
     states: Vec<Welford>,
-    /// The forward pass that backward belongs to; boxed, so that a layer is small among an enum's others.
+    /// The forward pass that backward belongs to.
     forward: Option<Box<Record<T>>>,
 }
 
@@ -127,14 +134,9 @@ impl<T: Element> BatchNorm<T> {
     fn of(parts: Parts<T>) -> Self {
         let channels = parts.channels();
         let zeros = vec![T::default(); channels];
-        Self {
-            parts,
-            domain: 0,
-            dgamma: zeros.clone(),
-            dbeta: zeros,
-            states: vec![Welford::new(); channels],
-            forward: None,
-        }
+        let states = vec![Welford::new(); channels];
+        let kept = Kept { dgamma: zeros.clone(), dbeta: zeros, states, forward: None };
+        Self { parts, domain: 0, kept: Box::new(kept) }
     }
 
     /// What the layer consists of.
@@ -275,7 +277,8 @@ impl<T: Element> BatchNorm<T> {
     /// # Ok::<(), batchnorm::Error>(())
     /// ```
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = (&mut [T], &[T])> {
-        let Self { parts: Parts { gamma, beta, .. }, dgamma, dbeta, .. } = self;
+        let Self { parts: Parts { gamma, beta, .. }, kept, .. } = self;
+        let Kept { dgamma, dbeta, .. } = &**kept;
         let pairs = [(gamma, dgamma), (beta, dbeta)];
         pairs.into_iter().filter_map(|(parameter, gradient)| Some((parameter.as_deref_mut()?, &gradient[..])))
     }
@@ -291,7 +294,7 @@ impl<T: Element> BatchNorm<T> {
 
     /// C.
     pub fn channels(&self) -> usize {
-        self.states.len()
+        self.kept.states.len()
     }
 
     /// gamma, unless the layer is without.
@@ -316,12 +319,12 @@ impl<T: Element> BatchNorm<T> {
 
     /// dgamma of the last backward pass.
     pub fn dgamma(&self) -> &[T] {
-        &self.dgamma
+        &self.kept.dgamma
     }
 
     /// dbeta of the last backward pass.
     pub fn dbeta(&self) -> &[T] {
-        &self.dbeta
+        &self.kept.dbeta
     }
 
     /// The running mean of each channel, in the domain that is set.
@@ -441,7 +444,7 @@ impl<T: Element> BatchNorm<T> {
 
     /// The statistics of the last training batch, one state per channel.
     pub fn states(&self) -> &[Welford] {
-        &self.states
+        &self.kept.states
     }
 }
 

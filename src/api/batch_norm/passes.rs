@@ -79,7 +79,7 @@ impl<T: Element> BatchNorm<T> {
         among: Option<Among<'_>>,
     ) -> Result<(), Error> {
         let keeps = mode != Mode::Inference && z.is_some();
-        let reuses = self.forward.as_ref().is_some_and(|record| record.has_mask_of(shape));
+        let reuses = self.kept.forward.as_ref().is_some_and(|record| record.has_mask_of(shape));
         let mut mask = match keeps.then(|| self.mask_for(shape)).transpose() {
             Ok(mask) => mask,
             Err(error) => return Err(refused(among, error)),
@@ -99,11 +99,11 @@ impl<T: Element> BatchNorm<T> {
         match normalized {
             Ok((statistics, renormalized)) => {
                 let of = (&self.parts, self.domain);
-                Record::write(&mut self.forward, statistics, shape, (x, mask), renormalized, of);
+                Record::write(&mut self.kept.forward, statistics, shape, (x, mask), renormalized, of);
             }
             // Nothing has been written: what was kept is still so.
             Err(error) => {
-                if let (Some(record), Some(mask), true) = (&mut self.forward, mask, reuses) {
+                if let (Some(record), Some(mask), true) = (&mut self.kept.forward, mask, reuses) {
                     record.mask = mask;
                 }
                 return Err(error);
@@ -114,7 +114,7 @@ impl<T: Element> BatchNorm<T> {
 
     /// The last forward pass's mask, if it is of this shape's length, or a new one.
     fn mask_for(&mut self, shape: &Shape) -> Result<Vec<u64>, Error> {
-        match &mut self.forward {
+        match &mut self.kept.forward {
             Some(record) if record.has_mask_of(shape) => Ok(std::mem::take(&mut record.mask)),
             _ => filled(shape.mask_len(), 0),
         }
@@ -222,7 +222,7 @@ impl<T: Element> BatchNorm<T> {
         if let Err(error) = self.check_channels(shape) {
             return Err(refused(among, error));
         }
-        let mut training = Training::new(shape, params(&self.parts)).x(x).y(y).states(&mut self.states);
+        let mut training = Training::new(shape, params(&self.parts)).x(x).y(y).states(&mut self.kept.states);
         let (running_mean, running_var, _) = self.parts.running(self.domain);
         let mut renormalized = self.parts.renorm.map(|limits| (limits, Renormalized::new()));
         if let Some((limits, to)) = &mut renormalized {
@@ -242,10 +242,10 @@ impl<T: Element> BatchNorm<T> {
                 training.run()?;
             }
         }
-        let any = self.states.first().is_some_and(|state| state.count() != 0);
+        let any = self.kept.states.first().is_some_and(|state| state.count() != 0);
         if let Some(update) = update.filter(|_| any) {
             let (running_mean, running_var, batches) = self.parts.running_mut(self.domain);
-            update_running(update, *batches, &self.states, running_mean, running_var)?;
+            update_running(update, *batches, &self.kept.states, running_mean, running_var)?;
             *batches = batches.saturating_add(1);
         }
         Ok(renormalized.map(|(_, renormalized)| renormalized))
@@ -300,7 +300,7 @@ impl<T: Element> BatchNorm<T> {
         dx: &mut [S],
         dz: &mut [S],
     ) -> Result<(), Error> {
-        if self.forward.as_ref().is_some_and(|forward| !forward.residual) {
+        if self.kept.forward.as_ref().is_some_and(|forward| !forward.residual) {
             return Err(Error::NoResidual);
         }
         self.backward_by(shape, (x, dy), Gradients::new().dx(dx).dz(dz), None)
@@ -320,7 +320,7 @@ impl<T: Element> BatchNorm<T> {
         (first, gather): (u64, &mut dyn Gather),
     ) -> Result<(), Error> {
         let among = Among { first, gather };
-        if dz.is_some() && self.forward.as_ref().is_some_and(|forward| !forward.residual) {
+        if dz.is_some() && self.kept.forward.as_ref().is_some_and(|forward| !forward.residual) {
             return Err(among.refuse(Error::NoResidual));
         }
         let gradients = Gradients::new().dx(dx);
@@ -338,7 +338,7 @@ impl<T: Element> BatchNorm<T> {
         gradients: Gradients<'_, S>,
         among: Option<Among<'_>>,
     ) -> Result<(), Error> {
-        let forward = self.forward.as_ref().ok_or(Error::NoForward);
+        let forward = self.kept.forward.as_ref().ok_or(Error::NoForward);
         let forward = forward.and_then(|forward| forward.check(shape, x).map(|()| forward));
         let forward = match forward {
             Ok(forward) => forward,
@@ -348,13 +348,13 @@ impl<T: Element> BatchNorm<T> {
         (params.gamma, params.beta) = (forward.gamma.as_deref(), forward.beta.as_deref());
         let renormalized = forward.renormalized.as_ref();
         let params = renormalized.map_or(params, |renormalized| renormalized.params(&params));
-        let gradients = gradients.dgamma(&mut self.dgamma).dbeta(&mut self.dbeta);
+        let gradients = gradients.dgamma(&mut self.kept.dgamma).dbeta(&mut self.kept.dbeta);
         let mut backward = Backward::new(shape, params).x(x).dy(dy).gradients(gradients);
         if forward.residual {
             backward = backward.mask(&forward.mask);
         }
         backward = match forward.statistics {
-            Statistics::Batch => backward.states(&self.states),
+            Statistics::Batch => backward.states(&self.kept.states),
             Statistics::Running => backward.frozen(&forward.mean, &forward.var),
         };
         match among {
@@ -362,7 +362,9 @@ impl<T: Element> BatchNorm<T> {
             None => backward.run()?,
         }
         // Last, for the lengths are right.
-        renormalized.map_or(Ok(()), |renormalized| renormalized.gamma_gradient(&self.dbeta, &mut self.dgamma))
+        renormalized.map_or(Ok(()), |renormalized| {
+            renormalized.gamma_gradient(&self.kept.dbeta, &mut self.kept.dgamma)
+        })
     }
 
     fn check_channels(&self, shape: &Shape) -> Result<(), Error> {
