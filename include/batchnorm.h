@@ -121,6 +121,8 @@ typedef enum batchnorm_status {
   BATCHNORM_STATUS_GATHER = 21,
   /** A number of groups does not divide the channels, or the weights' rows, that are in groups. */
   BATCHNORM_STATUS_GROUPS = 22,
+  /** A limit of batch renormalization is NaN, r_max is below 1, or d_max below 0. */
+  BATCHNORM_STATUS_LIMIT = 23,
 } batchnorm_status;
 
 /* Threads of the program's own. */
@@ -581,6 +583,56 @@ batchnorm_status batchnorm_update_running(const batchnorm_problem *problem,
  * parameter -= lr * gradient, for gamma with dgamma, for beta with dbeta.
  */
 batchnorm_status batchnorm_step(const batchnorm_problem *problem, const batchnorm_step_args *args);
+
+/* Batch renormalization. */
+
+/** The arguments of `batchnorm_renorm`. What goes to null is not wanted. */
+typedef struct batchnorm_renorm_args {
+  /** sizeof(batchnorm_renorm_args). */
+  size_t size;
+  /** The batch's statistics of each channel. */
+  const batchnorm_state *states;
+  /** Running mean per channel, which the batch is not in yet. */
+  const void *mean;
+  /** Running variance per channel, likewise. */
+  const void *var;
+  /** Scale per channel; null for 1. */
+  const void *gamma;
+  /** Shift per channel; null for 0. */
+  const void *beta;
+  /** Added to both variances under the root; finite and not negative. */
+  double eps;
+  /** r is clipped to 1 / r_max to r_max: at least 1, infinite for no limit; 0 stands for 1. */
+  double r_max;
+  /** d is clipped to -d_max to d_max: at least 0, infinite for no limit. */
+  double d_max;
+  /** Written: r of each channel, sqrt(batch's var + eps) / sqrt(var + eps), clipped; or null. */
+  double *r;
+  /** Written: d of each channel, (batch's mean - mean) / sqrt(var + eps), clipped; or null. */
+  double *d;
+  /** Written: gamma * r of each channel, of the elements that gamma is of; or null. */
+  void *renorm_gamma;
+  /** Written: beta + gamma * d of each channel, likewise; or null. */
+  void *renorm_beta;
+} batchnorm_renorm_args;
+
+/**
+ * Batch renormalization (S. Ioffe, 2017), by which training normalizes almost as inference will:
+ * y = act(gamma * (xhat * r + d) + beta). It is inference and backward by the batch's own states, with `renorm_gamma`
+ * and `renorm_beta` for gamma and beta; so the steps of a training step are
+ *
+ * - batchnorm_statistics (of parts of a batch: joined, by batchnorm_part_states) gives the states;
+ * - batchnorm_renorm;
+ * - batchnorm_inference with the states gives y;
+ * - batchnorm_update_running, after batchnorm_renorm;
+ * - batchnorm_backward with the states gives dx, dbeta and sum(g * xhat), of which the program makes
+ *   r * sum(g * xhat) + d * dbeta, which is dgamma, channel by channel.
+ *
+ * r_max 1 and d_max 0 are batch norm, whatever the running statistics are. Of the problem, element and channels count; its
+ * other sizes change nothing, but have to be a tensor's.
+ */
+batchnorm_status batchnorm_renorm(const batchnorm_problem *problem,
+                                  const batchnorm_renorm_args *args);
 
 /* Folding into the layer before. */
 

@@ -510,6 +510,32 @@ class step : detail::operation<T, batchnorm_step_args> {
   void run() const { check(batchnorm_step(&this->problem_, &this->args_)); }
 };
 
+// Batch renormalization: r and d of each channel within these limits, and the gamma and beta that inference and backward by the
+// batch's states take. dgamma of backward then becomes r * dgamma + d * dbeta.
+template <typename T>
+class renorm : detail::operation<T, batchnorm_renorm_args> {
+ public:
+  renorm(const problem &problem, double r_max, double d_max) : detail::operation<T, batchnorm_renorm_args>(problem) {
+    this->args_.r_max = r_max;
+    this->args_.d_max = d_max;
+    eps(1e-5);
+  }
+  BATCHNORM_ARGUMENT(vector, renorm, const state, states)
+  BATCHNORM_ARGUMENT(vector, renorm, const arithmetic<T>, mean)
+  BATCHNORM_ARGUMENT(vector, renorm, const arithmetic<T>, var)
+  BATCHNORM_ARGUMENT(vector, renorm, const arithmetic<T>, gamma)
+  BATCHNORM_ARGUMENT(vector, renorm, const arithmetic<T>, beta)
+  BATCHNORM_ARGUMENT(vector, renorm, double, r)
+  BATCHNORM_ARGUMENT(vector, renorm, double, d)
+  BATCHNORM_ARGUMENT(vector, renorm, arithmetic<T>, renorm_gamma)
+  BATCHNORM_ARGUMENT(vector, renorm, arithmetic<T>, renorm_beta)
+  renorm &eps(double eps) {
+    this->args_.eps = eps;
+    return *this;
+  }
+  void run() const { check(batchnorm_renorm(&this->problem_, &this->args_)); }
+};
+
 // Folds inference by a mean and a variance into the weights and the bias of the layer before, whose output channels the
 // problem's are. `outer` and `inner` are the products of the weights' axes before and behind these, 1 of none; which groups
 // count is said in batchnorm.h. The bias may be of another element than the weights: fold<bfloat16, float>.

@@ -21,7 +21,7 @@
 //! written over inputs for one, they are the builders [`Statistics`], [`Training`], [`Inference`] and [`Backward`].
 //! Tensors are of f32 or f64 or, with the feature `half`, of bf16 or f16, for which arithmetic and parameters are f32 ([`Storage`]).
 //! [`Welford`] states are what training returns and backward takes; they merge, so statistics of parts give statistics of
-//! the whole. [`fold_into`] puts a trained batch norm into the weights of the layer before.
+//! the whole. [`fold_into`] puts a trained batch norm into the weights of the layer before. [`Renorm`] is batch renormalization.
 //!
 //! A batch that is split over calls, processes or machines has the bits of one that is not: [`PartialStatistics`] and [`PartialGradients`]
 //! are what each part knows, as values that join and travel as bytes; with a way to tell others ([`Gather`]), [`Training::run_among`],
@@ -36,6 +36,8 @@
 //! - inference: the same with a given mean and variance;
 //! - backward: g = dy * act'(u), dz = g, dbeta = sum(g), dgamma = sum(g * xhat), dx = gamma * invstd * (g - dbeta / m - xhat *
 //!   dgamma / m); with frozen statistics dx = gamma * invstd * g.
+//!
+//! Batch renormalization ([`Renorm`]) has xhat * r + d for xhat in training, with r and d by the running statistics.
 //!
 //! act is the identity, ReLU, leaky ReLU, a clip (ReLU6), hard swish or SiLU ([`Activation`]); a residual goes with the first four.
 //! Both are fused with the normalization: they take no pass over memory of their own, and give the bits that the separate
@@ -122,7 +124,7 @@ pub mod tuning {
     pub use crate::schedule::tuning::{Tuning, with};
 }
 
-pub use api::batch_norm::parts::Parts;
+pub use api::batch_norm::parts::{Domain, Parts};
 pub use api::batch_norm::{BatchNorm, Mode};
 pub use api::builders::{Backward, Inference, Statistics, Training};
 pub use api::fold::{WeightShape, fold_into};
@@ -133,6 +135,7 @@ pub use api::ops::{backward, backward_frozen, forward_inference, forward_trainin
 pub use api::params::{Gradients, Params};
 pub use api::partial::gradients::PartialGradients;
 pub use api::partial::statistics::PartialStatistics;
+pub use api::renorm::{Renorm, Renormalized};
 pub use api::running::{RunningUpdate, RunningVariance, UpdateRule, step, update_running};
 pub use api::shape::{Layout, Shape};
 pub use api::streaming::StreamingStatistics;

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use batchnorm::threads::{Pool, limit, with};
 use batchnorm::{
-    Activation, Backward, BatchNorm, Error, Gradients, Mode, Params, PartialStatistics, Shape,
-    StreamingStatistics, Training, Welford, backward, forward_inference, forward_training,
+    Activation, Backward, BatchNorm, Error, Gradients, Mode, Params, PartialStatistics, Renorm, Renormalized,
+    Shape, StreamingStatistics, Training, Welford, backward, forward_inference, forward_training,
 };
 
 /// Memory from the system, less of it than the system has.
@@ -249,6 +249,33 @@ fn parts_without_memory_are_errors() {
             assert_eq!((&all, &streaming), (&kept, &before));
         }
         (all, streaming) = (kept.clone(), before.clone());
+    }
+}
+
+/// Renormalization has states, r, d, gamma and beta of its own before anything is written.
+#[test]
+fn each_allocation_of_renormalization_may_fail() {
+    let shape = Shape::nchw(&[8, 64, 14, 14]).unwrap();
+    let x: Vec<f32> = (0..shape.len()).map(|i| (i * 7919 % 10_007) as f32 / 100.0).collect();
+    let (limits, mean, var) = (Renorm { r_max: 2.0, d_max: 1.0 }, vec![0.5; 64], vec![2.0; 64]);
+    for k in 0.. {
+        let call = || {
+            let (mut y, mut states) = (vec![CANARY; x.len()], vec![Welford::new(); 64]);
+            let mut to = Renormalized::new();
+            let training = Training::new(&shape, Params::new(1e-5)).x(&x).y(&mut y).states(&mut states);
+            let training = training.renorm(limits, &mean, &var, &mut to);
+            let (result, failed) = failing(k, || limit(1, || training.run()));
+            assert_eq!(failed, result.is_err(), "{k}: {result:?}");
+            let written = y.iter().any(|y| *y != CANARY)
+                || states.iter().any(|state| state.count() > 0)
+                || to != Renormalized::new();
+            assert_eq!((written, matches!(result, Err(Error::OutOfMemory { .. }))), (!failed, failed), "{k}");
+            failed
+        };
+        if !std::thread::scope(|scope| scope.spawn(call).join().unwrap()) {
+            assert!(k >= 5, "{k} allocations");
+            break;
+        }
     }
 }
 

@@ -10,6 +10,7 @@ pub mod ndarray;
 pub mod ops;
 pub mod params;
 pub mod partial;
+pub mod renorm;
 pub mod running;
 pub mod shape;
 pub mod streaming;

@@ -28,6 +28,7 @@ impl From<Error> for Failure {
             Error::NotFinite { .. } | Error::Weight { .. } => Status::NotFinite,
             Error::Clip { .. } => Status::Clip,
             Error::Groups { .. } => Status::Groups,
+            Error::Limit { .. } => Status::Limit,
             Error::Activation { .. } => Status::Activation,
             Error::SingleElement => Status::SingleElement,
             Error::Count { .. } => Status::Count,

@@ -43,6 +43,7 @@ pub extern "C" fn batchnorm_status_message(status: i32) -> *const c_char {
         20 => c"bytes are not those of partial sums",
         21 => c"not all parts of the batch could be had",
         22 => c"groups do not divide the channels or the rows of weights",
+        23 => c"a limit of renormalization is NaN, r_max below 1, or d_max below 0",
         _ => c"no status of this library",
     };
     message.as_ptr()

@@ -50,4 +50,6 @@ pub enum Status {
     Gather = 21,
     /// A number of groups does not divide the channels, or the weights' rows, that are in groups.
     Groups = 22,
+    /// A limit of batch renormalization is NaN, r_max is below 1, or d_max below 0.
+    Limit = 23,
 }

@@ -90,6 +90,15 @@ pub enum Error {
         /// The value given.
         value: f64,
     },
+    /// A limit of batch renormalization that is NaN, or below the least that it can be.
+    Limit {
+        /// The limit's name.
+        argument: &'static str,
+        /// The value given.
+        value: f64,
+        /// The least that it can be.
+        least: f64,
+    },
     /// A clip whose bounds are NaN, or leave nothing between them.
     Clip {
         /// The lower bound given.
@@ -148,6 +157,13 @@ pub enum Error {
         axis: usize,
         /// The number of the view's axes.
         rank: usize,
+    },
+    /// A domain that a layer does not have.
+    Domain {
+        /// The domain given.
+        domain: usize,
+        /// The number of the layer's domains.
+        domains: usize,
     },
     /// A view whose elements lie in memory in neither layout, or not as those of the tensor that it goes with.
     View {
@@ -233,6 +249,9 @@ impl fmt::Display for Error {
             Error::Weight { argument, value } => {
                 write!(f, "{argument} is {value:?}, must be between 0 and 1")
             }
+            Error::Limit { argument, value, least } => {
+                write!(f, "{argument} is {value:?}, must be at least {least:?}")
+            }
             Error::Clip { lo, hi } => {
                 write!(f, "clip is from {lo:?} to {hi:?}, must be from a number to one that is not below it")
             }
@@ -273,6 +292,9 @@ impl fmt::Display for Error {
             }
             Error::Axis { axis, rank } => {
                 write!(f, "channel axis is {axis}, must be below {rank}, the number of axes")
+            }
+            Error::Domain { domain, domains } => {
+                write!(f, "domain is {domain}, must be below {domains}, the number of the layer's domains")
             }
             Error::View { dims, strides, axis, like } => {
                 write!(f, "view of dimensions {dims:?} and strides {strides:?} with channel axis {axis} ")?;
@@ -319,6 +341,16 @@ pub fn check_finite(argument: &'static str, value: f64) -> Result<(), Error> {
 /// The weight of one of two things whose weights add up to 1.
 pub fn check_weight(argument: &'static str, value: f64) -> Result<(), Error> {
     if (0.0..=1.0).contains(&value) { Ok(()) } else { Err(Error::Weight { argument, value }) }
+}
+
+/// A limit, infinite for none.
+pub fn check_least(argument: &'static str, value: f64, least: f64) -> Result<(), Error> {
+    // By the sign, as eps: a host's environment may take a negative subnormal for 0.
+    if value >= least && (value.is_sign_positive() || value.to_bits() == (-0.0f64).to_bits()) {
+        Ok(())
+    } else {
+        Err(Error::Limit { argument, value, least })
+    }
 }
 
 pub fn check_eps(eps: f64) -> Result<(), Error> {

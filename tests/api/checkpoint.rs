@@ -1,8 +1,8 @@
 //! Layers taken apart and made of their parts again: what is stored goes on as if it had never stopped.
 
 use batchnorm::{
-    Activation, BatchNorm, Mode, Parts, RunningUpdate, RunningVariance, Shape, StreamingStatistics,
-    UpdateRule,
+    Activation, BatchNorm, Domain, Mode, Parts, Renorm, RunningUpdate, RunningVariance, Shape,
+    StreamingStatistics, UpdateRule,
 };
 
 use crate::common::matrix::{Bits, Problem};
@@ -33,7 +33,15 @@ fn layers<T: Bits>() -> Vec<BatchNorm<T>> {
         Activation::HardSwish,
         Activation::Silu,
     ];
-    layers.chain(without).chain(activations.map(|a| BatchNorm::new(4).with_activation(a))).collect()
+    let renormalized = [(1.0, 0.0), (1.5, 0.25), (3.0, f64::MAX)]
+        .map(|(r_max, d_max)| BatchNorm::new(4).with_renorm(Renorm { r_max, d_max }));
+    let activated = activations.map(|a| BatchNorm::new(4).with_activation(a));
+    layers
+        .chain(without)
+        .chain(activated)
+        .chain(renormalized)
+        .chain([BatchNorm::new(4).with_domains(3)])
+        .collect()
 }
 
 #[test]
@@ -65,7 +73,7 @@ fn layers_are_equal_if_their_parts_are() {
     assert_ne!((used.states(), used.dbeta()), (layer.states(), layer.dbeta()));
     assert_eq!(used, layer);
     type Change = fn(&mut Parts<f32>);
-    let changes: [Change; 10] = [
+    let changes: [Change; 12] = [
         |parts| parts.gamma = None,
         |parts| parts.gamma = Some(vec![1.0, 1.0, 1.5]),
         |parts| parts.beta = None,
@@ -76,6 +84,11 @@ fn layers_are_equal_if_their_parts_are() {
         |parts| parts.eps = 1e-3,
         |parts| parts.update.variance = RunningVariance::Biased,
         |parts| parts.activation = Activation::Relu,
+        |parts| parts.renorm = Some(Renorm { r_max: 1.0, d_max: 0.0 }),
+        |parts| {
+            let (running_mean, running_var) = (parts.running_mean.clone(), parts.running_var.clone());
+            parts.domains = vec![Domain { running_mean, running_var, batches: 0 }];
+        },
     ];
     for (i, change) in changes.into_iter().enumerate() {
         let mut parts = layer.parts().clone();
@@ -139,8 +152,10 @@ mod with_serde {
         let text = r#"{"gamma":[1.0],"beta":null,"running_mean":[0.0],"running_var":[1.0],"batches":0,"eps":0.00001,"#;
         let text = text.to_owned() + r#""update":{"rule":{"Momentum":0.1},"variance":"Unbiased"}"#;
         let mut layer = BatchNorm::<f32>::new(1).without_beta();
-        // A checkpoint that says nothing of an activation is of a time that knew none.
-        assert_eq!(serde_json::from_str::<BatchNorm<f32>>(&format!("{text}}}")).unwrap(), layer);
+        // A checkpoint that says nothing of an activation, renormalization or domains is of a time that knew none.
+        for text in [format!("{text}}}"), format!(r#"{text},"activation":"Identity"}}"#)] {
+            assert_eq!(serde_json::from_str::<BatchNorm<f32>>(&text).unwrap(), layer);
+        }
         for (activation, named) in [
             (Activation::Identity, r#""Identity""#),
             (Activation::Relu, r#""Relu""#),
@@ -150,10 +165,15 @@ mod with_serde {
             (Activation::Silu, r#""Silu""#),
         ] {
             layer.set_activation(activation).unwrap();
-            let text = format!(r#"{text},"activation":{named}}}"#);
+            let text = format!(r#"{text},"activation":{named},"renorm":null,"domains":[]}}"#);
             assert_eq!(serde_json::to_string(&layer).unwrap(), text);
             assert_eq!(serde_json::from_str::<BatchNorm<f32>>(&text).unwrap(), layer);
         }
+        let text =
+            format!(r#"{text},"activation":"Silu","renorm":{{"r_max":3.0,"d_max":5.0}},"domains":[]}}"#);
+        layer.set_renorm(Some(Renorm { r_max: 3.0, d_max: 5.0 })).unwrap();
+        assert_eq!(serde_json::to_string(&layer).unwrap(), text);
+        assert_eq!(serde_json::from_str::<BatchNorm<f32>>(&text).unwrap(), layer);
         let shape = Shape::nhwc(&[2, 5, 7, 3]).unwrap();
         let text = serde_json::to_string(&shape).unwrap();
         assert_eq!(text, r#"{"layout":"Nhwc","dims":[2,5,7,3]}"#);
@@ -194,6 +214,8 @@ mod with_serde {
             (r#""Identity""#, r#""Gelu""#, "unknown variant `Gelu`"),
             (r#""Identity""#, r#"{"Clip":{"lo":1,"hi":0}}"#, "clip is from 1.0 to 0.0, must be"),
             (r#""Identity""#, r#"{"LeakyRelu":{}}"#, "missing field `slope`"),
+            (r#""renorm":null"#, r#""renorm":{"r_max":0.5,"d_max":0}"#, "r_max is 0.5, must be at least 1.0"),
+            (r#""renorm":null"#, r#""renorm":{"r_max":2}"#, "missing field `d_max`"),
         ] {
             let text = good.replace(from, to);
             assert_ne!(text, good);

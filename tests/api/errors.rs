@@ -3,10 +3,10 @@
 use std::process::Command;
 
 use batchnorm::{
-    Activation, BatchNorm, Error, Gradients, Layout, Level, Mode, Params, Parts, RunningUpdate,
-    RunningVariance, Shape, StreamingStatistics, Tensor, UpdateRule, WeightShape, Welford, WelfordParts,
-    backward, backward_frozen, fold_into, forward_inference, forward_training, reference, statistics, step,
-    update_running,
+    Activation, BatchNorm, Domain, Error, Gradients, Layout, Level, Mode, Params, Parts, Renorm,
+    Renormalized, RunningUpdate, RunningVariance, Shape, StreamingStatistics, Tensor, UpdateRule,
+    WeightShape, Welford, WelfordParts, backward, backward_frozen, fold_into, forward_inference,
+    forward_training, reference, statistics, step, update_running,
 };
 use quickcheck::{Gen, QuickCheck};
 
@@ -715,7 +715,7 @@ fn assert_unchanged<T: Bits>(layer: &BatchNorm<T>, before: &BatchNorm<T>) {
 #[test]
 fn wrong_parts_and_settings_of_a_layer() {
     type Wrong = fn(&mut Parts<f32>);
-    let rows: [(Wrong, &str); 11] = [
+    let rows: [(Wrong, &str); 15] = [
         (|parts| parts.gamma = Some(vec![1.0; 2]), "gamma has length 2, must have length 3"),
         (|parts| parts.gamma = Some(vec![]), "gamma has length 0, must have length 3"),
         (|parts| parts.beta = Some(vec![0.0; 4]), "beta has length 4, must have length 3"),
@@ -727,6 +727,27 @@ fn wrong_parts_and_settings_of_a_layer() {
         (|parts| parts.update.rule = UpdateRule::Momentum(5.0), "momentum is 5.0, must be between 0 and 1"),
         (|parts| parts.update.rule = UpdateRule::Decay(-1.0), "decay is -1.0, must be between 0 and 1"),
         (|parts| parts.update.rule = UpdateRule::Decay(f64::NAN), "decay is NaN, must be between 0 and 1"),
+        (
+            |parts| parts.renorm = Some(Renorm { r_max: 0.5, d_max: 0.0 }),
+            "r_max is 0.5, must be at least 1.0",
+        ),
+        (
+            |parts| parts.renorm = Some(Renorm { r_max: 1.0, d_max: f64::NAN }),
+            "d_max is NaN, must be at least 0.0",
+        ),
+        (
+            |parts| {
+                parts.domains = vec![Domain { running_mean: vec![], running_var: vec![1.0; 3], batches: 0 }]
+            },
+            "running mean has length 0, must have length 3",
+        ),
+        (
+            |parts| {
+                let right = Domain { running_mean: vec![0.0; 3], running_var: vec![1.0; 3], batches: 0 };
+                parts.domains = vec![right.clone(), Domain { running_var: vec![1.0; 2], ..right }];
+            },
+            "running variance has length 2, must have length 3",
+        ),
     ];
     for (wrong, expected) in rows {
         let mut parts = Parts::<f32>::new(3);
@@ -738,6 +759,10 @@ fn wrong_parts_and_settings_of_a_layer() {
     assert!(BatchNorm::from_parts(nan).is_ok());
 
     let mut layer = BatchNorm::<f32>::new(3);
+    assert_eq!(
+        message(layer.set_domain(1)),
+        "domain is 1, must be below 1, the number of the layer's domains"
+    );
     for eps in NOT_EPS {
         assert_eq!(message(layer.set_eps(eps)), format!("eps is {eps:?}, must be finite and not negative"));
     }
@@ -750,6 +775,79 @@ fn wrong_parts_and_settings_of_a_layer() {
         }
     }
     assert_unchanged(&layer, &BatchNorm::new(3));
+}
+
+/// Limits, lengths and eps of renormalization: an error before anything is written, in training alone.
+#[test]
+fn arguments_of_renormalization() {
+    let limits = |r_max, d_max| Renorm { r_max, d_max };
+    let wrong = [
+        (limits(0.0, 1.0), "r_max is 0.0, must be at least 1.0"),
+        (limits(1.0 - f64::EPSILON / 2.0, 1.0), "r_max is 0.9999999999999999, must be at least 1.0"),
+        (limits(f64::NAN, 1.0), "r_max is NaN, must be at least 1.0"),
+        (limits(f64::NEG_INFINITY, 1.0), "r_max is -inf, must be at least 1.0"),
+        (limits(1.0, -5e-324), "d_max is -5e-324, must be at least 0.0"),
+        (limits(1.0, f64::NEG_INFINITY), "d_max is -inf, must be at least 0.0"),
+        (limits(1.0, f64::NAN), "d_max is NaN, must be at least 0.0"),
+    ];
+    let (shape, x) = (Shape::nchw(&[2, 3]).unwrap(), [1.0f32, 2.0, 3.0, 5.0, 8.0, 13.0]);
+    let (mut y, mut states) = (Guarded::<f32>::new(6, 0), Guarded::<Welford>::new(3, 0));
+    let held = Renorm { r_max: 2.0, d_max: 1.0 };
+    let held = held.renormalize(&[Welford::new()], &[0f32], &[1.0], &Params::new(0.0)).unwrap();
+    let mut to = held.clone();
+    let right = limits(3.0, 5.0);
+    for (wrong, expected) in wrong {
+        let mut layer = BatchNorm::<f32>::new(3).with_renorm(right);
+        assert_eq!(message(layer.set_renorm(Some(wrong))), expected);
+        assert_eq!(layer.renorm(), Some(right));
+        layer = layer.with_renorm(wrong);
+        let before = layer.clone();
+        for mode in [Mode::Training, Mode::TrainingKeepRunning] {
+            assert_eq!(message(layer.forward(mode, &shape, &x, y.get_mut())), expected);
+            y.assert_untouched("y");
+            assert_unchanged(&layer, &before);
+        }
+        layer.forward(Mode::Frozen, &shape, &x, &mut [0.0; 6]).unwrap();
+        layer.forward_inference(&shape, &x, &mut [0.0; 6]).unwrap();
+        let given = wrong.renormalize(&[Welford::new(); 3], &[0f32; 3], &[1.0; 3], &Params::new(0.0));
+        assert_eq!(message(given.map(|_| ())), expected);
+        let training =
+            batchnorm::Training::new(&shape, Params::new(0.0)).x(&x).y(y.get_mut()).states(states.get_mut());
+        assert_eq!(message(training.renorm(wrong, &[0.0; 3], &[1.0; 3], &mut to).run()), expected);
+    }
+    // Most there can be, and -0.
+    limits(f64::INFINITY, -0.0)
+        .renormalize(&[Welford::new(); 3], &[0f32; 3], &[1.0; 3], &Params::new(0.0))
+        .unwrap();
+
+    let (mean, eps) = ([0f32; 4], 1e-5);
+    for (m, v, eps, gamma, expected) in [
+        (2, 3, eps, 3, "mean has length 2, must have length 3"),
+        (3, 4, eps, 3, "var has length 4, must have length 3"),
+        (3, 3, eps, 2, "gamma has length 2, must have length 3"),
+        (3, 3, -1.0, 3, "eps is -1.0, must be finite and not negative"),
+    ] {
+        let params = Params::new(eps).gamma(&mean[..gamma]);
+        let given = right.renormalize(&[Welford::new(); 3], &mean[..m], &mean[..v], &params);
+        assert_eq!(message(given.map(|_| ())), expected);
+        let training = batchnorm::Training::new(&shape, params).x(&x).y(y.get_mut()).states(states.get_mut());
+        assert_eq!(message(training.renorm(right, &mean[..m], &mean[..v], &mut to).run()), expected);
+    }
+    let training = batchnorm::Training::new(&shape, Params::new(eps)).x(&x).y(y.get_mut());
+    let training = training.renorm(right, &mean[..3], &mean[..3], &mut to);
+    assert_eq!(
+        message(training.run()),
+        "states is missing, must be given (or, of frozen statistics, mean and var)"
+    );
+    y.assert_untouched("y");
+    states.assert_untouched("states");
+    assert_eq!(to, held);
+
+    let one = Renormalized::<f32>::new();
+    let mut dgamma = Guarded::<f32>::new(1, 0);
+    assert_eq!(message(one.gamma_gradient(&[], dgamma.get_mut())), "dgamma has length 1, must have length 0");
+    assert_eq!(message(held.gamma_gradient(&[], dgamma.get_mut())), "dbeta has length 0, must have length 1");
+    dgamma.assert_untouched("dgamma");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod checkpoint;
 #[path = "../common/mod.rs"]
 mod common;
+mod domains;
 mod errors;
 mod fold;
 mod guide;
@@ -13,3 +14,4 @@ mod modes;
 #[cfg(feature = "ndarray")]
 mod ndarray;
 mod partial;
+mod renorm;

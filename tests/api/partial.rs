@@ -134,7 +134,7 @@ fn bytes_of_others_are_refused() {
 
 /// Threads that tell each other bytes.
 #[derive(Clone)]
-struct Others {
+pub struct Others {
     number: usize,
     said: Arc<Mutex<Vec<Vec<u8>>>>,
     barrier: Arc<Barrier>,
@@ -160,7 +160,7 @@ impl Gather for Others {
 }
 
 /// Runs a part of a batch in a thread each, with where it begins and ends.
-fn in_threads<R: Send>(cuts: &[usize], part: impl Fn(usize, usize, Others) -> R + Sync) -> Vec<R> {
+pub fn in_threads<R: Send>(cuts: &[usize], part: impl Fn(usize, usize, Others) -> R + Sync) -> Vec<R> {
     std::thread::scope(|scope| {
         let part = &part;
         let run = |(pair, others): (&[usize], Others)| {

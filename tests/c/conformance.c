@@ -62,6 +62,11 @@ FOLLOWS(batchnorm_backward_args, part, gather);
 FOLLOWS(batchnorm_backward_args, sums_len, sums);
 FOLLOWS(batchnorm_update_running_args, factor, unbiased);
 FOLLOWS(batchnorm_step_args, parameter, gradient);
+FOLLOWS(batchnorm_renorm_args, states, size);
+FOLLOWS(batchnorm_renorm_args, eps, beta);
+FOLLOWS(batchnorm_renorm_args, d_max, r_max);
+FOLLOWS(batchnorm_renorm_args, r, d_max);
+FOLLOWS(batchnorm_renorm_args, renorm_beta, renorm_gamma);
 FOLLOWS(batchnorm_fold_args, outer, size);
 FOLLOWS(batchnorm_fold_args, groups, inner);
 FOLLOWS(batchnorm_fold_args, mean, groups);
@@ -69,7 +74,8 @@ FOLLOWS(batchnorm_fold_args, eps, beta);
 FOLLOWS(batchnorm_fold_args, bias, weight);
 ASSERT(offsetof(batchnorm_state, mean_low) == 16 && offsetof(batchnorm_state, m2) == 24, "batchnorm_state");
 ASSERT(BATCHNORM_STATUS_OK == 0 && BATCHNORM_STATUS_SIZE == 12 && BATCHNORM_STATUS_OUT_OF_MEMORY == 15 &&
-       BATCHNORM_STATUS_ACTIVATION == 17 && BATCHNORM_STATUS_PART == 19 && BATCHNORM_STATUS_GATHER == 21 && BATCHNORM_STATUS_GROUPS == 22, "batchnorm_status");
+       BATCHNORM_STATUS_ACTIVATION == 17 && BATCHNORM_STATUS_PART == 19 && BATCHNORM_STATUS_GATHER == 21 && BATCHNORM_STATUS_GROUPS == 22 &&
+       BATCHNORM_STATUS_LIMIT == 23, "batchnorm_status");
 
 /* Large enough for the pool. */
 static uint64_t large(size_t threads, uint64_t hash) {

@@ -126,6 +126,7 @@ static uint64_t FUNCTION(all)(uint32_t layout, size_t threads, uint64_t hash) {
   const double factors[3] = {0.9, 0.1, 0.0}; /* of decay, momentum, cumulative */
   static T x[LEN], dy[LEN], y[LEN], dx[LEN], over[LEN];
   T gamma[C], beta[C], mean[C], var[C], dgamma[C], dbeta[C], dmean[C], dvar[C];
+  double r[C], d[C];
   batchnorm_state states[C], merged[C];
   size_t c;
   uint32_t rule, unbiased;
@@ -135,6 +136,7 @@ static uint64_t FUNCTION(all)(uint32_t layout, size_t threads, uint64_t hash) {
   ARGS(backward);
   ARGS(update_running);
   ARGS(step);
+  ARGS(renorm);
   ARGS(fold);
   FUNCTION(fill)(x, LEN, 0);
   FUNCTION(fill)(dy, LEN, 1000003);
@@ -220,6 +222,29 @@ static uint64_t FUNCTION(all)(uint32_t layout, size_t threads, uint64_t hash) {
   step.parameter = gamma;
   OK(batchnorm_step(&problem, &step));
   hash = hash_bytes(hash, gamma, sizeof gamma);
+
+  /* Renormalization: gamma and beta of the batch's own statistics, corrected by the running ones. */
+  renorm.states = states;
+  renorm.mean = mean;
+  renorm.var = var;
+  renorm.gamma = gamma;
+  renorm.beta = beta;
+  renorm.eps = 1e-5;
+  renorm.r_max = 1.5;
+  renorm.d_max = 0.25;
+  renorm.r = r;
+  renorm.d = d;
+  renorm.renorm_gamma = dmean;
+  renorm.renorm_beta = dvar;
+  OK(batchnorm_renorm(&problem, &renorm));
+  hash = hash_bytes(hash_bytes(hash, r, sizeof r), d, sizeof d);
+  hash = hash_bytes(hash_bytes(hash, dmean, sizeof dmean), dvar, sizeof dvar);
+  renorm.d_max = -1;
+  CHECK(batchnorm_renorm(&problem, &renorm) == BATCHNORM_STATUS_LIMIT);
+  /* 0 stands for batch norm. */
+  renorm.r_max = renorm.d_max = 0;
+  OK(batchnorm_renorm(&problem, &renorm));
+  CHECK(r[0] == 1 && d[0] == 0 && memcmp(dmean, gamma, sizeof gamma) == 0 && memcmp(dvar, beta, sizeof beta) == 0);
 
   /* Weights of each layout: output channels first, last, and behind their group's input channels. */
   fold.mean = mean;

@@ -132,6 +132,20 @@ static void everything(const char *name) {
   batchnorm::inference<T>(problem).x(over).mean(mean).var(var).y(over).run();
   CHECK(over == y);
   batchnorm::backward<T>(problem).x(x).dy(y).mean(mean).var(var).dx({dx.data(), 24}).run();
+  // The running statistics are the batch's, so there is nothing to correct; by other ones, up to a limit.
+  std::vector<double> r(3), d(3), long_r(24);
+  std::vector<T> scaled(3), shifted(3);
+  const auto renorm = [&](double r_max, double d_max) {
+    batchnorm::renorm<T> call(problem, r_max, d_max);
+    call.states(states).mean(mean).var(var).gamma(gamma).beta(beta).r(r).d(d).renorm_gamma(scaled).renorm_beta(shifted);
+    return call.eps(1e-5);
+  };
+  renorm(3, 5).run();
+  CHECK(std::abs(r[1] - 1) < 1e-5 && std::abs(d[1]) < 1e-3 && std::abs(scaled[1] - gamma[1]) < 1e-4);
+  renorm(1, 0).run();
+  CHECK(r[2] == 1 && d[2] == 0 && scaled[2] == gamma[2] && shifted[2] == beta[2]);
+  THROWS(LIMIT, "r_max is 0.5, must be at least 1.0", renorm(0.5, 0).run());
+  THROWS(SIZE, "r has length 24, must have length 3", batchnorm::renorm<T>(problem, 1, 0).r(long_r));
   std::vector<T> parameter(gamma.begin(), gamma.end());
   batchnorm::step<T>(problem).lr(0.5).gradient(dbeta).parameter(parameter).run();
   CHECK(std::abs(parameter[1] - (2 - 0.5 * dbeta[1])) < 1e-5);

@@ -10,8 +10,8 @@ use std::sync::OnceLock;
 
 use batchnorm::ffi::*;
 use batchnorm::{
-    Activation, Backward, Element, Gradients, Inference, Layout, Params, RunningUpdate, RunningVariance,
-    Shape, Training, UpdateRule, WeightShape, Welford, backward, backward_frozen, fold_into,
+    Activation, Backward, Element, Gradients, Inference, Layout, Params, Renorm, RunningUpdate,
+    RunningVariance, Shape, Training, UpdateRule, WeightShape, Welford, backward, backward_frozen, fold_into,
     forward_inference, forward_training, statistics, step, update_running,
 };
 
@@ -194,6 +194,11 @@ fn expected<T: Element>(layout: Layout, mut all: u64) -> u64 {
     }
     step(0.5, &dgamma, &mut gamma).unwrap();
     all = hash(all, bytes(&gamma));
+    let renorm = Renorm { r_max: 1.5, d_max: 0.25 };
+    let params = Params::new(1e-5).gamma(&gamma).beta(&beta);
+    let renormalized = renorm.renormalize(&states, &mean, &var, &params).unwrap();
+    all = hash(hash(all, bytes(renormalized.r())), bytes(renormalized.d()));
+    all = hash(hash(all, bytes(renormalized.gamma())), bytes(renormalized.beta()));
     let mut weight = values::<T>(LEN, 41);
     let params = Params::new(1e-5).beta(&beta);
     let rest = LEN / C;
@@ -320,7 +325,7 @@ fn exported_symbols() {
     exported.sort_unstable();
     declared.sort_unstable();
     declared.dedup();
-    assert_eq!(declared.len(), 22, "{declared:?}");
+    assert_eq!(declared.len(), 23, "{declared:?}");
     assert_eq!(exported, declared);
 }
 
@@ -553,6 +558,7 @@ fn arguments(names: &'static str, (x, y): Elements) -> Vec<Argument> {
             "words" => (size_of::<usize>(), 1),
             "problem" => (size_of::<Problem>(), 1),
             "states" | "into" | "from" => (size_of::<State>(), TABLE_C),
+            "r" | "d" => (8, TABLE_C),
             _ => match element {
                 Some(element) if name == "bias" => (bytes(element), TABLE_C),
                 Some(element) => (bytes(element), TABLE_LEN),
@@ -651,6 +657,12 @@ fn all_functions() -> Vec<Function> {
             });
         "step": batchnorm_step("problem gradient >parameter") = |p, factor| sized!(StepArgs {
             lr: factor, gradient: p[1].cast(), parameter: p[2].cast()
+        });
+        "renorm": batchnorm_renorm(
+            "problem states mean var gamma? beta? >r? >d? >renorm_gamma? >renorm_beta?"
+        ) = |p, factor| sized!(RenormArgs {
+            states: p[1].cast(), mean: p[2].cast(), var: p[3].cast(), gamma: p[4].cast(), beta: p[5].cast(), eps: factor,
+            r_max: 3.0, d_max: 5.0, r: p[6].cast(), d: p[7].cast(), renorm_gamma: p[8].cast(), renorm_beta: p[9].cast()
         });
         "fold": batchnorm_fold("problem mean var gamma? beta? >weight >bias") = |p, factor| sized!(FoldArgs {
             outer: 4, inner: 2, mean: p[1].cast(), var: p[2].cast(), gamma: p[3].cast(), beta: p[4].cast(), eps: factor,
@@ -937,7 +949,7 @@ fn factors_that_are_no_numbers_are_errors() {
             refusals += 1;
         }
     }
-    assert_eq!(refusals, ELEMENTS.len() * (11 * 3 + 2));
+    assert_eq!(refusals, ELEMENTS.len() * (12 * 3 + 2));
 }
 
 /// Every field of the problem by every function: what is none of its values is refused, and all of its values are taken.
@@ -1094,6 +1106,7 @@ fn structs_of_arguments_have_their_size() {
     let update = sized!(UpdateRunningArgs { rule: 0 });
     check(update, "batchnorm_update_running_args", batchnorm_update_running);
     check(sized!(StepArgs { lr: 0.0 }), "batchnorm_step_args", batchnorm_step);
+    check(sized!(RenormArgs { eps: 0.0 }), "batchnorm_renorm_args", batchnorm_renorm);
     check(sized!(FoldArgs { eps: 0.0 }), "batchnorm_fold_args", batchnorm_fold);
 }
 
@@ -1492,7 +1505,7 @@ fn nonsense_in_place_of_states_is_refused() {
 
 #[test]
 fn every_status_has_its_message() {
-    const LAST: i32 = Status::Groups as i32;
+    const LAST: i32 = Status::Limit as i32;
     let message = |status| {
         // SAFETY: a static string.
         unsafe { std::ffi::CStr::from_ptr(batchnorm_status_message(status)) }.to_str().unwrap()

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 /// The files, in the order of the header, and what it says of each.
-const SECTIONS: [(&str, &str); 10] = [
+const SECTIONS: [(&str, &str); 11] = [
     ("ffi/status", "What became of a call."),
     ("threads/host", "Threads of the program's own."),
     ("ffi/problem", "The problem: element, layout, sizes, threads."),
@@ -14,6 +14,7 @@ const SECTIONS: [(&str, &str); 10] = [
     ("ffi/partial", "Parts of a batch, over calls, processes or machines."),
     ("ffi/operations", "The operations."),
     ("ffi/running", "Running statistics and parameters."),
+    ("ffi/renorm", "Batch renormalization."),
     ("ffi/fold", "Folding into the layer before."),
     ("ffi/library", "Errors in words, threads, instruction sets, version."),
 ];

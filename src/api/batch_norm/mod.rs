@@ -6,8 +6,9 @@ pub mod parts;
 mod passes;
 mod record;
 
-use crate::api::batch_norm::parts::Parts;
+use crate::api::batch_norm::parts::{Domain, Parts};
 use crate::api::batch_norm::record::Record;
+use crate::api::renorm::Renorm;
 use crate::api::running::{RunningUpdate, RunningVariance, UpdateRule, step};
 use crate::ground::error::{Error, check_eps, check_finite};
 use crate::ground::welford::Welford;
@@ -17,7 +18,8 @@ use crate::operations::Element;
 /// By which statistics a forward pass of the layer normalizes, and what it leaves behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// By the batch's statistics, which the running statistics take in. Backward goes through the statistics, too.
+    /// By the batch's statistics, which the running statistics take in. Backward goes through the statistics, too. With
+    /// [`Renorm`] y is corrected by the running statistics, as they were before.
     Training,
     /// The same, but the running statistics and the count of batches are left alone: the second forward pass of activation
     /// checkpointing, a batch that is only looked at.
@@ -54,15 +56,24 @@ pub enum Mode {
 /// ```
 ///
 /// Layers are equal if their [parts](Parts) are, which is what a checkpoint holds; gradients and what is kept of the last
-/// forward pass have no part in it. With the feature `serde` a layer is written and read as its parts, and checked on
+/// forward pass have no part in it, nor has the domain that is set. With the feature `serde` a layer is written and read as its parts, and checked on
 /// reading; to the bit if the format is (serde_json needs its feature `float_roundtrip` for that).
 #[derive(Debug, Clone)]
 pub struct BatchNorm<T> {
     parts: Parts<T>,
+    /// The domain of the calls that come; one that there is.
+    domain: usize,
+    /// Boxed, so that a layer is small among an enum's others.
+    kept: Box<Kept<T>>,
+}
+
+/// What a layer keeps of its last passes.
+#[derive(Debug, Clone)]
+struct Kept<T> {
     dgamma: Vec<T>,
     dbeta: Vec<T>,
     states: Vec<Welford>,
-    /// The forward pass that backward belongs to; boxed, so that a layer is small among an enum's others.
+    /// The forward pass that backward belongs to.
     forward: Option<Box<Record<T>>>,
 }
 
@@ -123,13 +134,9 @@ impl<T: Element> BatchNorm<T> {
     fn of(parts: Parts<T>) -> Self {
         let channels = parts.channels();
         let zeros = vec![T::default(); channels];
-        Self {
-            parts,
-            dgamma: zeros.clone(),
-            dbeta: zeros,
-            states: vec![Welford::new(); channels],
-            forward: None,
-        }
+        let states = vec![Welford::new(); channels];
+        let kept = Kept { dgamma: zeros.clone(), dbeta: zeros, states, forward: None };
+        Self { parts, domain: 0, kept: Box::new(kept) }
     }
 
     /// What the layer consists of.
@@ -189,6 +196,61 @@ impl<T: Element> BatchNorm<T> {
         self
     }
 
+    /// With batch renormalization within these limits, in [`Mode::Training`] and [`Mode::TrainingKeepRunning`], by the running
+    /// statistics as they are before the batch; calls in these modes return an error if the limits are none. The other modes are what
+    /// they are without. A schedule raises the limits by [`set_renorm`](Self::set_renorm).
+    ///
+    /// ```
+    /// use batchnorm::{BatchNorm, Renorm, Shape};
+    /// let shape = Shape::nchw(&[2, 1])?;
+    /// let (x, mut y, mut expected) = ([6.0f32, 10.0], [0.0; 2], [0.0; 2]);
+    /// // Batch norm to begin with, then with ever less of the batch's own statistics in y.
+    /// let mut layer = BatchNorm::new(1).with_renorm(Renorm { r_max: 1.0, d_max: 0.0 });
+    /// layer.forward_training(&shape, &x, &mut y)?;
+    /// BatchNorm::new(1).forward_training(&shape, &x, &mut expected)?;
+    /// assert_eq!(y, expected);
+    /// layer.set_renorm(Some(Renorm { r_max: 3.0, d_max: 5.0 }))?;
+    /// layer.forward_training(&shape, &x, &mut y)?;
+    /// assert_ne!(y, expected);
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    pub fn with_renorm(mut self, limits: Renorm) -> Self {
+        self.parts.renorm = Some(limits);
+        self
+    }
+
+    /// With so many domains, each with running statistics and a count of batches of its own, all with the same gamma and beta: data
+    /// of several kinds (sources, cameras, clean and adversarial examples) go through one network, a batch of one kind at a time.
+    /// [`set_domain`](Self::set_domain) says of which the calls that follow are; domain 0 until then.
+    ///
+    /// Domains that are new begin with what domain 0 has now; those beyond `count` are dropped, but for domain 0. With gamma and beta
+    /// for each domain too, as in the paper, it is a layer for each.
+    ///
+    /// W.-G. Chang et al., "Domain-Specific Batch Normalization for Unsupervised Domain Adaptation" (2019).
+    ///
+    /// ```
+    /// use batchnorm::{BatchNorm, Shape};
+    /// let shape = Shape::nchw(&[2, 1])?;
+    /// let (photos, drawings, mut y) = ([1.0f32, 3.0], [10.0f32, 30.0], [0.0; 2]);
+    /// let mut layer = BatchNorm::new(1).with_domains(2);
+    /// layer.forward_training(&shape, &photos, &mut y)?;
+    /// layer.set_domain(1)?;
+    /// layer.forward_training(&shape, &drawings, &mut y)?;
+    /// assert_eq!((layer.running_mean(), layer.batches()), (&[2.0][..], 1));
+    /// layer.set_domain(0)?;
+    /// assert_eq!((layer.running_mean(), layer.batches()), (&[0.2][..], 1));
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    pub fn with_domains(mut self, count: usize) -> Self {
+        let Parts { running_mean, running_var, batches, domains, .. } = &mut self.parts;
+        let (running_mean, running_var) = (running_mean.clone(), running_var.clone());
+        domains.resize(count.saturating_sub(1), Domain { running_mean, running_var, batches: *batches });
+        if self.domain >= self.domains() {
+            self.domain = 0;
+        }
+        self
+    }
+
     /// Each parameter with its gradient, as of the last backward pass: gamma with dgamma, then beta with dbeta; those that
     /// the layer is without are left out. For any optimizer; this is Adam's first step:
     ///
@@ -215,7 +277,8 @@ impl<T: Element> BatchNorm<T> {
     /// # Ok::<(), batchnorm::Error>(())
     /// ```
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = (&mut [T], &[T])> {
-        let Self { parts: Parts { gamma, beta, .. }, dgamma, dbeta, .. } = self;
+        let Self { parts: Parts { gamma, beta, .. }, kept, .. } = self;
+        let Kept { dgamma, dbeta, .. } = &**kept;
         let pairs = [(gamma, dgamma), (beta, dbeta)];
         pairs.into_iter().filter_map(|(parameter, gradient)| Some((parameter.as_deref_mut()?, &gradient[..])))
     }
@@ -231,7 +294,7 @@ impl<T: Element> BatchNorm<T> {
 
     /// C.
     pub fn channels(&self) -> usize {
-        self.states.len()
+        self.kept.states.len()
     }
 
     /// gamma, unless the layer is without.
@@ -256,43 +319,67 @@ impl<T: Element> BatchNorm<T> {
 
     /// dgamma of the last backward pass.
     pub fn dgamma(&self) -> &[T] {
-        &self.dgamma
+        &self.kept.dgamma
     }
 
     /// dbeta of the last backward pass.
     pub fn dbeta(&self) -> &[T] {
-        &self.dbeta
+        &self.kept.dbeta
     }
 
-    /// The running mean of each channel.
+    /// The running mean of each channel, in the domain that is set.
     pub fn running_mean(&self) -> &[T] {
-        &self.parts.running_mean
+        self.parts.running(self.domain).0
     }
 
     /// The running mean, to be set (from a checkpoint).
     pub fn running_mean_mut(&mut self) -> &mut [T] {
-        &mut self.parts.running_mean
+        self.parts.running_mut(self.domain).0
     }
 
-    /// The running variance of each channel.
+    /// The running variance of each channel, in the domain that is set.
     pub fn running_var(&self) -> &[T] {
-        &self.parts.running_var
+        self.parts.running(self.domain).1
     }
 
     /// The running variance, to be set (from a checkpoint).
     pub fn running_var_mut(&mut self) -> &mut [T] {
-        &mut self.parts.running_var
+        self.parts.running_mut(self.domain).1
     }
 
-    /// The batches that the running statistics have taken in (PyTorch's `num_batches_tracked`).
+    /// The batches that the running statistics have taken in (PyTorch's `num_batches_tracked`), in the domain that is set.
     pub fn batches(&self) -> u64 {
-        self.parts.batches
+        self.parts.running(self.domain).2
     }
 
     /// Sets the number of batches taken in, which [`UpdateRule::Cumulative`] weights by; 0 for a fresh start, where that
     /// rule forgets the running statistics there are.
     pub fn set_batches(&mut self, batches: u64) {
-        self.parts.batches = batches;
+        *self.parts.running_mut(self.domain).2 = batches;
+    }
+
+    /// The number of domains: 1 unless [`with_domains`](Self::with_domains) or the parts say otherwise.
+    pub fn domains(&self) -> usize {
+        1 + self.parts.domains.len()
+    }
+
+    /// The domain whose running statistics calls use and change.
+    pub fn domain(&self) -> usize {
+        self.domain
+    }
+
+    /// Sets the domain of the calls that follow: whose running statistics normalize, take in batches, are read, set and folded. The
+    /// backward pass is of the last forward pass, whatever domain that was of. A layer made of parts is in domain 0.
+    ///
+    /// # Errors
+    /// [`Error::Domain`] if there is none of this number; then it is the one before.
+    pub fn set_domain(&mut self, domain: usize) -> Result<(), Error> {
+        let domains = self.domains();
+        if domain >= domains {
+            return Err(Error::Domain { domain, domains });
+        }
+        self.domain = domain;
+        Ok(())
     }
 
     /// How the running statistics take in a batch.
@@ -335,6 +422,21 @@ impl<T: Element> BatchNorm<T> {
         Ok(())
     }
 
+    /// The limits of batch renormalization, if training goes by some.
+    pub fn renorm(&self) -> Option<Renorm> {
+        self.parts.renorm
+    }
+
+    /// Sets the limits of batch renormalization from the next forward pass on, `None` for batch norm.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] if `r_max` is below 1, `d_max` below 0, or one is NaN; then they are the ones before.
+    pub fn set_renorm(&mut self, limits: Option<Renorm>) -> Result<(), Error> {
+        limits.map_or(Ok(()), |limits| limits.check())?;
+        self.parts.renorm = limits;
+        Ok(())
+    }
+
     /// eps.
     pub fn eps(&self) -> f64 {
         self.parts.eps
@@ -342,7 +444,7 @@ impl<T: Element> BatchNorm<T> {
 
     /// The statistics of the last training batch, one state per channel.
     pub fn states(&self) -> &[Welford] {
-        &self.states
+        &self.kept.states
     }
 }
 

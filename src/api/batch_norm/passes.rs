@@ -9,6 +9,7 @@ use crate::api::builders::{Backward, Inference, Training};
 use crate::api::fold::{WeightShape, fold_into};
 use crate::api::gather::{Among, Gather};
 use crate::api::params::{Gradients, Params};
+use crate::api::renorm::Renormalized;
 use crate::api::running::{RunningUpdate, update_running};
 use crate::api::shape::Shape;
 use crate::ground::error::{Error, check_eps};
@@ -21,8 +22,8 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// # Errors
     /// [`Error::Length`], [`Error::Channels`], [`Error::Epsilon`], [`Error::NotFinite`] or [`Error::Clip`] for the activation's
-    /// numbers; in [`Mode::Training`] also [`Error::Weight`] for the update rule's factor, [`Error::SingleElement`] for the
-    /// unbiased variance of one element per channel. Nothing has been written then, and the last forward pass is still the one
+    /// numbers; in training [`Error::Limit`] for those of renormalization; in [`Mode::Training`] also [`Error::Weight`] for the update
+    /// rule's factor, [`Error::SingleElement`] for the unbiased variance of one element per channel. Nothing has been written then, and the last forward pass is still the one
     /// before.
     pub fn forward<S: Storage<Arithmetic = T>>(
         &mut self,
@@ -51,7 +52,7 @@ impl<T: Element> BatchNorm<T> {
     }
 
     /// The same of a part of a batch, samples `first` to `first + N` of it, whose other parts other processes have, who call as well
-    /// with layers of the same parameters: in training y, and what the running statistics take in, are those of the whole
+    /// with layers of the same parameters, in the same domain: in training y, and what the running statistics take in, are those of the whole
     /// ([`Training::run_among`]). In the other modes no one has to be heard of. A part may be empty.
     ///
     /// # Errors
@@ -78,28 +79,31 @@ impl<T: Element> BatchNorm<T> {
         among: Option<Among<'_>>,
     ) -> Result<(), Error> {
         let keeps = mode != Mode::Inference && z.is_some();
-        let reuses = self.forward.as_ref().is_some_and(|record| record.has_mask_of(shape));
+        let reuses = self.kept.forward.as_ref().is_some_and(|record| record.has_mask_of(shape));
         let mut mask = match keeps.then(|| self.mask_for(shape)).transpose() {
             Ok(mask) => mask,
             Err(error) => return Err(refused(among, error)),
         };
         let written = mask.as_deref_mut();
-        let statistics = match mode {
+        let normalized = match mode {
             Mode::Training | Mode::TrainingKeepRunning => {
                 let update = (mode == Mode::Training).then_some(self.parts.update);
                 self.normalize_by_batch(update, shape, (x, z), (y, written), among)
-                    .map(|()| Statistics::Batch)
+                    .map(|renormalized| (Statistics::Batch, renormalized))
             }
             Mode::Frozen => {
-                self.normalize_by_running(shape, (x, z), y, written).map(|()| Statistics::Running)
+                self.normalize_by_running(shape, (x, z), y, written).map(|()| (Statistics::Running, None))
             }
             Mode::Inference => return self.normalize_by_running(shape, (x, z), y, None),
         };
-        match statistics {
-            Ok(statistics) => Record::write(&mut self.forward, statistics, shape, (x, mask), &self.parts),
+        match normalized {
+            Ok((statistics, renormalized)) => {
+                let of = (&self.parts, self.domain);
+                Record::write(&mut self.kept.forward, statistics, shape, (x, mask), renormalized, of);
+            }
             // Nothing has been written: what was kept is still so.
             Err(error) => {
-                if let (Some(record), Some(mask), true) = (&mut self.forward, mask, reuses) {
+                if let (Some(record), Some(mask), true) = (&mut self.kept.forward, mask, reuses) {
                     record.mask = mask;
                 }
                 return Err(error);
@@ -110,7 +114,7 @@ impl<T: Element> BatchNorm<T> {
 
     /// The last forward pass's mask, if it is of this shape's length, or a new one.
     fn mask_for(&mut self, shape: &Shape) -> Result<Vec<u64>, Error> {
-        match &mut self.forward {
+        match &mut self.kept.forward {
             Some(record) if record.has_mask_of(shape) => Ok(std::mem::take(&mut record.mask)),
             _ => filled(shape.mask_len(), 0),
         }
@@ -181,7 +185,7 @@ impl<T: Element> BatchNorm<T> {
         bias: &mut [B],
     ) -> Result<(), Error> {
         shape.check_channels("layer", self.channels())?;
-        let Parts { running_mean, running_var, .. } = &self.parts;
+        let (running_mean, running_var, _) = self.parts.running(self.domain);
         fold_into(shape, running_mean, running_var, &params(&self.parts), weight, bias)
     }
 
@@ -194,7 +198,7 @@ impl<T: Element> BatchNorm<T> {
         mask: Option<&mut [u64]>,
     ) -> Result<(), Error> {
         self.check_channels(shape)?;
-        let Parts { running_mean, running_var, .. } = &self.parts;
+        let (running_mean, running_var, _) = self.parts.running(self.domain);
         let mut inference =
             Inference::new(shape, params(&self.parts)).x(x).y(y).frozen(running_mean, running_var);
         if let Some(z) = z {
@@ -206,7 +210,7 @@ impl<T: Element> BatchNorm<T> {
         }
     }
 
-    /// Training, with the running statistics by a rule or left alone.
+    /// Training, with the running statistics by a rule or left alone; what renormalization made of them, if there is one.
     fn normalize_by_batch<S: Storage<Arithmetic = T>>(
         &mut self,
         update: Option<RunningUpdate>,
@@ -214,11 +218,16 @@ impl<T: Element> BatchNorm<T> {
         (x, z): (&[S], Option<&[S]>),
         (y, mask): (&mut [S], Option<&mut [u64]>),
         among: Option<Among<'_>>,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<Renormalized<T>>, Error> {
         if let Err(error) = self.check_channels(shape) {
             return Err(refused(among, error));
         }
-        let mut training = Training::new(shape, params(&self.parts)).x(x).y(y).states(&mut self.states);
+        let mut training = Training::new(shape, params(&self.parts)).x(x).y(y).states(&mut self.kept.states);
+        let (running_mean, running_var, _) = self.parts.running(self.domain);
+        let mut renormalized = self.parts.renorm.map(|limits| (limits, Renormalized::new()));
+        if let Some((limits, to)) = &mut renormalized {
+            training = training.renorm(*limits, running_mean, running_var, to);
+        }
         if let Some(z) = z {
             training = training.residual(z);
         }
@@ -233,13 +242,13 @@ impl<T: Element> BatchNorm<T> {
                 training.run()?;
             }
         }
-        let any = self.states.first().is_some_and(|state| state.count() != 0);
+        let any = self.kept.states.first().is_some_and(|state| state.count() != 0);
         if let Some(update) = update.filter(|_| any) {
-            let Parts { running_mean, running_var, batches, .. } = &mut self.parts;
-            update_running(update, *batches, &self.states, running_mean, running_var)?;
+            let (running_mean, running_var, batches) = self.parts.running_mut(self.domain);
+            update_running(update, *batches, &self.kept.states, running_mean, running_var)?;
             *batches = batches.saturating_add(1);
         }
-        Ok(())
+        Ok(renormalized.map(|(_, renormalized)| renormalized))
     }
 
     /// The gradients of the last forward pass, whose `x` this is: dx to the slice, dgamma and dbeta kept for
@@ -291,7 +300,7 @@ impl<T: Element> BatchNorm<T> {
         dx: &mut [S],
         dz: &mut [S],
     ) -> Result<(), Error> {
-        if self.forward.as_ref().is_some_and(|forward| !forward.residual) {
+        if self.kept.forward.as_ref().is_some_and(|forward| !forward.residual) {
             return Err(Error::NoResidual);
         }
         self.backward_by(shape, (x, dy), Gradients::new().dx(dx).dz(dz), None)
@@ -311,7 +320,7 @@ impl<T: Element> BatchNorm<T> {
         (first, gather): (u64, &mut dyn Gather),
     ) -> Result<(), Error> {
         let among = Among { first, gather };
-        if dz.is_some() && self.forward.as_ref().is_some_and(|forward| !forward.residual) {
+        if dz.is_some() && self.kept.forward.as_ref().is_some_and(|forward| !forward.residual) {
             return Err(among.refuse(Error::NoResidual));
         }
         let gradients = Gradients::new().dx(dx);
@@ -322,14 +331,14 @@ impl<T: Element> BatchNorm<T> {
         self.backward_by(shape, (x, dy), gradients, Some(among))
     }
 
-    fn backward_by<'a, S: Storage<Arithmetic = T>>(
-        &'a mut self,
+    fn backward_by<S: Storage<Arithmetic = T>>(
+        &mut self,
         shape: &Shape,
-        (x, dy): (&'a [S], &'a [S]),
-        gradients: Gradients<'a, S>,
+        (x, dy): (&[S], &[S]),
+        gradients: Gradients<'_, S>,
         among: Option<Among<'_>>,
     ) -> Result<(), Error> {
-        let forward = self.forward.as_ref().ok_or(Error::NoForward);
+        let forward = self.kept.forward.as_ref().ok_or(Error::NoForward);
         let forward = forward.and_then(|forward| forward.check(shape, x).map(|()| forward));
         let forward = match forward {
             Ok(forward) => forward,
@@ -337,19 +346,25 @@ impl<T: Element> BatchNorm<T> {
         };
         let mut params = Params::new(forward.eps).activation(forward.activation);
         (params.gamma, params.beta) = (forward.gamma.as_deref(), forward.beta.as_deref());
-        let gradients = gradients.dgamma(&mut self.dgamma).dbeta(&mut self.dbeta);
+        let renormalized = forward.renormalized.as_ref();
+        let params = renormalized.map_or(params, |renormalized| renormalized.params(&params));
+        let gradients = gradients.dgamma(&mut self.kept.dgamma).dbeta(&mut self.kept.dbeta);
         let mut backward = Backward::new(shape, params).x(x).dy(dy).gradients(gradients);
         if forward.residual {
             backward = backward.mask(&forward.mask);
         }
         backward = match forward.statistics {
-            Statistics::Batch => backward.states(&self.states),
+            Statistics::Batch => backward.states(&self.kept.states),
             Statistics::Running => backward.frozen(&forward.mean, &forward.var),
         };
         match among {
-            Some(Among { first, gather }) => backward.run_among(first, gather),
-            None => backward.run(),
+            Some(Among { first, gather }) => backward.run_among(first, gather)?,
+            None => backward.run()?,
         }
+        // Last, for the lengths are right.
+        renormalized.map_or(Ok(()), |renormalized| {
+            renormalized.gamma_gradient(&self.kept.dbeta, &mut self.kept.dgamma)
+        })
     }
 
     fn check_channels(&self, shape: &Shape) -> Result<(), Error> {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::api::batch_norm::parts::Parts;
+use crate::api::renorm::Renormalized;
 use crate::api::shape::Shape;
 use crate::ground::error::Error;
 use crate::kernel::activations::Activation;
@@ -34,18 +35,21 @@ pub struct Record<T> {
     pub mean: Vec<T>,
     pub var: Vec<T>,
     pub eps: f64,
+    /// What renormalization made of the statistics, if there was one.
+    pub renormalized: Option<Renormalized<T>>,
     shape: Shape,
     samples: Vec<T>,
 }
 
 impl<T: Element> Record<T> {
-    /// The pass over `x` of a layer that has `parts`, with the mask that a residual took. What was in `place` is reused.
+    /// The pass over `x` of a layer that has `parts`, in a domain, with the mask that a residual took, renormalized or not. What was in `place` is reused.
     pub fn write<S: Storage<Arithmetic = T>>(
         place: &mut Option<Box<Self>>,
         statistics: Statistics,
         shape: &Shape,
         (x, mask): (&[S], Option<Vec<u64>>),
-        parts: &Parts<T>,
+        renormalized: Option<Renormalized<T>>,
+        (parts, domain): (&Parts<T>, usize),
     ) {
         let record = place.get_or_insert_with(|| {
             Box::new(Self {
@@ -58,18 +62,20 @@ impl<T: Element> Record<T> {
                 mean: Vec::new(),
                 var: Vec::new(),
                 eps: 0.0,
+                renormalized: None,
                 shape: *shape,
                 samples: Vec::new(),
             })
         });
         (record.statistics, record.shape, record.eps) = (statistics, *shape, parts.eps);
         (record.activation, record.residual) = (parts.activation, mask.is_some());
-        record.mask = mask.unwrap_or_default();
+        (record.mask, record.renormalized) = (mask.unwrap_or_default(), renormalized);
         record.gamma.clone_from(&parts.gamma);
         record.beta.clone_from(&parts.beta);
         if statistics == Statistics::Running {
-            record.mean.clone_from(&parts.running_mean);
-            record.var.clone_from(&parts.running_var);
+            let (mean, var, _) = parts.running(domain);
+            mean.clone_into(&mut record.mean);
+            var.clone_into(&mut record.var);
         }
         record.samples.clear();
         record.samples.extend(sampled(x.len()).map(|index| x[index].widened()));

@@ -8,8 +8,10 @@ use crate::api::builders::operands::*;
 use crate::api::gather::{Among, Gather, all_statistics};
 use crate::api::params::Params;
 use crate::api::partial::statistics::PartialStatistics;
+use crate::api::renorm::{Renorm, Renormalized};
 use crate::api::shape::Shape;
 use crate::ground::error::{Error, check_len};
+use crate::ground::memory::filled;
 use crate::ground::slices::{Output, Sink, Source};
 use crate::ground::welford::Welford;
 use crate::kernel::activations::Activation;
@@ -230,12 +232,22 @@ pub struct Training<'a, S: Storage> {
     tensors: Tensors<'a, S::Arithmetic>,
     storage: PhantomData<S>,
     states: Option<&'a mut [Welford]>,
+    renorm: Option<Renormalize<'a, S::Arithmetic>>,
+}
+
+/// Limits, the running statistics, and where what they make of the batch goes.
+#[derive(Debug)]
+struct Renormalize<'a, T> {
+    limits: Renorm,
+    running: (&'a [T], &'a [T]),
+    to: &'a mut Renormalized<T>,
 }
 
 impl<'a, S: Storage> Training<'a, S> {
     /// Of tensors of this shape, with this scale, shift and eps.
     pub fn new(shape: &Shape, params: Params<'a, S::Arithmetic>) -> Self {
-        Self { shape: *shape, params, tensors: Tensors::NONE, storage: PhantomData, states: None }
+        let (tensors, storage) = (Tensors::NONE, PhantomData);
+        Self { shape: *shape, params, tensors, storage, states: None, renorm: None }
     }
 
     forward_tensors!("batch");
@@ -246,14 +258,47 @@ impl<'a, S: Storage> Training<'a, S> {
         Self { states: Some(states), ..self }
     }
 
+    /// Batch renormalization within these limits, by the running mean and variance, one of each per channel, which the batch is not in
+    /// yet: y = act(gamma * (xhat * r + d) + beta). r and d, which [`Backward`](crate::Backward) needs by way of
+    /// [`Renormalized::params`] and [`Renormalized::gamma_gradient`], go to `to`. Among other processes
+    /// ([`run_among`](Self::run_among)) everyone gives the same limits and running statistics, and gets the same r and d.
+    ///
+    /// ```
+    /// use batchnorm::{Params, Renorm, Renormalized, Shape, Training, Welford};
+    /// let (x, mut y, mut states) = ([1.0f32, 3.0], [0.0; 2], [Welford::new()]);
+    /// let (limits, mut renormalized) = (Renorm { r_max: 3.0, d_max: 5.0 }, Renormalized::new());
+    /// let training = Training::new(&Shape::nchw(&[2, 1])?, Params::new(0.0)).x(&x).y(&mut y).states(&mut states);
+    /// training.renorm(limits, &[1.0], &[0.25], &mut renormalized).run()?;
+    /// assert_eq!((renormalized.r(), renormalized.d()), (&[2.0][..], &[2.0][..]));
+    /// assert_eq!(y, [-1.0 * 2.0 + 2.0, 1.0 * 2.0 + 2.0]);
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    pub fn renorm(
+        self,
+        limits: Renorm,
+        mean: &'a [S::Arithmetic],
+        var: &'a [S::Arithmetic],
+        to: &'a mut Renormalized<S::Arithmetic>,
+    ) -> Self {
+        Self { renorm: Some(Renormalize { limits, running: (mean, var), to }), ..self }
+    }
+
     /// Computes.
     ///
     /// # Errors
     /// [`Error::Missing`] for x, y or states, [`Error::Twice`] for y in two places, [`Error::Length`],
     /// [`Error::Epsilon`], [`Error::NotFinite`] and [`Error::Clip`] for the activation's numbers, [`Error::Activation`] for a
-    /// residual or a mask that it does not go with, [`Error::OutOfMemory`]. Nothing has been written then.
+    /// residual or a mask that it does not go with, [`Error::Limit`], [`Error::OutOfMemory`]. Nothing has been written then.
     pub fn run(self) -> Result<(), Error> {
-        let (shape, Checked { x, y, after, affine, states }) = (self.shape, self.checked()?);
+        let (shape, checked) = (self.shape, self.checked()?);
+        if checked.renorm.is_some() {
+            let (x, affine) = (checked.x, checked.affine);
+            let mut all = filled(shape.channels(), Welford::new())?;
+            let statistics = forward::Statistics::States(Output::new(&mut all));
+            run(&shape, Job::Forward(Forward { x, y: None, affine, after: After::NOTHING, statistics }))?;
+            return checked.normalize_by(&shape, &all);
+        }
+        let Checked { x, y, after, affine, states, .. } = checked;
         let statistics = states_of(&shape, Some(states))?;
         run(&shape, Job::Forward(Forward { x, y: Some(y), affine, after, statistics }))
     }
@@ -311,21 +356,21 @@ impl<'a, S: Storage> Training<'a, S> {
             part.add_source(&shape, first, *x).map(|()| part)
         });
         let all = all_statistics::<S::Arithmetic>(&shape, part, gather)?.states()?;
-        let Checked { x, y, after, affine, states } = checked?;
+        let checked = checked?;
         check(all.first().map_or(0, Welford::count))?;
-        let given = joined_of(&shape, &all)?;
-        run(&shape, Job::Inference(inference::Inference { x, y, affine, after, given }))?;
-        states.copy_from_slice(&all);
-        Ok(())
+        checked.normalize_by(&shape, &all)
     }
 
     fn checked(self) -> Result<Checked<'a, S::Arithmetic>, Error> {
-        let Self { shape, params, tensors, states, .. } = self;
+        let Self { shape, params, tensors, states, renorm, .. } = self;
         let (x, y, after) = tensors.checked(&shape, params.activation)?;
         let affine = params.checked(shape.channels())?;
         let states = given("states", states)?;
         check_len("states", states.len(), shape.channels())?;
-        Ok(Checked { x, y, after, affine, states })
+        if let Some(Renormalize { limits, running, .. }) = &renorm {
+            limits.check_with(shape.channels(), *running, &params)?;
+        }
+        Ok(Checked { x, y, after, affine, states, params, renorm })
     }
 }
 
@@ -336,6 +381,30 @@ struct Checked<'a, T: Element> {
     after: After<'a, T, Mixed>,
     affine: Affine<'a, T>,
     states: &'a mut [Welford],
+    params: Params<'a, T>,
+    renorm: Option<Renormalize<'a, T>>,
+}
+
+impl<T: Element> Checked<'_, T> {
+    /// Normalizes by the states of all of the batch, which are returned once nothing can go wrong any more.
+    fn normalize_by(self, shape: &Shape, all: &[Welford]) -> Result<(), Error> {
+        let Checked { x, y, after, affine, states, params, renorm } = self;
+        // Made anew, for it is of one lifetime only, and what it is run with lives here.
+        let After { activation, residual, mask } = after;
+        let after = After { activation, residual, mask };
+        let given = joined_of(shape, all)?;
+        match renorm {
+            None => run(shape, Job::Inference(inference::Inference { x, y, affine, after, given }))?,
+            Some(Renormalize { limits, running: (mean, var), to }) => {
+                let renormalized = limits.renormalize(all, mean, var, &params)?;
+                let affine = renormalized.params(&params).checked(shape.channels())?;
+                run(shape, Job::Inference(inference::Inference { x, y, affine, after, given }))?;
+                *to = renormalized;
+            }
+        }
+        states.copy_from_slice(all);
+        Ok(())
+    }
 }
 
 /// Normalization by a given mean and variance: y = gamma * (x - mean) / sqrt(var + eps) + beta.
