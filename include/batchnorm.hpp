@@ -190,9 +190,9 @@ class problem {
   }
 
   // The words of a mask of a tensor, a bit an element.
+  std::size_t mask_len() const { return size() / 64 + (size() % 64 != 0); }
   // The samples that a batch can be split between.
   std::size_t granularity() const { return batchnorm_granularity(&problem_); }
-  std::size_t mask_len() const { return size() / 64 + (size() % 64 != 0); }
 
   // With x of T and y of Y.
   template <typename T, typename Y = T>
@@ -443,6 +443,9 @@ class backward : detail::operation<T, batchnorm_backward_args, Y> {
   }
   // The joined sums of all parts of the batch that x is a part of, which have to stay where they are.
   backward &sums(const batchnorm::part &sums) {
+    if (sums.empty()) {
+      throw error(BATCHNORM_STATUS_BYTES, "sums has no bytes, must be joined parts");
+    }
     this->args_.sums = sums.data();
     this->args_.sums_len = sums.size();
     return *this;

@@ -6,6 +6,7 @@ use crate::api::partial::gradients::PartialGradients;
 use crate::api::partial::statistics::PartialStatistics;
 use crate::api::shape::Shape;
 use crate::ground::error::Error;
+use crate::ground::memory::reserved;
 use crate::operations::Element;
 
 /// How processes tell each other what they know of their parts of a batch: over MPI, a socket, channels between threads.
@@ -62,9 +63,9 @@ fn exchange(
     gather: &mut dyn Gather,
     mut join: impl FnMut(&[u8]) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let (mut heard, mut outcome) = (0usize, Ok(()));
+    let (mut heard, mut outcome) = (false, Ok(()));
     let told = gather.gather(mine.as_deref().unwrap_or(&[]), &mut |bytes| {
-        heard += 1;
+        heard |= mine.as_deref() == Ok(bytes);
         if outcome.is_ok() {
             outcome = match bytes {
                 [] => Err(Error::Gather { reason: "another process has an error".to_owned() }),
@@ -75,8 +76,8 @@ fn exchange(
     mine?;
     told?;
     outcome?;
-    if heard == 0 {
-        return Err(Error::Gather { reason: "no process's bytes came, not even this one's".to_owned() });
+    if !heard {
+        return Err(Error::Gather { reason: "this process's own bytes did not come back".to_owned() });
     }
     Ok(())
 }
@@ -93,14 +94,33 @@ pub fn all_statistics<T: Element>(
     Ok(all)
 }
 
-/// The sums of all parts.
+/// The sums of all parts, by states of so many elements: others are an error in all processes.
 pub fn all_gradients<T: Element>(
     shape: &Shape,
-    mine: Result<PartialGradients<T>, Error>,
+    mine: Result<(PartialGradients<T>, Option<u64>), Error>,
     gather: &mut dyn Gather,
 ) -> Result<PartialGradients<T>, Error> {
     let mut all = PartialGradients::new(shape.channels());
-    let bytes = mine.and_then(|mine| mine.to_bytes());
-    exchange(bytes, gather, |bytes| all.join(&PartialGradients::from_bytes(bytes)?))?;
+    let bytes = mine.and_then(|(mine, count)| {
+        let (mut bytes, count) = (mine.to_bytes()?, count.unwrap_or(FROZEN).to_le_bytes());
+        reserved(&mut bytes, count.len())?;
+        bytes.extend(count);
+        Ok(bytes)
+    });
+    let mut counts = None;
+    exchange(bytes, gather, |bytes| {
+        let (bytes, count) = bytes.split_last_chunk().ok_or(Error::Bytes { reason: "are too few" })?;
+        let count = u64::from_le_bytes(*count);
+        if *counts.get_or_insert(count) != count {
+            return Err(Error::Partial { reason: "are by states of other numbers of elements" });
+        }
+        all.join(&PartialGradients::from_bytes(bytes)?)
+    })?;
+    if counts.is_some_and(|count| count != FROZEN && count != all.nodes.count()) {
+        return Err(Error::Partial { reason: "are of another number of elements than the states" });
+    }
     Ok(all)
 }
+
+/// Stands for the count of statistics that are not the batch's.
+const FROZEN: u64 = u64::MAX;

@@ -406,6 +406,7 @@ unsafe fn backward<T: Element>(
     let mut gradients = Gradients::<T>::new();
     let (over_x, dx_over_dy) = (ptr::eq(args.dx, args.x), ptr::eq(args.dx, args.dy) && same);
     let dz_over_dy = ptr::eq(args.dz, args.dy);
+    let wants_tensors = !args.dx.is_null() || !args.dz.is_null();
     // SAFETY: says the caller.
     let call = unsafe {
         params.gamma = arguments.optional("gamma", args.gamma.cast(), c)?;
@@ -463,6 +464,16 @@ unsafe fn backward<T: Element>(
     let mut ways = ways.iter().filter(|(_, given)| *given).map(|(name, _)| name);
     if let (Some(one), Some(other)) = (ways.next(), ways.next()) {
         let message = format!("{other} is given, must be null, since {one} is given");
+        return Err(Failure(Status::Exclusive, message));
+    }
+    if sums.is_none() && args.sums_len > 0 {
+        let message = format!("sums is null, must have {} bytes", args.sums_len);
+        return Err(Failure(Status::NullPointer, message));
+    }
+    let [dgamma, dbeta, dmean, dvar] =
+        [&gradients.dgamma, &gradients.dbeta, &gradients.dmean, &gradients.dvar].map(Option::is_some);
+    if part.is_some() && (wants_tensors || dgamma || dbeta || dmean || dvar) {
+        let message = "a gradient is given, must be null, since part is given".to_owned();
         return Err(Failure(Status::Exclusive, message));
     }
     let sums = sums.map(PartialGradients::from_bytes).transpose()?;

@@ -22,7 +22,7 @@ pub type Collect = unsafe extern "C" fn(argument: *mut c_void, bytes: *const c_v
 /// How the processes that have parts of a batch hear of each other: a function that gets `context`, and neither throws nor jumps out.
 ///
 /// All processes call the same operations in the same order, with their parts of one batch each. One whose arguments are in error
-/// tells the others so, by no bytes, and the operation fails in all. With MPI:
+/// tells the others so, by no bytes, and the operation fails in all; but for args and gather themselves, which it could not. With MPI:
 ///
 ///   static int32_t gather(void *context, const void *bytes, size_t len, batchnorm_collect collect, void *argument) {
 ///     MPI_Comm *comm = context;

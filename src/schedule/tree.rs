@@ -32,10 +32,12 @@ impl Tree {
     }
 
     /// Merges all that is complete before this leaf: calls `merge` with pairs of nodes, the latter's state goes into that of the
-    /// former.
+    /// former. There may be leaves that no one has.
     pub fn complete(&mut self, leaf: usize, merge: &mut dyn FnMut(Node, Node)) {
-        // Of the subtrees that end here, the largest one's first leaf.
-        self.merge_from(leaf & leaf.wrapping_sub(1), merge);
+        let Some(last) = self.len.checked_sub(1).map(|last| self.nodes[last].leaf) else { return };
+        // Of the subtrees that the last node is in and that end before this leaf, the largest one's first leaf.
+        let level = (last ^ leaf).checked_ilog2().unwrap_or(0);
+        self.merge_from(last >> level << level, merge);
     }
 
     /// The next node, in order; what is before it is complete.
@@ -81,7 +83,7 @@ mod tests {
             texts[left.place] = format!("({}+{})", texts[left.place], texts[right.place]);
         });
         assert_eq!((tree.len(), tree.nodes[0].count), (1, count));
-        assert!(most <= count.ilog2() as usize + 2, "{most} nodes of {count}");
+        assert!(most <= LEVELS, "{most} nodes of {count}");
         texts.swap_remove(0)
     }
 
@@ -95,6 +97,23 @@ mod tests {
         match (left, right) {
             (Some(left), Some(right)) => Some(format!("({left}+{right})")),
             (left, right) => left.or(right),
+        }
+    }
+
+    /// Those of a batch whose other samples are elsewhere.
+    #[test]
+    fn leaves_may_be_left_out() {
+        for (step, first) in [(2, 1), (3, 0), (5, 1), (2, 0), (7, 3)] {
+            let leaves: Vec<_> = (0..400).map(|i| first + step * i).collect();
+            assert_eq!(Some(merged(leaves.iter().copied())), by_definition(&leaves, (0, 12)));
+        }
+        let mut some = 1usize;
+        for _ in 0..200 {
+            some = some.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let leaves: Vec<_> = (0..60).filter(|i| some >> i & 1 == 1).collect();
+            if !leaves.is_empty() {
+                assert_eq!(Some(merged(leaves.iter().copied())), by_definition(&leaves, (0, 6)));
+            }
         }
     }
 

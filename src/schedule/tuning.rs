@@ -98,7 +98,7 @@ impl Tuning {
         row_bytes: fuzzed(8 << 20, 8 << 10),
         row_positions: 36,
         row_samples: fuzzed(16, 2),
-        parallel_states: fuzzed(4096, 64),
+        parallel_states: fuzzed(1 << 14, 64),
         fullest_thread_percent: 115,
     };
 

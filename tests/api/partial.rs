@@ -4,7 +4,8 @@ use std::sync::{Arc, Barrier, Mutex};
 
 use batchnorm::{
     Activation, Backward, BatchNorm, Error, Gather, Gradients, Inference, Mode, Params, PartialGradients,
-    PartialStatistics, RunningVariance, Shape, StreamingStatistics, Training, UpdateRule, Welford,
+    PartialStatistics, RunningUpdate, RunningVariance, Shape, StreamingStatistics, Training, UpdateRule,
+    Welford,
 };
 
 use crate::common::matrix::Guarded;
@@ -330,4 +331,54 @@ fn samples_of_other_sizes_count_by_their_elements() {
                 && (state.variance() / expected.variance() - 1.0).abs() < 1e-14
         );
     }
+}
+
+/// Every second sample, and images of two sizes in turn: a tree with gaps.
+#[test]
+fn samples_may_be_missing() {
+    let x = vec![1.5f32; 1024];
+    let mut statistics = PartialStatistics::<f32>::new(1);
+    for i in 0..400u64 {
+        let shape = Shape::nchw(&[1, 1, if i % 2 == 0 { 1024 } else { 576 }]).unwrap();
+        statistics.add(&shape, 2 * i + 1, &x[..shape.len()]).unwrap();
+    }
+    let state = statistics.states().unwrap()[0];
+    assert_eq!((state.count(), state.mean(), state.variance()), (200 * 1600, 1.5, 0.0));
+}
+
+/// A rule that is none, states of another batch, a process that trained alone: what one finds out, all do.
+#[test]
+fn what_only_one_process_could_know_is_told() {
+    let (x, dy) = (tensor(32, 0), tensor(32, 1));
+    in_threads(&[0, 16, 32], |first, end, mut others| {
+        let (range, n, number) = (first * 147..end * 147, end - first, others.number);
+        let (x, dy) = (&x[range.clone()], &dy[range]);
+        let rule = UpdateRule::Momentum(if number == 1 { 2.0 } else { 0.1 });
+        let plain = BatchNorm::<f32>::new(3);
+        let update = RunningUpdate { rule, ..plain.update() };
+        let mut layer = plain.with_update(update);
+        let before = layer.clone().into_parts();
+        let mut y = Guarded::<f32>::new(x.len(), 0);
+        let at = (first as u64, &mut others as &mut dyn Gather);
+        let result = layer.forward_among(Mode::Training, &shape(n), (x, None), y.get_mut(), at);
+        match number {
+            1 => assert!(matches!(result, Err(Error::Weight { .. }))),
+            _ => assert!(matches!(result, Err(Error::Gather { .. }))),
+        }
+        y.assert_untouched("y");
+        assert_eq!(layer.into_parts(), before);
+
+        let mut layer = BatchNorm::<f32>::new(3);
+        let mut y = vec![0.0; x.len()];
+        let at = (first as u64, &mut others as &mut dyn Gather);
+        layer.forward_among(Mode::Training, &shape(n), (x, None), &mut y, at).unwrap();
+        if number == 1 {
+            layer.forward_training(&shape(n), x, &mut y).unwrap();
+        }
+        let mut dx = Guarded::<f32>::new(x.len(), 0);
+        let at = (first as u64, &mut others as &mut dyn Gather);
+        let result = layer.backward_among(&shape(n), (x, dy), (dx.get_mut(), None), at);
+        assert_eq!(result, Err(partial("are by states of other numbers of elements")));
+        dx.assert_untouched("dx");
+    });
 }

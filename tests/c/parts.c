@@ -221,6 +221,13 @@ int main(void) {
       OK(batchnorm_backward(&problem, &part));
       same(firsts[i], batch);
       /* What does not go together. */
+      part.part = bytes[0];
+      part.part_len = &lens[0];
+      CHECK(batchnorm_backward(&problem, &part) == BATCHNORM_STATUS_EXCLUSIVE);
+      part.part = NULL;
+      part.sums = NULL;
+      CHECK(batchnorm_backward(&problem, &part) == BATCHNORM_STATUS_NULL_POINTER);
+      part.sums = joined_sums;
       part.sums_len--;
       CHECK(batchnorm_backward(&problem, &part) == BATCHNORM_STATUS_BYTES);
     }

@@ -53,7 +53,7 @@ impl<T: Element> BatchNorm<T> {
 
     /// The same of a part of a batch, samples `first` to `first + N` of it, whose other parts other processes have, who call as well
     /// with layers of the same parameters, in the same domain: in training y, and what the running statistics take in, are those of the whole
-    /// ([`Training::run_among`]). In the other modes no one has to be heard of. A part may be empty.
+    /// ([`Training::run_among`]). In frozen mode and inference no one has to be heard of. A part may be empty.
     ///
     /// # Errors
     /// As [`forward_with_residual`](Self::forward_with_residual); [`Error::Gather`], [`Error::Partial`] and [`Error::Bytes`] for what could
@@ -219,7 +219,9 @@ impl<T: Element> BatchNorm<T> {
         (y, mask): (&mut [S], Option<&mut [u64]>),
         among: Option<Among<'_>>,
     ) -> Result<Option<Renormalized<T>>, Error> {
-        if let Err(error) = self.check_channels(shape) {
+        // What is wrong here is told to the others, who would go on without it.
+        let rule = update.map_or(Ok(()), RunningUpdate::check_rule);
+        if let Err(error) = self.check_channels(shape).and(rule) {
             return Err(refused(among, error));
         }
         let mut training = Training::new(shape, params(&self.parts)).x(x).y(y).states(&mut self.kept.states);

@@ -210,7 +210,7 @@ impl<'a, S: Storage> Backward<'a, S> {
         let twice = self.sums.map_or(Ok(()), |_| Err(Error::Twice { argument: "sums" }));
         let checked = twice.and_then(|()| self.checked(None));
         let part = checked.as_ref().map_err(Clone::clone);
-        let part = part.and_then(|(job, _)| sum(&shape, first, job));
+        let part = part.and_then(|(job, _)| Ok((sum(&shape, first, job)?, job.count())));
         let all = all_gradients(&shape, part, gather)?;
         let (job, per_channel) = checked?;
         follow(&shape, &all, job, per_channel)

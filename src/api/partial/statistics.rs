@@ -26,7 +26,7 @@ use crate::operations::{Element, Job};
 /// A part is told by its samples, from which one of the batch on: parts of any sizes, empty ones too, join in any order, each
 /// sample once. As long as parts begin at multiples of [`Shape::granularity`], the joined statistics have the bits of one call over
 /// the whole batch; else they are within the same bounds, and so they are where samples have different numbers of positions,
-/// images of other sizes say: each element counts once. `T` is the arithmetic: f32, also of bf16 and f16, or f64.
+/// images of other sizes say: each element counts once. Samples of all sizes have one numbering, and some may be missing. `T` is the arithmetic: f32, also of bf16 and f16, or f64.
 ///
 /// With the states of all, [`Inference::states`](crate::Inference::states) normalizes each part as [`Training`](crate::Training) the
 /// whole, and [`PartialGradients`](crate::PartialGradients) are the same for [`Backward`](crate::Backward).
