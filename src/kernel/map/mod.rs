@@ -116,7 +116,7 @@ impl<T: Copy, O: Formula<IN, K>, E: Fused<T, O, IN, K>, const IN: usize, const K
     /// Whether loops ask whether to prefetch, which saves half of their code.
     #[inline(always)]
     fn asks<S: Lanes<T>>() -> bool {
-        E::ANY || O::RARE || !S::FILLS_LINES
+        E::ANY || O::RARE || !S::FILLS_LINES || !S::NON_TEMPORAL
     }
 
     /// Prefetches what will soon be read and written.
