@@ -503,3 +503,13 @@ fn streaming_statistics_are_those_of_the_whole_data_set() {
     check::<f32>();
     check::<f64>();
 }
+
+/// Without channels a batch is one all the same: the cumulative rule counts it.
+#[test]
+fn a_layer_without_channels_counts_its_batches() {
+    let mut layer = BatchNorm::<f32>::new(0);
+    for batch in 1..4 {
+        layer.forward_training(&Shape::nchw(&[3, 0, 17]).unwrap(), &[0f32; 0], &mut [0f32; 0]).unwrap();
+        assert_eq!(layer.batches(), batch);
+    }
+}

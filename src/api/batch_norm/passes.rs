@@ -244,7 +244,7 @@ impl<T: Element> BatchNorm<T> {
                 training.run()?;
             }
         }
-        let any = self.kept.states.first().is_some_and(|state| state.count() != 0);
+        let any = self.kept.states.first().map_or(shape.per_channel() != 0, |state| state.count() != 0);
         if let Some(update) = update.filter(|_| any) {
             let (running_mean, running_var, batches) = self.parts.running_mut(self.domain);
             update_running(update, *batches, &self.kept.states, running_mean, running_var)?;
