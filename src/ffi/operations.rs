@@ -1,19 +1,17 @@
 //! The operations on tensors, each with a struct of its arguments.
 
-use std::cell::Cell;
 use std::ffi::c_void;
 use std::mem::offset_of;
 use std::ptr;
 
 use super::activation::activation_of;
-use super::arguments::{Arguments, Failure, Versioned, call, check_states};
+use super::arguments::{Arguments, Failure, Versioned, call};
 use super::element::by_element;
-use super::partial::{Gather, Gathering};
+use super::partial::{Gather, Gathering, told};
 use super::problem::{Checked, Problem};
 use super::state::State;
 use super::status::Status;
 use crate::api::builders::{Backward, Inference, Operand, Statistics, Training};
-use crate::api::gather::Gather as _;
 use crate::api::params::{Gradients, Params};
 use crate::api::partial::gradients::PartialGradients;
 use crate::api::partial::statistics::PartialStatistics;
@@ -287,8 +285,7 @@ pub unsafe extern "C" fn batchnorm_training(problem: *const Problem, args: *cons
         unsafe {
             let problem = Checked::new(&mut arguments, problem);
             let args = arguments.sized("args", args)?;
-            let mut gather = arguments.gather(args.gather)?;
-            told(&mut gather, |gather| {
+            told(arguments.gather(args.gather)?, |gather| {
                 let problem = problem?;
                 by_element!(problem, training(&problem, args, arguments, gather))
             })
@@ -300,7 +297,7 @@ unsafe fn training<T: Element>(
     problem: &Checked,
     args: TrainingArgs,
     mut arguments: Arguments,
-    gather: Telling<'_>,
+    gather: &mut Option<Gathering>,
 ) -> Result<(), Failure> {
     let (shape, c) = (&problem.shape, problem.shape.channels());
     let mut params = Params::<T>::new(args.eps);
@@ -312,8 +309,8 @@ unsafe fn training<T: Element>(
         let states = arguments.write("states", args.states.cast::<Welford>(), c)?;
         with_tensors!(Training::<T>::new(shape, params).states(states), args, arguments, problem)
     };
-    match gather.taken() {
-        Some(gather) => problem.run(|| call.run_among(args.first, gather)),
+    match gather.take() {
+        Some(mut gather) => problem.run(|| call.run_among(args.first, &mut gather)),
         None => problem.run(|| call.run()),
     }
 }
@@ -347,14 +344,10 @@ unsafe fn inference<T: Element>(
     params.activation = activation_of(args.activation, args.slope, args.lo, args.hi)?;
     // SAFETY: says the caller.
     let call = unsafe {
-        let statistics = Given::of(&mut arguments, args.states, (args.mean, args.var), c)?;
+        let statistics = arguments.statistics(args.states, (args.mean, args.var), c)?;
         params.gamma = arguments.optional("gamma", args.gamma.cast(), c)?;
         params.beta = arguments.optional("beta", args.beta.cast(), c)?;
-        let inference = Inference::<T>::new(shape, params);
-        let inference = match statistics {
-            Given::States(states) => inference.states(states),
-            Given::Frozen(mean, var) => inference.frozen(mean, var),
-        };
+        let inference = Inference::<T>::new(shape, params).by(statistics);
         with_tensors!(inference, args, arguments, problem)
     };
     problem.run(|| call.run())
@@ -380,8 +373,7 @@ pub unsafe extern "C" fn batchnorm_backward(problem: *const Problem, args: *cons
         unsafe {
             let problem = Checked::new(&mut arguments, problem);
             let args = arguments.sized("args", args)?;
-            let mut gather = arguments.gather(args.gather)?;
-            told(&mut gather, |gather| {
+            told(arguments.gather(args.gather)?, |gather| {
                 let problem = problem?;
                 by_element!(problem, backward(&problem, args, arguments, gather))
             })
@@ -393,7 +385,7 @@ unsafe fn backward<T: Element>(
     problem: &Checked,
     args: BackwardArgs,
     mut arguments: Arguments,
-    gather: Telling<'_>,
+    gather: &mut Option<Gathering>,
 ) -> Result<(), Failure> {
     let (shape, len, c) = (&problem.shape, problem.shape.len(), problem.shape.channels());
     let (of_x, of_y) = ((len, problem.element), (len, problem.y_element));
@@ -406,7 +398,6 @@ unsafe fn backward<T: Element>(
     let mut gradients = Gradients::<T>::new();
     let (over_x, dx_over_dy) = (ptr::eq(args.dx, args.x), ptr::eq(args.dx, args.dy) && same);
     let dz_over_dy = ptr::eq(args.dz, args.dy);
-    let wants_tensors = !args.dx.is_null() || !args.dz.is_null();
     // SAFETY: says the caller.
     let call = unsafe {
         params.gamma = arguments.optional("gamma", args.gamma.cast(), c)?;
@@ -450,10 +441,7 @@ unsafe fn backward<T: Element>(
             Operand::Read(arguments.source("dy", args.dy, of_y)?)
         };
         call = call.operands([x, dy], [dx, dz], dz_is_over_dy);
-        match Given::of(&mut arguments, args.states, (args.mean, args.var), c)? {
-            Given::States(states) => call.states(states),
-            Given::Frozen(mean, var) => call.frozen(mean, var),
-        }
+        call.by(arguments.statistics(args.states, (args.mean, args.var), c)?)
     };
     // SAFETY: says the caller.
     let (part, sums) = unsafe {
@@ -470,86 +458,20 @@ unsafe fn backward<T: Element>(
         let message = format!("sums is null, must have {} bytes", args.sums_len);
         return Err(Failure(Status::NullPointer, message));
     }
-    let [dgamma, dbeta, dmean, dvar] =
-        [&gradients.dgamma, &gradients.dbeta, &gradients.dmean, &gradients.dvar].map(Option::is_some);
-    if part.is_some() && (wants_tensors || dgamma || dbeta || dmean || dvar) {
+    let outputs = [args.dx, args.dz, args.dgamma, args.dbeta, args.dmean, args.dvar];
+    if part.is_some() && outputs.iter().any(|output| !output.is_null()) {
         let message = "a gradient is given, must be null, since part is given".to_owned();
         return Err(Failure(Status::Exclusive, message));
     }
     let sums = sums.map(PartialGradients::from_bytes).transpose()?;
     if let Some(part) = part {
-        let mut made = None;
-        problem.run(|| call.part(args.first).map(|sums| made = Some(sums)))?;
-        return made.map_or(Ok(()), |sums| part.put(&sums.to_bytes()?));
+        let sums = problem.run(|| call.part(args.first))?;
+        return part.put(&sums.to_bytes()?);
     }
     let call = call.gradients(gradients);
-    match (gather.taken(), &sums) {
-        (Some(gather), _) => problem.run(|| call.run_among(args.first, gather)),
+    match (gather.take(), &sums) {
+        (Some(mut gather), _) => problem.run(|| call.run_among(args.first, &mut gather)),
         (None, Some(sums)) => problem.run(|| call.sums(sums).run()),
         (None, None) => problem.run(|| call.run()),
     }
-}
-
-/// The statistics that a call is given.
-enum Given<'a, T> {
-    States(&'a [Welford]),
-    Frozen(&'a [T], &'a [T]),
-}
-
-impl<T> Given<'_, T> {
-    /// States, or else a mean and a variance.
-    ///
-    /// # Safety
-    /// As of `Arguments::read`.
-    unsafe fn of(
-        arguments: &mut Arguments,
-        states: *const State,
-        (mean, var): (*const c_void, *const c_void),
-        c: usize,
-    ) -> Result<Self, Failure> {
-        // SAFETY: says the caller.
-        unsafe {
-            if !states.is_null() {
-                for (name, other) in [("mean", mean), ("var", var)] {
-                    if !other.is_null() {
-                        let message = format!("{name} is given, must be null, since states are given");
-                        return Err(Failure(Status::Exclusive, message));
-                    }
-                }
-                let states = arguments.read("states", states.cast::<Welford>(), c)?;
-                check_states("states", states)?;
-                return Ok(Given::States(states));
-            }
-            if mean.is_null() && var.is_null() && c > 0 {
-                let message = format!("states is null, must have {c} elements, or mean and var must");
-                return Err(Failure(Status::NullPointer, message));
-            }
-            let mean = arguments.read("mean", mean.cast(), c)?;
-            Ok(Given::Frozen(mean, arguments.read("var", var.cast(), c)?))
-        }
-    }
-}
-
-/// A way to tell others, which says whether it has been taken.
-struct Telling<'a>(Option<&'a mut Gathering>, &'a Cell<bool>);
-
-impl<'a> Telling<'a> {
-    fn taken(self) -> Option<&'a mut Gathering> {
-        self.1.set(true);
-        self.0
-    }
-}
-
-/// Runs a call that tells others, and tells them that there is nothing if it failed before it did.
-fn told(
-    gather: &mut Option<Gathering>,
-    body: impl FnOnce(Telling<'_>) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    let taken = Cell::new(false);
-    let result = body(Telling(gather.as_mut(), &taken));
-    if let (Err(_), Some(gather), false) = (&result, gather, taken.get()) {
-        // What they say to it changes nothing.
-        let _ = gather.gather(&[], &mut |_| ());
-    }
-    result
 }

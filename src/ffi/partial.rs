@@ -7,14 +7,14 @@ use std::slice;
 
 use super::arguments::{Arguments, Failure, Versioned, call};
 use super::problem::{Checked, Problem};
+use super::state::State;
 use super::status::Status;
 use crate::api::gather::Gather as GatherBytes;
 use crate::api::partial::bytes;
 use crate::api::partial::statistics::PartialStatistics;
 use crate::ground::error::Error;
+use crate::ground::memory::reserved;
 use crate::ground::welford::Welford;
-
-use super::state::State;
 
 /// Takes the bytes of one process, with the argument that came with it.
 pub type Collect = unsafe extern "C" fn(argument: *mut c_void, bytes: *const c_void, len: usize);
@@ -97,6 +97,19 @@ impl GatherBytes for Gathering {
             status => Err(Error::Gather { reason: format!("the program's gather returned {status}") }),
         }
     }
+}
+
+/// Runs a call that may tell others, and takes the way to them then; where it failed before, they are told that there is nothing.
+pub(super) fn told(
+    mut gather: Option<Gathering>,
+    body: impl FnOnce(&mut Option<Gathering>) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let result = body(&mut gather);
+    if let (Err(_), Some(mut gather)) = (&result, gather) {
+        // What they say to it changes nothing.
+        let _ = gather.gather(&[], &mut |_| ());
+    }
+    result
 }
 
 impl Arguments {
@@ -215,9 +228,7 @@ pub unsafe extern "C" fn batchnorm_join(
             let parts = arguments.read("parts", parts, count)?;
             let lens = arguments.read("lens", lens, count)?;
             let mut all = Vec::new();
-            if all.try_reserve_exact(count).is_err() {
-                return Err(Failure(Status::OutOfMemory, String::new()));
-            }
+            reserved(&mut all, count)?;
             for (part, len) in parts.iter().zip(lens) {
                 all.push(arguments.read("a part", part.cast::<u8>(), *len)?);
             }
@@ -261,9 +272,10 @@ pub unsafe extern "C" fn batchnorm_part_states(
                 arguments.write("states", states.cast::<Welford>(), channels)?,
             )
         };
-        let all = match bytes::read(part)?.kind.double {
-            true => PartialStatistics::<f64>::from_bytes(part)?.states()?,
-            false => PartialStatistics::<f32>::from_bytes(part)?.states()?,
+        let nodes = bytes::read(part)?;
+        let all = match nodes.kind.double {
+            true => PartialStatistics::<f64>::of_nodes(nodes)?.states()?,
+            false => PartialStatistics::<f32>::of_nodes(nodes)?.states()?,
         };
         if all.len() != channels {
             let message = format!("part has {} channels, must have {channels}", all.len());

@@ -156,7 +156,7 @@ impl Checked {
     }
 
     /// Runs `body` on the problem's threads, and as many of them as it says.
-    pub fn run(&self, body: impl FnOnce() -> Result<(), Error>) -> Result<(), Failure> {
+    pub fn run<R>(&self, body: impl FnOnce() -> Result<R, Error>) -> Result<R, Failure> {
         let limited = || threads::limit(self.threads, body);
         Ok(match &self.host {
             Some(host) => threads::with(host, limited),

@@ -1,7 +1,10 @@
 //! The statistics of a channel.
 
+use std::ffi::c_void;
+
 use super::arguments::{Arguments, Failure, call, check_states};
 use super::status::Status;
+use crate::api::builders::Normalizer;
 use crate::ground::welford::Welford;
 use crate::simd::environment;
 
@@ -28,6 +31,40 @@ pub struct State {
 
 const _: () =
     assert!(size_of::<State>() == size_of::<Welford>() && align_of::<State>() == align_of::<Welford>());
+
+impl Arguments {
+    /// States, or else a mean and a variance.
+    ///
+    /// # Safety
+    /// As of `read`.
+    pub(super) unsafe fn statistics<'a, T>(
+        &mut self,
+        states: *const State,
+        (mean, var): (*const c_void, *const c_void),
+        c: usize,
+    ) -> Result<Normalizer<'a, T>, Failure> {
+        // SAFETY: says the caller.
+        unsafe {
+            if !states.is_null() {
+                for (name, other) in [("mean", mean), ("var", var)] {
+                    if !other.is_null() {
+                        let message = format!("{name} is given, must be null, since states are given");
+                        return Err(Failure(Status::Exclusive, message));
+                    }
+                }
+                let states = self.read("states", states.cast::<Welford>(), c)?;
+                check_states("states", states)?;
+                return Ok(Normalizer::Batch(states));
+            }
+            if mean.is_null() && var.is_null() && c > 0 {
+                let message = format!("states is null, must have {c} elements, or mean and var must");
+                return Err(Failure(Status::NullPointer, message));
+            }
+            let mean = self.read("mean", mean.cast(), c)?;
+            Ok(Normalizer::Frozen(mean, self.read("var", var.cast(), c)?))
+        }
+    }
+}
 
 /// A value of a state's, NaN of none.
 unsafe fn value(state: *const State, of: fn(&Welford) -> f64) -> f64 {

@@ -167,6 +167,12 @@ impl<'a, S: Storage> Backward<'a, S> {
         Self { statistics: Some(Normalizer::Frozen(mean, var)), ..self }
     }
 
+    /// For callers who do not know which of the two.
+    #[cfg(feature = "capi")]
+    pub(crate) fn by(self, statistics: Normalizer<'a, S::Arithmetic>) -> Self {
+        Self { statistics: Some(statistics), ..self }
+    }
+
     /// The gradients wanted; dx among them if it goes neither over x nor over dy.
     pub fn gradients(self, gradients: Gradients<'a, S>) -> Self {
         Self { gradients, ..self }
@@ -292,10 +298,12 @@ impl<'a, S: Storage> Backward<'a, S> {
 
 /// The sums of a part of a batch.
 fn sum<T: Element>(shape: &Shape, first: u64, job: &Checked<'_, T>) -> Result<PartialGradients<T>, Error> {
-    PartialGradients::of(shape, first, |sums, part| {
+    let mut gradients = PartialGradients::new(shape.channels());
+    gradients.nodes.add(shape, first, |sums, part| {
         let part = job.by(backward::Sums::Part(sums, part), [None; 4]);
         run(shape, Job::Backward(backward::Backward { dx: None, dz: None, ..part }))
-    })
+    })?;
+    Ok(gradients)
 }
 
 /// Gradients per channel of no elements.
@@ -304,20 +312,16 @@ fn no_sums<T: Element>(per_channel: &mut PerChannel<'_, T>) {
     outputs.for_each(|output| output.fill(T::default()));
 }
 
-/// Gradients from the sums over all parts.
+/// Gradients from the sums over all parts, which are of as many elements as the states.
 fn follow<T: Element>(
     shape: &Shape,
     sums: &PartialGradients<T>,
     mut job: Checked<'_, T>,
     mut per_channel: PerChannel<'_, T>,
 ) -> Result<(), Error> {
-    sums.nodes.part(shape, 0)?;
-    let count = sums.nodes.count();
-    if job.count().is_some_and(|of_states| of_states != count) {
-        return Err(Error::Partial { reason: "are of another number of elements than the states" });
-    }
+    shape.check_channels("partial sums", sums.nodes.channels)?;
     let joined = sums.nodes.joined()?;
-    if count == 0 {
+    if sums.nodes.count() == 0 {
         no_sums(&mut per_channel);
         return Ok(());
     }

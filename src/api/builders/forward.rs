@@ -464,6 +464,12 @@ impl<'a, S: Storage> Inference<'a, S> {
         Self { statistics: Some(Normalizer::Batch(states)), ..self }
     }
 
+    /// For callers who do not know which of the two.
+    #[cfg(feature = "capi")]
+    pub(crate) fn by(self, statistics: Normalizer<'a, S::Arithmetic>) -> Self {
+        Self { statistics: Some(statistics), ..self }
+    }
+
     /// Computes.
     ///
     /// # Errors

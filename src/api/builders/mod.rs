@@ -12,4 +12,4 @@ pub mod operands;
 pub use backward::Backward;
 pub use forward::{Inference, Statistics, Training};
 #[cfg(feature = "capi")]
-pub(crate) use operands::Operand;
+pub(crate) use operands::{Normalizer, Operand};
