@@ -2,14 +2,12 @@
 
 #![forbid(unsafe_code)]
 
-use std::any::Any;
-
+use crate::api::partial::nodes::Nodes;
 use crate::api::partial::statistics::PartialStatistics;
 use crate::api::shape::Shape;
 use crate::ground::error::{Error, check_len};
 use crate::ground::memory::filled;
 use crate::ground::welford::Welford;
-use crate::operations::Element;
 use crate::operations::storage::Storage;
 use crate::simd::environment;
 
@@ -42,37 +40,8 @@ pub struct StreamingStatistics {
     states: Vec<Welford>,
     /// Those of the parts before the last.
     before: Vec<Welford>,
-    last: Option<Part>,
-}
-
-/// Batches that are one to statistics.
-#[derive(Debug, Clone)]
-enum Part {
-    Single(PartialStatistics<f32>),
-    Double(PartialStatistics<f64>),
-}
-
-impl Part {
-    /// Its statistics, if they are by this arithmetic and of as many positions.
-    fn of<T: Element>(&self, shape: &Shape) -> Option<&PartialStatistics<T>> {
-        let statistics = match self {
-            Part::Single(statistics) => (statistics as &dyn Any).downcast_ref(),
-            Part::Double(statistics) => (statistics as &dyn Any).downcast_ref(),
-        };
-        statistics.filter(|part: &&PartialStatistics<T>| {
-            part.nodes.iter().all(|node| node.spatial == shape.spatial() as u64)
-        })
-    }
-
-    fn new<T: Element>(statistics: PartialStatistics<T>) -> Option<Self> {
-        let mut statistics = Some(statistics);
-        let any = &mut statistics as &mut dyn Any;
-        if let Some(single) = any.downcast_mut::<Option<PartialStatistics<f32>>>() {
-            return single.take().map(Part::Single);
-        }
-        let double = any.downcast_mut::<Option<PartialStatistics<f64>>>();
-        double.and_then(Option::take).map(Part::Double)
-    }
+    /// Batches that are one to statistics.
+    last: Option<Nodes>,
 }
 
 impl PartialEq for StreamingStatistics {
@@ -109,9 +78,13 @@ impl StreamingStatistics {
         shape.check_channels("statistics", self.states.len())?;
         let c = self.states.len();
         let mut last = PartialStatistics::<S::Arithmetic>::new(c);
-        let continued = self.last.as_ref().and_then(|last| last.of(shape));
+        let goes_on = |so_far: &&Nodes| {
+            let as_large = so_far.iter().all(|node| node.spatial == shape.spatial() as u64);
+            so_far.kind == last.nodes.kind && as_large
+        };
+        let continued = self.last.as_ref().filter(goes_on);
         // Only what is complete is kept.
-        continued.map_or(Ok(()), |so_far| last.join(so_far))?;
+        continued.map_or(Ok(()), |so_far| last.nodes.join(so_far))?;
         let before = if continued.is_some() { &self.before } else { &self.states };
         last.add(shape, last.samples(), x)?;
         let [mut total, mut kept] = [filled(c, Welford::new())?, filled(c, Welford::new())?];
@@ -119,7 +92,7 @@ impl StreamingStatistics {
         kept.copy_from_slice(before);
         merge_all(&mut total, &last.states()?);
         self.before = kept;
-        (self.states, self.last) = (total, Part::new(last));
+        (self.states, self.last) = (total, Some(last.nodes));
         Ok(())
     }
 

@@ -343,10 +343,14 @@ pub fn check_weight(argument: &'static str, value: f64) -> Result<(), Error> {
     if (0.0..=1.0).contains(&value) { Ok(()) } else { Err(Error::Weight { argument, value }) }
 }
 
+/// By the sign, since a comparison takes a negative subnormal for 0 where the host's environment does.
+fn is_not_negative(value: f64) -> bool {
+    value.is_sign_positive() || value.to_bits() == (-0.0f64).to_bits()
+}
+
 /// A limit, infinite for none.
 pub fn check_least(argument: &'static str, value: f64, least: f64) -> Result<(), Error> {
-    // By the sign, as eps: a host's environment may take a negative subnormal for 0.
-    if value >= least && (value.is_sign_positive() || value.to_bits() == (-0.0f64).to_bits()) {
+    if value >= least && is_not_negative(value) {
         Ok(())
     } else {
         Err(Error::Limit { argument, value, least })
@@ -354,10 +358,5 @@ pub fn check_least(argument: &'static str, value: f64, least: f64) -> Result<(),
 }
 
 pub fn check_eps(eps: f64) -> Result<(), Error> {
-    // By the sign, since a comparison takes a negative subnormal for 0 where the host's environment does.
-    if eps.is_finite() && (eps.is_sign_positive() || eps.to_bits() == (-0.0f64).to_bits()) {
-        Ok(())
-    } else {
-        Err(Error::Epsilon { eps })
-    }
+    if eps.is_finite() && is_not_negative(eps) { Ok(()) } else { Err(Error::Epsilon { eps }) }
 }

@@ -93,15 +93,6 @@ pub fn read(bytes: &[u8]) -> Result<Nodes, Error> {
     Nodes::checked(kind, channels, nodes)?.ok_or(wrong("are of samples that are no parts of a batch"))
 }
 
-/// The same of sums that must be of this kind.
-pub fn read_of(kind: Kind, bytes: &[u8]) -> Result<Nodes, Error> {
-    let nodes = read(bytes)?;
-    if nodes.kind != kind {
-        return Err(Error::Bytes { reason: "are of other sums, or of another element" });
-    }
-    Ok(nodes)
-}
-
 /// Fowler's, Noll's and Vo's hash, which tells what was damaged on the way, not what was forged.
 fn checksum(bytes: &[u8]) -> u64 {
     bytes

@@ -7,11 +7,8 @@ use std::marker::PhantomData;
 
 use super::bytes;
 use super::kind::Kind;
-use super::nodes::{Node, Nodes, cut};
-use crate::api::shape::Shape;
+use super::nodes::Nodes;
 use crate::ground::error::Error;
-use crate::ground::memory::{filled, reserved};
-use crate::ground::slices::Output;
 use crate::operations::Element;
 
 /// What gradients need to know of all of a batch, of a part of it: sum(g) and sum(g * (x - mean)) of each channel. Parts join to the
@@ -52,26 +49,6 @@ impl<T: Element> PartialGradients<T> {
         Self { nodes: Nodes::new(Self::KIND, channels), arithmetic: PhantomData }
     }
 
-    /// Of a part: `sum` writes the sums of the samples it is given, counted from the part's first, or says why not.
-    pub(crate) fn of(
-        shape: &Shape,
-        first: u64,
-        mut sum: impl FnMut(Output<'_, T::Gradients>, (usize, usize)) -> Result<(), Error>,
-    ) -> Result<Self, Error> {
-        let mut gradients = Self::new(shape.channels());
-        let mut nodes = Vec::new();
-        let spatial = shape.spatial() as u64;
-        let mut sums = filled(shape.channels(), T::Gradients::default())?;
-        for samples in cut(spatial, gradients.nodes.part(shape, first)?) {
-            let part = ((samples.start - first) as usize, (samples.end - first) as usize);
-            sum(Output::new(&mut sums), part)?;
-            reserved(&mut nodes, 1)?;
-            nodes.push(Node { spatial, samples, sums: gradients.nodes.numbers(&sums)? });
-        }
-        gradients.nodes.take(nodes)?;
-        Ok(gradients)
-    }
-
     /// Takes in what another part's are of.
     ///
     /// # Errors
@@ -100,7 +77,8 @@ impl<T: Element> PartialGradients<T> {
     /// # Errors
     /// [`Error::Bytes`] if they are no such bytes, [`Error::OutOfMemory`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
-        Ok(Self { nodes: bytes::read_of(Self::KIND, bytes)?, arithmetic: PhantomData })
+        let nodes = bytes::read(bytes)?.of_kind(Self::KIND)?;
+        Ok(Self { nodes, arithmetic: PhantomData })
     }
 }
 

@@ -3,5 +3,5 @@
 pub mod bytes;
 pub mod gradients;
 pub mod kind;
-mod nodes;
+pub mod nodes;
 pub mod statistics;

@@ -9,6 +9,7 @@ use super::kind::Kind;
 use crate::api::shape::Shape;
 use crate::ground::error::Error;
 use crate::ground::memory::{filled, reserved};
+use crate::ground::slices::Output;
 use crate::ground::sums::{MergeWeights, Sum};
 use crate::schedule::blocks::granularity;
 use crate::schedule::tree::{Node as Place, Tree};
@@ -53,7 +54,7 @@ fn leaf_of(spatial: u64) -> u64 {
 }
 
 /// Samples as the nodes that they are: the largest subtrees, and fragments of leaves at their ends.
-pub fn cut(spatial: u64, samples: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+fn cut(spatial: u64, samples: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let (leaf, mut next) = (leaf_of(spatial), samples.start);
     std::iter::from_fn(move || {
         let (start, left) = (next, samples.end - next);
@@ -111,8 +112,27 @@ impl Nodes {
         self.nodes.iter().map(Node::count).sum()
     }
 
+    /// Takes in a part of this shape, from sample `first` of the batch on, node by node: `sum` writes the sums of the samples it is
+    /// given, counted from the part's first, or says why not.
+    pub fn add<V: Sum>(
+        &mut self,
+        shape: &Shape,
+        first: u64,
+        mut sum: impl FnMut(Output<'_, V>, (usize, usize)) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let (samples, spatial) = (self.part(shape, first)?, shape.spatial() as u64);
+        let (mut nodes, mut sums) = (Vec::new(), filled(self.channels, V::default())?);
+        for samples in cut(spatial, samples) {
+            let part = ((samples.start - first) as usize, (samples.end - first) as usize);
+            sum(Output::new(&mut sums), part)?;
+            reserved(&mut nodes, 1)?;
+            nodes.push(Node { spatial, samples, sums: self.numbers(&sums)? });
+        }
+        self.take(nodes)
+    }
+
     /// The samples of a part of this shape, from sample `first` of the batch on.
-    pub fn part(&self, shape: &Shape, first: u64) -> Result<Range<u64>, Error> {
+    fn part(&self, shape: &Shape, first: u64) -> Result<Range<u64>, Error> {
         shape.check_channels("partial sums", self.channels)?;
         match first.checked_add(shape.batch() as u64) {
             Some(end) if can_be_counted(end, shape.spatial() as u64) => Ok(first..end),
@@ -121,7 +141,7 @@ impl Nodes {
     }
 
     /// Sums of one more node.
-    pub fn numbers<V: Sum>(&self, sums: &[V]) -> Result<Vec<u64>, Error> {
+    fn numbers<V: Sum>(&self, sums: &[V]) -> Result<Vec<u64>, Error> {
         let mut numbers = self.room()?;
         numbers.chunks_exact_mut(V::COUNT).zip(sums).for_each(|(numbers, sums)| sums.put(numbers));
         Ok(numbers)
@@ -133,7 +153,7 @@ impl Nodes {
     }
 
     /// Takes in nodes of some other samples, in order.
-    pub fn take(&mut self, others: Vec<Node>) -> Result<(), Error> {
+    fn take(&mut self, others: Vec<Node>) -> Result<(), Error> {
         let mut nodes = Vec::new();
         reserved(&mut nodes, self.nodes.len() + others.len())?;
         // They come back there.
@@ -170,6 +190,14 @@ impl Nodes {
             nodes.push(Node { spatial: *spatial, samples: samples.clone(), sums: copy });
         }
         self.take(nodes)
+    }
+
+    /// These, if they are of this kind.
+    pub fn of_kind(self, kind: Kind) -> Result<Self, Error> {
+        match self.kind == kind {
+            true => Ok(self),
+            false => Err(Error::Bytes { reason: "are of other sums, or of another element" }),
+        }
     }
 
     /// For people: which samples of how many channels.

@@ -7,13 +7,13 @@ use std::marker::PhantomData;
 
 use super::bytes;
 use super::kind::Kind;
-use super::nodes::{Node, Nodes, cut};
+use super::nodes::Nodes;
 use crate::api::builders::operands::run;
 use crate::api::params::Params;
 use crate::api::shape::Shape;
 use crate::ground::error::Error;
-use crate::ground::memory::{filled, reserved};
-use crate::ground::slices::{Output, Source};
+use crate::ground::memory::filled;
+use crate::ground::slices::Source;
 use crate::ground::welford::Welford;
 use crate::operations::forward::{Forward, Statistics};
 use crate::operations::given::After;
@@ -90,19 +90,11 @@ impl<T: Element> PartialStatistics<T> {
 
     pub(crate) fn add_source(&mut self, shape: &Shape, first: u64, x: Source<'_, T>) -> Result<(), Error> {
         shape.check_tensor("x", x.len())?;
-        let samples = self.nodes.part(shape, first)?;
         let affine = Params::default().checked(shape.channels())?;
-        let mut nodes = Vec::new();
-        let spatial = shape.spatial() as u64;
-        let mut sums = filled(shape.channels(), T::Moments::default())?;
-        for samples in cut(spatial, samples) {
-            let part = ((samples.start - first) as usize, (samples.end - first) as usize);
-            let statistics = Statistics::Part(Output::new(&mut sums), part);
-            run(shape, Job::Forward(Forward { x, y: None, affine, after: After::NOTHING, statistics }))?;
-            reserved(&mut nodes, 1)?;
-            nodes.push(Node { spatial, samples, sums: self.nodes.numbers(&sums)? });
-        }
-        self.nodes.take(nodes)
+        self.nodes.add(shape, first, |sums, part| {
+            let statistics = Statistics::Part(sums, part);
+            run(shape, Job::Forward(Forward { x, y: None, affine, after: After::NOTHING, statistics }))
+        })
     }
 
     /// Takes in what another part's are of.
@@ -147,7 +139,11 @@ impl<T: Element> PartialStatistics<T> {
     /// # Errors
     /// [`Error::Bytes`] if they are no such bytes, [`Error::OutOfMemory`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
-        Ok(Self { nodes: bytes::read_of(Self::KIND, bytes)?, arithmetic: PhantomData })
+        Self::of_nodes(bytes::read(bytes)?)
+    }
+
+    pub(crate) fn of_nodes(nodes: Nodes) -> Result<Self, Error> {
+        Ok(Self { nodes: nodes.of_kind(Self::KIND)?, arithmetic: PhantomData })
     }
 }
 
