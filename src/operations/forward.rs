@@ -161,13 +161,13 @@ where
                 let Affine { gamma, eps, .. } = self.affine;
                 // By the states that are returned, to the bit: of f64 these may hold a little less.
                 let mut returned = [T::Moments::default(); GROUP];
-                let returned = &mut returned[..states.len()];
-                let as_returned = |state: &T::Moments| match T::PAIRS {
-                    true => Welford::of(count, *state).moments(),
-                    false => *state,
-                };
-                returned.iter_mut().zip(states).for_each(|(to, state)| *to = as_returned(state));
-                task.batch_scales(group, (returned, count as f64), (gamma, eps), (true, &[]));
+                let mut moments = states;
+                if T::PAIRS {
+                    let as_returned = |state: &T::Moments| Welford::of(count, *state).moments();
+                    returned.iter_mut().zip(states).for_each(|(to, state)| *to = as_returned(state));
+                    moments = &returned[..states.len()];
+                }
+                task.batch_scales(group, (moments, count as f64), (gamma, eps), (true, &[]));
                 self.affine.coefficients(task, group, (SCALE, at));
             }
         });

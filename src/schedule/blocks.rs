@@ -12,7 +12,8 @@
 use std::ops::Range;
 
 use crate::ground::geometry::{Block, Geometry};
-use crate::ground::sizes::{LANES, fuzzed};
+use crate::ground::sizes::{BAND, LANES, fuzzed};
+use crate::kernel::room::WAITING;
 
 /// The most elements of a block: 16 KiB of f32 stay in L1 for a second look, and f64 sums over them lose nothing that
 /// f32 results could show (`Element::CONDITION_LIMIT` counts on this size).
@@ -32,6 +33,7 @@ const CHUNKS: usize = fuzzed(256, 8);
 /// The level of the largest chunk: where a thread keeps the states of one chunk that wait for others there is room for so many
 /// of a band.
 const LARGEST_CHUNK: u32 = fuzzed(7, 3) as u32;
+const _: () = assert!(LARGEST_CHUNK as usize * BAND <= WAITING);
 
 /// The samples of a block of planes of `s` positions, a power of two: a batch that is split between multiples of it has the
 /// bits of the whole.
@@ -112,35 +114,25 @@ impl Blocks {
         self.segments.next_power_of_two().ilog2()
     }
 
-    /// Chunks are several blocks of samples each, or else so many are a block of samples.
-    fn chunks_of_samples(&self) -> Result<usize, usize> {
-        match self.level.checked_sub(self.sample_level()) {
-            Some(level) => Ok(1 << level),
-            None => Err(self.segments.div_ceil(1 << self.level)),
-        }
+    /// What a chunk is of: blocks of samples, and segments of each, all if they are several.
+    fn chunk_sizes(&self) -> (usize, usize) {
+        let above = self.level.saturating_sub(self.sample_level());
+        (1 << above, if self.level < self.sample_level() { 1 << self.level } else { self.segments })
     }
 
     /// The number of chunks.
     pub fn chunks(&self) -> usize {
-        let samples = self.n.div_ceil(self.planes);
-        match self.chunks_of_samples() {
-            Ok(each) => samples.div_ceil(each),
-            Err(chunks) => samples * chunks,
-        }
+        let (samples, segments) = self.chunk_sizes();
+        self.n.div_ceil(self.planes).div_ceil(samples) * self.segments.div_ceil(segments)
     }
 
     /// The blocks of a chunk.
     pub fn chunk(&self, index: usize) -> Range<usize> {
-        match self.chunks_of_samples() {
-            Ok(each) => {
-                let first = index * each * self.segments;
-                first..(first + each * self.segments).min(self.len())
-            }
-            Err(chunks) => {
-                let (sample, part) = (index / chunks * self.segments, (index % chunks) << self.level);
-                sample + part..sample + (part + (1 << self.level)).min(self.segments)
-            }
-        }
+        let (samples, segments) = self.chunk_sizes();
+        let of_sample = self.segments.div_ceil(segments);
+        let (sample, segment) = (index / of_sample * samples, index % of_sample * segments);
+        let end = (sample + samples - 1) * self.segments + (segment + segments).min(self.segments);
+        sample * self.segments + segment..end.min(self.len())
     }
 
     /// All of a channel, as one part.

@@ -244,7 +244,7 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
         }
         if self.operation.concludes() {
             self.tasks(c.div_ceil(GROUP), (1, false), |groups, task: &mut Task<'_, T>, _| {
-                for channels in groups.flatten().map(|group| group * GROUP..((group + 1) * GROUP).min(c)) {
+                for channels in groups.flatten().map(|group| self.derived(group)) {
                     self.operation.follow(task, &channels, &[], OUTPUTS);
                 }
             });
@@ -294,7 +294,7 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
         let (c, chunks) = (self.geometry.c, self.plan.blocks.chunks());
         let tasks = if self.plan.merge_in_parallel { tasks } else { 1 };
         self.tasks(c.div_ceil(GROUP), (tasks, false), |groups, task: &mut Task<'_, T>, _| {
-            for channels in groups.flatten().map(|group| group * GROUP..((group + 1) * GROUP).min(c)) {
+            for channels in groups.flatten().map(|group| self.derived(group)) {
                 // SAFETY: in bounds; no other task has these channels, of any chunk, and this one has no chunk's twice.
                 let of = |place: usize| unsafe {
                     states.part(place * c + channels.start..place * c + channels.end)
@@ -317,6 +317,11 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
                 self.operation.follow(task, &channels, of(0), OUTPUTS);
             }
         });
+    }
+
+    /// The channels of a group that outputs are derived of at once.
+    fn derived(&self, group: usize) -> Range<usize> {
+        group * GROUP..((group + 1) * GROUP).min(self.geometry.c)
     }
 
     /// The elements per channel of some blocks.

@@ -83,9 +83,14 @@ pub trait Lanes<T>: Copy {
     /// Like `store`, past the caches where the instruction set can; `fence` has to follow before other threads may look.
     /// # Safety
     /// `N` elements can be written at `at`, which is aligned to [`LINE`], or to a vector where that is less.
-    unsafe fn stream(self, at: *mut T, v: Self::Vector);
+    #[inline(always)]
+    unsafe fn stream(self, at: *mut T, v: Self::Vector) {
+        // SAFETY: says the caller.
+        unsafe { self.store(at, v) }
+    }
     /// Orders what `stream` wrote before all that comes later.
-    fn fence(self);
+    #[inline(always)]
+    fn fence(self) {}
 
     /// As `load`, of a tensor; which for lanes over 16-bit numbers ([`half::Stored`]) is not in memory as vectors are.
     /// # Safety

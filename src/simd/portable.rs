@@ -107,14 +107,6 @@ macro_rules! wide {
         const SCALE: f64 = 1.0;
 
         #[inline(always)]
-        fn fence(self) {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: every x86-64 CPU has SSE.
-            unsafe {
-                std::arch::x86_64::_mm_sfence()
-            }
-        }
-        #[inline(always)]
         fn zero_wide(self) -> Pair {
             [f64x4::splat(0.0); 2]
         }
@@ -203,11 +195,6 @@ impl Lanes<f32> for Portable {
     unsafe fn store_first(self, at: *mut f32, v: f32x8, k: usize) {
         // SAFETY: `k` <= 8 elements can be written, says the caller.
         unsafe { write_first(at, v.to_array(), k) }
-    }
-    #[inline(always)]
-    unsafe fn stream(self, at: *mut f32, v: f32x8) {
-        // SAFETY: says the caller.
-        unsafe { Lanes::<f32>::store(self, at, v) }
     }
     #[inline(always)]
     fn zero(self) -> f32x8 {
@@ -334,11 +321,6 @@ impl Lanes<f64> for Portable {
             Lanes::<f64>::store_wide(self, lanes.as_mut_ptr(), v);
             write_first(at, lanes, k);
         }
-    }
-    #[inline(always)]
-    unsafe fn stream(self, at: *mut f64, v: Pair) {
-        // SAFETY: says the caller.
-        unsafe { Lanes::<f64>::store(self, at, v) }
     }
     #[inline(always)]
     fn zero(self) -> Pair {

@@ -128,13 +128,17 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
     /// for what is prefetched to stay in L1.
     const SIXTEENS: usize = 8 / IN;
 
-    /// How many rows that is.
+    /// The same where rows are samples, whose lanes are few: few enough for a lane's rows, which often share a set of L1.
+    const SAMPLES: usize = 4;
+
+    /// The same of few channels, whose rows are short: a block's at once.
+    const SHORT_SAMPLES: usize = 64;
+
+    /// The rows of a plane, or samples, that make a batch.
     fn rows(geometry: &Geometry, columns: Columns) -> usize {
         let each = match geometry.positions_are_samples() {
-            // A lane's rows are near each other, and few lines of a set of L1 are needed at once.
-            true if columns == Columns::CHANNELS => 4,
-            // Short runs are over soon.
-            true => 64,
+            true if columns == Columns::CHANNELS => Self::SAMPLES,
+            true => Self::SHORT_SAMPLES,
             false => Self::SIXTEENS,
         };
         each * geometry.period()
