@@ -338,6 +338,20 @@ class operation {
     return *this;                                    \
   }
 
+// What follows the normalization: identity unless set.
+#define BATCHNORM_ACTIVATION(Self)                              \
+  Self &activation(batchnorm::activation activation) {          \
+    activation.to(this->args_);                                 \
+    return *this;                                               \
+  }
+
+// What is added to variances: 1e-5 unless set.
+#define BATCHNORM_EPS(Self)     \
+  Self &eps(double eps) {       \
+    this->args_.eps = eps;      \
+    return *this;               \
+  }
+
 // The statistics of each channel of x.
 template <typename T>
 class statistics : detail::operation<T, batchnorm_statistics_args> {
@@ -370,14 +384,8 @@ class training : detail::operation<T, batchnorm_training_args, Y> {
   BATCHNORM_ARGUMENT(vector, training, state, states)
   BATCHNORM_ARGUMENT(tensor, training, const Y, residual)
   BATCHNORM_ARGUMENT(bits, training, std::uint64_t, mask)
-  training &activation(batchnorm::activation activation) {
-    activation.to(this->args_);
-    return *this;
-  }
-  training &eps(double eps) {
-    this->args_.eps = eps;
-    return *this;
-  }
+  BATCHNORM_ACTIVATION(training)
+  BATCHNORM_EPS(training)
   void run() const { check(batchnorm_training(&this->problem_, &this->args_)); }
   // Where x is a part of a batch, whose first sample has this number in the batch, and other processes have the others.
   void run_among(std::uint64_t first, const batchnorm_gather &gather) const {
@@ -403,14 +411,8 @@ class inference : detail::operation<T, batchnorm_inference_args, Y> {
   BATCHNORM_ARGUMENT(tensor, inference, Y, y)
   BATCHNORM_ARGUMENT(tensor, inference, const Y, residual)
   BATCHNORM_ARGUMENT(bits, inference, std::uint64_t, mask)
-  inference &activation(batchnorm::activation activation) {
-    activation.to(this->args_);
-    return *this;
-  }
-  inference &eps(double eps) {
-    this->args_.eps = eps;
-    return *this;
-  }
+  BATCHNORM_ACTIVATION(inference)
+  BATCHNORM_EPS(inference)
   void run() const { check(batchnorm_inference(&this->problem_, &this->args_)); }
 };
 
@@ -433,14 +435,8 @@ class backward : detail::operation<T, batchnorm_backward_args, Y> {
   BATCHNORM_ARGUMENT(vector, backward, const arithmetic<T>, beta)
   BATCHNORM_ARGUMENT(bits, backward, const std::uint64_t, mask)
   BATCHNORM_ARGUMENT(tensor, backward, Y, dz)
-  backward &activation(batchnorm::activation activation) {
-    activation.to(this->args_);
-    return *this;
-  }
-  backward &eps(double eps) {
-    this->args_.eps = eps;
-    return *this;
-  }
+  BATCHNORM_ACTIVATION(backward)
+  BATCHNORM_EPS(backward)
   // The joined sums of all parts of the batch that x is a part of, which have to stay where they are.
   backward &sums(const batchnorm::part &sums) {
     if (sums.empty()) {
@@ -532,10 +528,7 @@ class renorm : detail::operation<T, batchnorm_renorm_args> {
   BATCHNORM_ARGUMENT(vector, renorm, double, d)
   BATCHNORM_ARGUMENT(vector, renorm, arithmetic<T>, renorm_gamma)
   BATCHNORM_ARGUMENT(vector, renorm, arithmetic<T>, renorm_beta)
-  renorm &eps(double eps) {
-    this->args_.eps = eps;
-    return *this;
-  }
+  BATCHNORM_EPS(renorm)
   void run() const { check(batchnorm_renorm(&this->problem_, &this->args_)); }
 };
 
@@ -561,14 +554,13 @@ class fold : detail::operation<T, batchnorm_fold_args, B> {
   BATCHNORM_ARGUMENT(vector, fold, const arithmetic<T>, beta)
   BATCHNORM_ARGUMENT(tensor, fold, T, weight)
   BATCHNORM_ARGUMENT(vector, fold, B, bias)
-  fold &eps(double eps) {
-    this->args_.eps = eps;
-    return *this;
-  }
+  BATCHNORM_EPS(fold)
   void run() const { check(batchnorm_fold(&this->problem_, &this->args_)); }
 };
 
 #undef BATCHNORM_ARGUMENT
+#undef BATCHNORM_ACTIVATION
+#undef BATCHNORM_EPS
 
 // Takes what `from` has seen into `into`, channel by channel.
 inline void merge(span<state> into, span<const state> from) {

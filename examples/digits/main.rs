@@ -9,6 +9,7 @@
 mod arithmetic;
 mod data;
 mod network;
+mod options;
 #[path = "../output/mod.rs"]
 mod output;
 mod picture;
@@ -26,6 +27,7 @@ use rand::seq::SliceRandom;
 use arithmetic::Score;
 use data::Digit;
 use network::{Blocks, Kind, Network};
+use options::positive;
 
 const HELP: &str = "\
 Trains a small convolutional network on 1,797 real handwritten digits, with and without batch normalization.
@@ -102,11 +104,6 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
         }
     }
     Ok(Some(options))
-}
-
-/// A number from 1 on.
-fn positive(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|&number| number > 0).ok_or_else(|| "no number from 1 on".to_owned())
 }
 
 fn main() -> ExitCode {

@@ -5,28 +5,20 @@ use batchnorm::{
     WeightShape,
 };
 
-use crate::common::matrix::{Bits, Guarded, LAYOUTS, Problem, assert_same};
+use crate::common::matrix::{Bits, Guarded, LAYOUTS, Problem, assert_same, fresh_layer_of};
 use crate::partial::in_threads;
 
 const MODES: [Mode; 3] = [Mode::Training, Mode::TrainingKeepRunning, Mode::Frozen];
-
-/// A layer with a problem's parameters, whose running statistics are those of the beginning.
-fn layer_of<T: Bits>(problem: &Problem<T>) -> BatchNorm<T> {
-    let mut layer = BatchNorm::new(problem.channels());
-    layer.gamma_mut().unwrap().copy_from_slice(problem.gamma.as_ref().unwrap());
-    layer.beta_mut().unwrap().copy_from_slice(problem.beta.as_ref().unwrap());
-    layer
-}
 
 /// One domain after the other, each as a layer of its own that shares gamma and beta.
 #[test]
 fn each_domain_is_a_layer_with_shared_parameters() {
     fn check<T: Bits>(update: RunningUpdate, renorm: Option<Renorm>) {
         let start = Problem::<T>::new(&[4, 5, 3, 2], 0);
-        let mut layer = layer_of(&start).with_update(update).with_domains(3);
+        let mut layer = fresh_layer_of(&start).with_update(update).with_domains(3);
         layer.set_renorm(renorm).unwrap();
         assert_eq!((layer.domains(), layer.domain()), (3, 0));
-        let mut alone = layer_of(&start).with_update(update);
+        let mut alone = fresh_layer_of(&start).with_update(update);
         alone.set_renorm(renorm).unwrap();
         let mut alone = [(); 3].map(|()| alone.clone());
         for step in 0..12 {
@@ -80,7 +72,7 @@ fn backward_belongs_to_the_domain_of_the_forward_pass() {
     let problem = Problem::<f32>::new(&[4, 5, 6], 1);
     let shape = problem.shape(LAYOUTS[0]);
     for (mode, renorm) in MODES.into_iter().flat_map(|mode| [None, Some(2.0)].map(|limit| (mode, limit))) {
-        let mut layer = layer_of(&problem).with_domains(2);
+        let mut layer = fresh_layer_of(&problem).with_domains(2);
         layer.set_renorm(renorm.map(|limit| Renorm { r_max: limit, d_max: limit })).unwrap();
         layer.set_domain(1).unwrap();
         layer.running_mean_mut().copy_from_slice(&problem.mean);
@@ -166,14 +158,14 @@ fn errors_change_no_domain() {
 fn a_layer_of_its_parts_has_its_domains() {
     let problem = Problem::<f32>::new(&[4, 5, 6], 2);
     let shape = problem.shape(LAYOUTS[0]);
-    let mut layer = layer_of(&problem).with_domains(2);
+    let mut layer = fresh_layer_of(&problem).with_domains(2);
     let plain = layer.clone();
     layer.set_domain(1).unwrap();
     // The domain that is set is no part of a layer; what is in it is.
     assert_eq!(layer, plain);
     layer.forward_training(&shape, &problem.x, &mut vec![0.0; shape.len()]).unwrap();
     assert_ne!(layer, plain);
-    assert_ne!(plain, layer_of(&problem));
+    assert_ne!(plain, fresh_layer_of(&problem));
     let mut restored = BatchNorm::from_parts(layer.clone().into_parts()).unwrap();
     assert_eq!((restored.domain(), &restored), (0, &layer));
     restored.set_domain(1).unwrap();
@@ -198,7 +190,8 @@ fn layers_among_others_are_one_layer() {
     let problem = Problem::<f32>::new(&[N, 3, 7, 7], 3);
     let shape = |n| Shape::nchw(&[n, 3, 7, 7]).unwrap();
     let layer = || {
-        let mut layer = layer_of(&problem).with_domains(3).with_renorm(Renorm { r_max: 1.5, d_max: 1.0 });
+        let mut layer =
+            fresh_layer_of(&problem).with_domains(3).with_renorm(Renorm { r_max: 1.5, d_max: 1.0 });
         layer.set_domain(2).unwrap();
         layer
     };

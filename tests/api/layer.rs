@@ -5,7 +5,7 @@ use batchnorm::{
     Shape, StreamingStatistics, UpdateRule, Welford, reference, statistics, update_running,
 };
 
-use crate::common::matrix::{Bits, Guarded, LAYOUTS, Problem, assert_same, params};
+use crate::common::matrix::{Bits, Guarded, LAYOUTS, Problem, assert_same, layer_of, params};
 
 /// Two batches of two channels, in NCHW: channel 0 is 1, 2, 3, 6 (mean 3, M2 14), then 5, 5, 9, 1 (mean 5, M2 32);
 /// channel 1 is -2, 0, 0, 2 (mean 0, M2 8), then 10, 10, 10, 10 (mean 10, M2 0).
@@ -356,11 +356,7 @@ fn a_layer_without_parameters_is_one_with_one_and_zero() {
 fn the_layer_is_its_operations() {
     let problem = Problem::<f32>::new(&[3, 5, 7], 2);
     let shape = problem.shape(Layout::Nchw);
-    let mut layer = BatchNorm::<f32>::new(5);
-    layer.gamma_mut().unwrap().copy_from_slice(problem.gamma.as_ref().unwrap());
-    layer.beta_mut().unwrap().copy_from_slice(problem.beta.as_ref().unwrap());
-    layer.running_mean_mut().copy_from_slice(&problem.mean);
-    layer.running_var_mut().copy_from_slice(&problem.var);
+    let mut layer = layer_of(&problem);
     let mut y = vec![0.0; shape.len()];
     let inferred = {
         let mut y = y.clone();

@@ -6,17 +6,7 @@ use batchnorm::{
 };
 
 use crate::common::fused::{Form, forms};
-use crate::common::matrix::{Bits, Guarded, LAYOUTS, Problem, assert_same};
-
-/// A layer with a problem's parameters and running statistics.
-fn layer_of<T: Bits>(problem: &Problem<T>) -> BatchNorm<T> {
-    let mut layer = BatchNorm::new(problem.channels());
-    layer.gamma_mut().unwrap().copy_from_slice(problem.gamma.as_ref().unwrap());
-    layer.beta_mut().unwrap().copy_from_slice(problem.beta.as_ref().unwrap());
-    layer.running_mean_mut().copy_from_slice(&problem.mean);
-    layer.running_var_mut().copy_from_slice(&problem.var);
-    layer
-}
+use crate::common::matrix::{Bits, Guarded, LAYOUTS, Problem, assert_same, layer_of};
 
 /// dx, dgamma and dbeta.
 fn gradients<T: Bits>(layer: &mut BatchNorm<T>, shape: &Shape, x: &[T], dy: &[T]) -> [Vec<T>; 3] {

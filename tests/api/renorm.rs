@@ -6,7 +6,7 @@ use batchnorm::{
 };
 
 use crate::common::fused::forms;
-use crate::common::matrix::{Bits, Guarded, LAYOUTS, Problem, assert_same};
+use crate::common::matrix::{Bits, Guarded, LAYOUTS, Problem, assert_same, layer_of};
 use crate::partial::in_threads;
 
 const INFINITE: Renorm = Renorm { r_max: f64::INFINITY, d_max: f64::INFINITY };
@@ -21,16 +21,6 @@ const LIMITS: [Renorm; 7] = [
     INFINITE,
 ];
 const TRAINING: [Mode; 2] = [Mode::Training, Mode::TrainingKeepRunning];
-
-/// A layer with a problem's parameters and running statistics.
-fn layer_of<T: Bits>(problem: &Problem<T>) -> BatchNorm<T> {
-    let mut layer = BatchNorm::new(problem.channels());
-    layer.gamma_mut().unwrap().copy_from_slice(problem.gamma.as_ref().unwrap());
-    layer.beta_mut().unwrap().copy_from_slice(problem.beta.as_ref().unwrap());
-    layer.running_mean_mut().copy_from_slice(&problem.mean);
-    layer.running_var_mut().copy_from_slice(&problem.var);
-    layer
-}
 
 fn wide<T: Bits>(values: &[T]) -> Vec<f64> {
     values.iter().map(|value| value.to_f64()).collect()

@@ -61,6 +61,20 @@ static batchnorm_training_args training_of(size_t first, float *to, batchnorm_st
   return training;
 }
 
+/* Inference by the part's states, which are those of the whole batch. */
+static void infer(const batchnorm_problem *problem, size_t first) {
+  ARGS(inference);
+  inference.x = x + first * SAMPLE;
+  inference.residual = z + first * SAMPLE;
+  inference.gamma = gamma_;
+  inference.eps = 1e-5;
+  inference.activation = BATCHNORM_RELU;
+  inference.y = part_y;
+  inference.mask = part_mask;
+  inference.states = part_states;
+  OK(batchnorm_inference(problem, &inference));
+}
+
 static batchnorm_backward_args backward_of(size_t first, const batchnorm_state *of, const uint64_t *bits) {
   ARGS(backward);
   backward.x = x + first * SAMPLE;
@@ -181,16 +195,7 @@ int main(void) {
       const batchnorm_problem problem =
           problem_of(BATCHNORM_F32, BATCHNORM_NCHW, 1, firsts[i + 1] - firsts[i], C, H, W);
       batchnorm_backward_args part;
-      ARGS(inference);
-      inference.x = x + firsts[i] * SAMPLE;
-      inference.residual = z + firsts[i] * SAMPLE;
-      inference.gamma = gamma_;
-      inference.eps = 1e-5;
-      inference.activation = BATCHNORM_RELU;
-      inference.y = part_y;
-      inference.mask = part_mask;
-      inference.states = part_states;
-      OK(batchnorm_inference(&problem, &inference));
+      infer(&problem, firsts[i]);
       part = backward_of(firsts[i], part_states, part_mask);
       part.part = sums[i];
       parts_of_sums[i] = sums[i];
@@ -203,17 +208,7 @@ int main(void) {
       const size_t batch = firsts[i + 1] - firsts[i];
       const batchnorm_problem problem = problem_of(BATCHNORM_F32, BATCHNORM_NCHW, 1, batch, C, H, W);
       batchnorm_backward_args part;
-      batchnorm_training_args again = training_of(firsts[i], part_y, part_states, part_mask);
-      ARGS(inference);
-      inference.x = again.x;
-      inference.residual = again.residual;
-      inference.gamma = gamma_;
-      inference.eps = 1e-5;
-      inference.activation = BATCHNORM_RELU;
-      inference.y = part_y;
-      inference.mask = part_mask;
-      inference.states = part_states;
-      OK(batchnorm_inference(&problem, &inference));
+      infer(&problem, firsts[i]);
       part = backward_of(firsts[i], part_states, part_mask);
       gradients_to(&part, part_dx, part_dz, part_dgamma, part_dbeta);
       part.sums = joined_sums;

@@ -2,9 +2,9 @@
 //! each other and within bounds with the scalar reference.
 
 use batchnorm::{
-    Backward, Element, Gradients, Inference, Layout, Level, Params, RunningUpdate, RunningVariance, Shape,
-    Training, UpdateRule, Welford, backward, backward_frozen, forward_inference, forward_training, reference,
-    reference::MeanVar, statistics, step, update_running,
+    Backward, BatchNorm, Element, Gradients, Inference, Layout, Level, Params, RunningUpdate,
+    RunningVariance, Shape, Training, UpdateRule, Welford, backward, backward_frozen, forward_inference,
+    forward_training, reference, reference::MeanVar, statistics, step, update_running,
 };
 use rand::Rng;
 
@@ -288,6 +288,22 @@ pub fn params<'a, T: Element>(gamma: Option<&'a [T]>, beta: Option<&'a [T]>, eps
     let mut params = Params::new(eps);
     (params.gamma, params.beta) = (gamma, beta);
     params
+}
+
+/// A layer with a problem's parameters, whose running statistics are those of the beginning.
+pub fn fresh_layer_of<T: Bits>(problem: &Problem<T>) -> BatchNorm<T> {
+    let mut layer = BatchNorm::new(problem.channels());
+    layer.gamma_mut().unwrap().copy_from_slice(problem.gamma.as_ref().unwrap());
+    layer.beta_mut().unwrap().copy_from_slice(problem.beta.as_ref().unwrap());
+    layer
+}
+
+/// A layer with a problem's parameters and running statistics.
+pub fn layer_of<T: Bits>(problem: &Problem<T>) -> BatchNorm<T> {
+    let mut layer = fresh_layer_of(problem);
+    layer.running_mean_mut().copy_from_slice(&problem.mean);
+    layer.running_var_mut().copy_from_slice(&problem.var);
+    layer
 }
 
 /// From NCHW to the shape's layout, or back.

@@ -10,6 +10,8 @@ mod arithmetic;
 #[path = "../../../../examples/digits/data.rs"]
 mod data;
 mod network;
+#[path = "../../../../examples/digits/options.rs"]
+mod options;
 #[path = "../../../../examples/output/mod.rs"]
 mod output;
 #[path = "../../../../examples/digits/picture.rs"]
@@ -31,6 +33,7 @@ use rand::seq::SliceRandom;
 
 use data::Digit;
 use network::{Group, Network};
+use options::positive;
 
 const HELP: &str = "\
 Trains networks on 1,797 real handwritten digits, each rank with a part of every batch.
@@ -85,11 +88,6 @@ fn options() -> Result<Option<Options>, lexopt::Error> {
         }
     }
     Ok(Some(options))
-}
-
-/// A number from 1 on.
-fn positive(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|&number| number > 0).ok_or_else(|| "no number from 1 on".to_owned())
 }
 
 fn main() -> ExitCode {
