@@ -2,7 +2,7 @@
 //! some two minutes.
 //!
 //! f32, from the main thread, on the twelve shapes of shapes/table.txt in both layouts, all of the batch in one process: sums of the batch
-//! as one part, or as two that are joined, then the map by them. The ways take turns.
+//! as one part, or as two that are joined, then the map by them; and the whole call with a weight for each sample. The ways take turns.
 //! Prints the whole call's microseconds and each way's time over it; at the end geometric means, the worst shape, and the bytes
 //! that a part's sums are, for the widest shape.
 //!
@@ -28,6 +28,21 @@ const SECONDS: &str = "0.8";
 
 const OPERATIONS: [&str; 2] = ["training", "backward"];
 
+/// How to do it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Way {
+    Whole,
+    Parts(usize),
+    Weights,
+}
+
+const WAYS: [(Way, &str); 4] = [
+    (Way::Whole, "whole"),
+    (Way::Parts(1), "one_part"),
+    (Way::Parts(2), "two_parts"),
+    (Way::Weights, "weights"),
+];
+
 /// The tensors that all shapes are the first elements of.
 struct Tensors {
     x: Tensor<f32>,
@@ -41,10 +56,14 @@ struct Channels {
     dgamma: Vec<f32>,
     dbeta: Vec<f32>,
     states: Vec<Welford>,
+    /// Of samples.
+    weights: Vec<f64>,
 }
 
 impl Tensors {
-    fn run(&mut self, operation: &str, shape: &Shape, of: &mut Channels, parts: usize) -> Result<(), Error> {
+    fn run(&mut self, operation: &str, shape: &Shape, of: &mut Channels, way: Way) -> Result<(), Error> {
+        let parts = if let Way::Parts(parts) = way { parts } else { 0 };
+        let weights = (way == Way::Weights).then_some(&of.weights[..]);
         let Self { x, dy, out } = self;
         let (x, dy, out) = (&x[..shape.len()], &dy[..shape.len()], &mut out[..shape.len()]);
         let params = Params::default().gamma(&of.gamma);
@@ -61,7 +80,8 @@ impl Tensors {
         };
         if operation == "training" {
             if parts == 0 {
-                return Training::new(shape, params).x(x).y(out).states(&mut of.states).run();
+                let training = Training::new(shape, params).x(x).y(out).states(&mut of.states);
+                return weights.into_iter().fold(training, Training::weights).run();
             }
             let mut statistics = PartialStatistics::new(shape.channels());
             for (first, range, shape) in (0..parts).map(part).collect::<Result<Vec<_>, _>>()? {
@@ -72,7 +92,7 @@ impl Tensors {
         let gradients = Gradients::new().dx(out).dgamma(&mut of.dgamma).dbeta(&mut of.dbeta);
         let backward = Backward::new(shape, params).x(x).dy(dy).states(&of.states).gradients(gradients);
         if parts == 0 {
-            return backward.run();
+            return weights.into_iter().fold(backward, Backward::weights).run();
         }
         let mut sums = PartialGradients::new(shape.channels());
         for (first, range, shape) in (0..parts).map(part).collect::<Result<Vec<_>, _>>()? {
@@ -86,7 +106,7 @@ impl Tensors {
 /// The ways' times over the whole call's, by shape.
 struct Line {
     name: String,
-    ratios: Vec<(String, [f64; 2])>,
+    ratios: Vec<(String, [f64; WAYS.len() - 1])>,
 }
 
 fn main() {
@@ -99,11 +119,12 @@ fn main() {
     };
     let threads = rayon::current_num_threads();
     if options.csv {
-        println!(
-            "operation,shape,layout,threads,whole_microseconds,one_part_microseconds,two_parts_microseconds"
-        );
+        let columns = WAYS.map(|(_, name)| format!("{name}_microseconds")).join(",");
+        println!("operation,shape,layout,threads,{columns}");
     } else {
-        println!("{threads} threads. Microseconds of the whole call; over it: as one part, as two");
+        println!(
+            "{threads} threads. Microseconds of the whole call; over it: as one part, as two, with weights"
+        );
     }
     let mut lines: Vec<Line> = Vec::new();
     for operation in OPERATIONS.into_iter().filter(|operation| operation.contains(&options.only)) {
@@ -116,21 +137,34 @@ fn main() {
                 let shape = problem.shape(layout).expect("a shape of the table");
                 let all = |value: f32| vec![value; shape.channels()];
                 let states = vec![Welford::new(); shape.channels()];
-                let mut channels = Channels { gamma: all(1.5), dgamma: all(0.0), dbeta: all(0.0), states };
+                let weights = (0..shape.batch()).map(|i| 0.5 + (i % 3) as f64).collect();
+                let (gamma, dgamma, dbeta) = (all(1.5), all(0.0), all(0.0));
+                let mut channels = Channels { gamma, dgamma, dbeta, states, weights };
                 let right = "arguments of the shape";
                 // What backward takes.
-                tensors.run("training", &shape, &mut channels, 0).expect(right);
-                let times = times(options.budget, 3, |parts| {
-                    tensors.run(operation, &shape, &mut channels, parts).expect(right);
+                // Weighted backward is by the states of weighted training.
+                let of_whole = |tensors: &mut Tensors, channels: &mut Channels, way| {
+                    tensors.run("training", &shape, channels, way).expect(right);
+                    channels.states.clone()
+                };
+                let weighted = of_whole(&mut tensors, &mut channels, Way::Weights);
+                let whole = of_whole(&mut tensors, &mut channels, Way::Whole);
+                let times = times(options.budget, WAYS.len(), |way| {
+                    let (way, _) = WAYS[way];
+                    let states = if way == Way::Weights { &weighted } else { &whole };
+                    channels.states.copy_from_slice(states);
+                    tensors.run(operation, &shape, &mut channels, way).expect(right);
                 });
                 let medians: Vec<f64> = times.iter().map(|Times { median, .. }| median * 1e6).collect();
-                let [whole, one, two] = [medians[0], medians[1], medians[2]];
+                let over: [f64; WAYS.len() - 1] = std::array::from_fn(|i| medians[i + 1] / medians[0]);
                 if options.csv {
-                    println!("{operation},{problem},{name},{threads},{whole:.3},{one:.3},{two:.3}");
+                    let medians: Vec<_> = medians.iter().map(|median| format!("{median:.3}")).collect();
+                    println!("{operation},{problem},{name},{threads},{}", medians.join(","));
                 } else {
-                    println!("{:<16}{whole:10.1}{:7.2}{:7.2}", problem.to_string(), one / whole, two / whole);
+                    let over: String = over.iter().map(|ratio| format!("{ratio:7.2}")).collect();
+                    println!("{:<16}{:10.1}{over}", problem.to_string(), medians[0]);
                 }
-                ratios.push((problem.to_string(), [one / whole, two / whole]));
+                ratios.push((problem.to_string(), over));
             }
             lines.push(Line { name: format!("{operation}, {name}"), ratios });
         }
@@ -141,7 +175,7 @@ fn main() {
     println!("\nGeometric means over the whole call, and the worst");
     for Line { name, ratios } in lines.iter().filter(|line| !line.ratios.is_empty()) {
         print!("{name:<20}");
-        for (way, parts) in ["one part", "two parts"].into_iter().enumerate() {
+        for (way, parts) in ["one part", "two parts", "weights"].into_iter().enumerate() {
             let sum: f64 = ratios.iter().map(|(_, ratios)| ratios[way].ln()).sum();
             let worst = ratios.iter().max_by(|a, b| a.1[way].total_cmp(&b.1[way])).expect("a shape at least");
             print!("{parts}: {:.2}, {:.2} {:<16}", (sum / ratios.len() as f64).exp(), worst.1[way], worst.0);

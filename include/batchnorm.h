@@ -123,6 +123,8 @@ typedef enum batchnorm_status {
   BATCHNORM_STATUS_GROUPS = 22,
   /** A limit of batch renormalization is NaN, r_max is below 1, or d_max below 0. */
   BATCHNORM_STATUS_LIMIT = 23,
+  /** A weight of a sample is neither 0 nor from 2^-60 to 2^60, or all are 0. */
+  BATCHNORM_STATUS_WEIGHTS = 24,
 } batchnorm_status;
 
 /* Threads of the program's own. */
@@ -349,6 +351,8 @@ typedef struct batchnorm_statistics_args {
   void *part;
   /** The bytes that `part` has room for, of which batchnorm_part_len is enough; it becomes how many they are. */
   size_t *part_len;
+  /** How often each sample counts, one weight per sample: 0, or from 2^-60 to 2^60. Null for once. */
+  const double *weights;
 } batchnorm_statistics_args;
 
 /** The arguments of `batchnorm_training`. */
@@ -389,6 +393,11 @@ typedef struct batchnorm_training_args {
    * Null for a batch that is whole.
    */
   const batchnorm_gather *gather;
+  /**
+   * How often each sample counts, one weight per sample: 0, or from 2^-60 to 2^60. Statistics are those of the batch in which it
+   * is so many times. Null for once.
+   */
+  const double *weights;
 } batchnorm_training_args;
 
 /** The arguments of `batchnorm_inference`. */
@@ -494,6 +503,11 @@ typedef struct batchnorm_backward_args {
   const void *sums;
   /** How many bytes. */
   size_t sums_len;
+  /**
+   * The forward pass's weights, one per sample: dy and dx are of one copy of a sample, gradients per channel of all. Null for
+   * none; not looked at beside sums.
+   */
+  const double *weights;
 } batchnorm_backward_args;
 
 /**

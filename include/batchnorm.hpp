@@ -309,6 +309,10 @@ class operation {
   Value *bits(const char *name, span<Value> words) const {
     return of_length(name, words, mask_len_);
   }
+  template <typename Value>
+  Value *per_sample(const char *name, span<Value> values) const {
+    return of_length(name, values, problem_.batch);
+  }
 
   template <typename Call>
   batchnorm::part part_of(Call call) const {
@@ -331,7 +335,7 @@ class operation {
 
 }  // namespace detail
 
-// An argument that is a tensor (or has one value per channel, or one bit an element): a method of its name.
+// An argument that is a tensor (or has one value per channel or sample, or one bit an element): a method of its name.
 #define BATCHNORM_ARGUMENT(kind, Self, type, name)   \
   Self &name(span<type> name) {                      \
     this->args_.name = this->kind(#name, name);      \
@@ -359,6 +363,8 @@ class statistics : detail::operation<T, batchnorm_statistics_args> {
   explicit statistics(const problem &problem) : detail::operation<T, batchnorm_statistics_args>(problem) {}
   BATCHNORM_ARGUMENT(tensor, statistics, const T, x)
   BATCHNORM_ARGUMENT(vector, statistics, state, states)
+  // How often each sample counts; also of a part, whose samples' they are.
+  BATCHNORM_ARGUMENT(per_sample, statistics, const double, weights)
   void run() const { check(batchnorm_statistics(&this->problem_, &this->args_)); }
   // The sums of a part of a batch, whose first sample has this number in the batch.
   batchnorm::part part(std::uint64_t first) const {
@@ -384,6 +390,7 @@ class training : detail::operation<T, batchnorm_training_args, Y> {
   BATCHNORM_ARGUMENT(vector, training, state, states)
   BATCHNORM_ARGUMENT(tensor, training, const Y, residual)
   BATCHNORM_ARGUMENT(bits, training, std::uint64_t, mask)
+  BATCHNORM_ARGUMENT(per_sample, training, const double, weights)
   BATCHNORM_ACTIVATION(training)
   BATCHNORM_EPS(training)
   void run() const { check(batchnorm_training(&this->problem_, &this->args_)); }
@@ -435,6 +442,7 @@ class backward : detail::operation<T, batchnorm_backward_args, Y> {
   BATCHNORM_ARGUMENT(vector, backward, const arithmetic<T>, beta)
   BATCHNORM_ARGUMENT(bits, backward, const std::uint64_t, mask)
   BATCHNORM_ARGUMENT(tensor, backward, Y, dz)
+  BATCHNORM_ARGUMENT(per_sample, backward, const double, weights)
   BATCHNORM_ACTIVATION(backward)
   BATCHNORM_EPS(backward)
   // The joined sums of all parts of the batch that x is a part of, which have to stay where they are.

@@ -37,7 +37,8 @@
 //! - backward: g = dy * act'(u), dz = g, dbeta = sum(g), dgamma = sum(g * xhat), dx = gamma * invstd * (g - dbeta / m - xhat *
 //!   dgamma / m); with frozen statistics dx = gamma * invstd * g.
 //!
-//! Batch renormalization ([`Renorm`]) has xhat * r + d for xhat in training, with r and d by the running statistics.
+//! Batch renormalization ([`Renorm`]) has xhat * r + d for xhat in training, with r and d by the running statistics. With weights of
+//! samples ([`Training::weights`]) sums and m are those of the batch in which each sample is so many times.
 //!
 //! act is the identity, ReLU, leaky ReLU, a clip (ReLU6), hard swish or SiLU ([`Activation`]); a residual goes with the first four.
 //! Both are fused with the normalization: they take no pass over memory of their own, and give the bits that the separate
@@ -68,12 +69,15 @@
 //!
 //! For tensors of bf16 and f16 ([`Storage`]), results are to the bit those of f32 on the widened tensors, each rounded once.
 //!
+//! With weights of samples these bounds are those of the batch of copies, for weights whose sums are f64s (whole numbers, or
+//! multiples of one power of two); others add 2^-48 of a variance, a standard deviation and the sums.
+//!
 //! What is folded into weights ([`fold_into`]) is the nearest number to the formula's value.
 //!
 //! SiLU's exponential is the crate's own: y within 2^-20 of |u * sigmoid(u)|, half the least subnormal number aside; for f64 2^-48.
 //!
 //! **The same bits** for every instruction set, number of threads, alignment and layout, in every run, whatever other channels there
-//! are, and however a batch is split, if at multiples of [`Shape::granularity`]. A NaN result is the canonical NaN.
+//! are, and however a batch is split, if at multiples of [`Shape::granularity`] or if samples have weights. A NaN result is the canonical NaN.
 //!
 //! **Errors**: whatever is wrong with an argument, or memory that cannot be had, is an [`Error`] before anything is written;
 //! nothing panics. A NaN or an infinity makes its own channel NaN and no other.

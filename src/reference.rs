@@ -54,6 +54,40 @@ pub fn statistics<T: Element>(shape: &Shape, x: &[T]) -> Vec<MeanVar> {
         .collect()
 }
 
+/// Mean and variance of each channel of a batch whose samples have weights, in two passes: an element counts as often as its sample's
+/// weight says, and not at all where that is 0.
+///
+/// ```
+/// use batchnorm::{Shape, reference};
+/// let statistics = reference::weighted_statistics(&Shape::nchw(&[2, 1])?, &[1.0f32, 4.0], &[2.0, 1.0]);
+/// assert_eq!((statistics[0].mean, statistics[0].var), (2.0, 2.0)); // of 1, 1, 4
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
+pub fn weighted_statistics<T: Element>(shape: &Shape, x: &[T], weights: &[f64]) -> Vec<MeanVar> {
+    let total = weights.iter().sum::<f64>() * shape.spatial() as f64;
+    (0..shape.channels())
+        .map(|c| {
+            let mean = |f: &dyn Fn(f64) -> f64| {
+                let of = |(weight, i): (f64, usize)| weight * f(x[i].to_f64());
+                weighted_elements(shape, c, Some(weights)).map(of).sum::<f64>() / total
+            };
+            let mu = mean(&|x| x);
+            MeanVar { mean: mu, var: mean(&|x| (x - mu).powi(2)) }
+        })
+        .collect()
+}
+
+/// The weights, 1 if there are none, and offsets of the elements of a channel that have one that is not 0.
+fn weighted_elements<'a>(
+    shape: &'a Shape,
+    channel: usize,
+    weights: Option<&'a [f64]>,
+) -> impl Iterator<Item = (f64, usize)> {
+    let spatial = shape.spatial();
+    let weight = move |i: usize| weights.map_or(1.0, |weights| weights[i / spatial]);
+    elements(shape, channel).enumerate().map(move |(i, offset)| (weight(i), offset)).filter(|of| of.0 != 0.0)
+}
+
 /// 1 / (1 + exp(-u)), by the exponential that does not overflow.
 fn sigmoid(u: f64) -> f64 {
     let decay = (-u.abs()).exp();
@@ -212,7 +246,20 @@ pub fn backward<T: Element>(
     params: &Params<'_, T>,
     gradients: Gradients<'_, T>,
 ) {
-    gradients_of(shape, (x, None), dy, statistics, params, gradients, true);
+    gradients_of(shape, (x, None), dy, statistics, params, gradients, Through::Statistics(None));
+}
+
+/// [`crate::Backward`] with weights of samples, from statistics as [`weighted_statistics`] returns them: dy and dx are of one copy of a
+/// sample, sums over all.
+pub fn weighted_backward<T: Element>(
+    shape: &Shape,
+    (x, weights): (&[T], &[f64]),
+    dy: &[T],
+    statistics: &[MeanVar],
+    params: &Params<'_, T>,
+    gradients: Gradients<'_, T>,
+) {
+    gradients_of(shape, (x, None), dy, statistics, params, gradients, Through::Statistics(Some(weights)));
 }
 
 /// [`crate::Backward`] through [`forward_training_with_residual`]: what the activation lets through is found from x and z anew, in
@@ -225,7 +272,7 @@ pub fn backward_with_residual<T: Element>(
     params: &Params<'_, T>,
     gradients: Gradients<'_, T>,
 ) {
-    gradients_of(shape, (x, Some(z)), dy, statistics, params, gradients, true);
+    gradients_of(shape, (x, Some(z)), dy, statistics, params, gradients, Through::Statistics(None));
 }
 
 /// [`crate::backward_frozen`].
@@ -238,7 +285,7 @@ pub fn backward_frozen<T: Element>(
     params: &Params<'_, T>,
     gradients: Gradients<'_, T>,
 ) {
-    gradients_of(shape, (x, None), dy, &given(mean, var), params, gradients, false);
+    gradients_of(shape, (x, None), dy, &given(mean, var), params, gradients, Through::Frozen);
 }
 
 /// [`crate::Backward`] through [`forward_inference_with_residual`], likewise.
@@ -251,7 +298,15 @@ pub fn backward_frozen_with_residual<T: Element>(
     params: &Params<'_, T>,
     gradients: Gradients<'_, T>,
 ) {
-    gradients_of(shape, (x, Some(z)), dy, &given(mean, var), params, gradients, false);
+    gradients_of(shape, (x, Some(z)), dy, &given(mean, var), params, gradients, Through::Frozen);
+}
+
+/// What gradients go through, beside the normalization.
+enum Through<'a> {
+    /// Statistics that are not the batch's.
+    Frozen,
+    /// Those of the batch, whose samples may have weights.
+    Statistics(Option<&'a [f64]>),
 }
 
 fn gradients_of<T: Element>(
@@ -261,17 +316,23 @@ fn gradients_of<T: Element>(
     statistics: &[MeanVar],
     params: &Params<'_, T>,
     mut gradients: Gradients<'_, T>,
-    through_statistics: bool,
+    through: Through<'_>,
 ) {
-    let m = shape.per_channel() as f64;
+    let (through_statistics, weights) = match through {
+        Through::Frozen => (false, None),
+        Through::Statistics(weights) => (true, weights),
+    };
+    let samples = weights.map_or(shape.batch() as f64, |weights| weights.iter().sum());
+    let m = samples * shape.spatial() as f64;
     for (c, statistics) in statistics.iter().enumerate() {
         let gamma = parameter(params.gamma, c, 1.0);
         let invstd = 1.0 / (statistics.var + params.eps).sqrt();
         let xhat = |i: usize| (x[i].to_f64() - statistics.mean) * invstd;
         let u = before_activation(c, (x, z), statistics, params);
         let g = |i: usize| activation_gradient(params.activation, u(i), dy[i].to_f64());
-        let dbeta: f64 = elements(shape, c).map(g).sum();
-        let dgamma: f64 = elements(shape, c).map(|i| g(i) * xhat(i)).sum();
+        let weighted = || weighted_elements(shape, c, weights);
+        let dbeta: f64 = weighted().map(|(weight, i)| weight * g(i)).sum();
+        let dgamma: f64 = weighted().map(|(weight, i)| weight * g(i) * xhat(i)).sum();
         if let Some(dx) = &mut gradients.dx {
             for i in elements(shape, c) {
                 let through = if through_statistics { dbeta / m + xhat(i) * dgamma / m } else { 0.0 };

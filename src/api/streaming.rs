@@ -75,18 +75,45 @@ impl StreamingStatistics {
     /// [`Error::Length`] if `x` has not the shape's length, [`Error::Channels`] if the shape has another number of
     /// channels, [`Error::Partial`] for more elements than can be counted, [`Error::OutOfMemory`]; then nothing has been taken in.
     pub fn update<S: Storage>(&mut self, shape: &Shape, x: &[S]) -> Result<(), Error> {
+        self.take_in(shape, x, None)
+    }
+
+    /// Takes in one batch whose samples have weights, one each: [`PartialStatistics::add_weighted`]. Batches with weights that come one
+    /// after the other are one batch, cut anywhere.
+    ///
+    /// ```
+    /// use batchnorm::{Shape, StreamingStatistics};
+    /// let (shape, mut data_set) = (Shape::nchw(&[2, 1])?, StreamingStatistics::new(1));
+    /// data_set.update_weighted(&shape, &[1.0f32, 4.0], &[2.0, 0.5])?;
+    /// data_set.update_weighted(&shape, &[4.0f32, 9.0], &[0.5, 0.0])?;
+    /// assert_eq!((data_set.states()[0].mean(), data_set.states()[0].variance()), (2.0, 2.0)); // of 1, 1, 4
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As of [`update`](Self::update); [`Error::Length`] for weights that are not N, [`Error::SampleWeight`].
+    pub fn update_weighted<S: Storage>(
+        &mut self,
+        shape: &Shape,
+        x: &[S],
+        weights: &[f64],
+    ) -> Result<(), Error> {
+        self.take_in(shape, x, Some(weights))
+    }
+
+    fn take_in<S: Storage>(&mut self, shape: &Shape, x: &[S], weights: Option<&[f64]>) -> Result<(), Error> {
         shape.check_channels("statistics", self.states.len())?;
         let c = self.states.len();
         let mut last = PartialStatistics::<S::Arithmetic>::new(c);
         let goes_on = |so_far: &&Nodes| {
             let as_large = so_far.iter().all(|node| node.spatial == shape.spatial() as u64);
-            so_far.kind == last.nodes.kind && as_large
+            so_far.kind == last.nodes.kind && so_far.weighted == weights.is_some() && as_large
         };
         let continued = self.last.as_ref().filter(goes_on);
         // Only what is complete is kept.
         continued.map_or(Ok(()), |so_far| last.nodes.join(so_far))?;
         let before = if continued.is_some() { &self.before } else { &self.states };
-        last.add(shape, last.samples(), x)?;
+        last.add_source(shape, (last.samples(), weights), S::source(x))?;
         let [mut total, mut kept] = [filled(c, Welford::new())?, filled(c, Welford::new())?];
         total.copy_from_slice(before);
         kept.copy_from_slice(before);

@@ -29,6 +29,7 @@ impl From<Error> for Failure {
             Error::Clip { .. } => Status::Clip,
             Error::Groups { .. } => Status::Groups,
             Error::Limit { .. } => Status::Limit,
+            Error::SampleWeight { .. } | Error::NoSampleWeight => Status::Weights,
             Error::Activation { .. } => Status::Activation,
             Error::SingleElement => Status::SingleElement,
             Error::Count { .. } => Status::Count,

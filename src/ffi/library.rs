@@ -44,6 +44,7 @@ pub extern "C" fn batchnorm_status_message(status: i32) -> *const c_char {
         21 => c"not all parts of the batch could be had",
         22 => c"groups do not divide the channels or the rows of weights",
         23 => c"a limit of renormalization is NaN, r_max below 1, or d_max below 0",
+        24 => c"a sample's weight is neither 0 nor from 2^-60 to 2^60, or all are 0",
         _ => c"no status of this library",
     };
     message.as_ptr()

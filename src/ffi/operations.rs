@@ -35,6 +35,8 @@ pub struct StatisticsArgs {
     pub part: *mut c_void,
     /// The bytes that `part` has room for, of which batchnorm_part_len is enough; it becomes how many they are.
     pub part_len: *mut usize,
+    /// How often each sample counts, one weight per sample: 0, or from 2^-60 to 2^60. Null for once.
+    pub weights: *const f64,
 }
 
 /// The arguments of `batchnorm_training`.
@@ -73,6 +75,9 @@ pub struct TrainingArgs {
     /// Of a part of a batch: how to hear of the others, which other processes have. y and states are those of the whole then.
     /// Null for a batch that is whole.
     pub gather: *const Gather,
+    /// How often each sample counts, one weight per sample: 0, or from 2^-60 to 2^60. Statistics are those of the batch in which it
+    /// is so many times. Null for once.
+    pub weights: *const f64,
 }
 
 /// The arguments of `batchnorm_inference`.
@@ -172,6 +177,9 @@ pub struct BackwardArgs {
     pub sums: *const c_void,
     /// How many bytes.
     pub sums_len: usize,
+    /// The forward pass's weights, one per sample: dy and dx are of one copy of a sample, gradients per channel of all. Null for
+    /// none; not looked at beside sums.
+    pub weights: *const f64,
 }
 
 /// Says of structs that they are [`Versioned`]: with this name, this many pointers and numbers of 64 bits beside the size, and
@@ -188,10 +196,10 @@ macro_rules! versioned {
     )*};
 }
 versioned! {
-    "batchnorm_statistics_args" StatisticsArgs: 4 pointers, 1 numbers, offset_of!(StatisticsArgs, first);
-    "batchnorm_training_args" TrainingArgs: 8 pointers, 6 numbers, offset_of!(TrainingArgs, activation);
+    "batchnorm_statistics_args" StatisticsArgs: 5 pointers, 1 numbers, offset_of!(StatisticsArgs, first);
+    "batchnorm_training_args" TrainingArgs: 9 pointers, 6 numbers, offset_of!(TrainingArgs, activation);
     "batchnorm_inference_args" InferenceArgs: 9 pointers, 5 numbers, offset_of!(InferenceArgs, activation);
-    "batchnorm_backward_args" BackwardArgs: 18 pointers, 7 numbers, offset_of!(BackwardArgs, activation);
+    "batchnorm_backward_args" BackwardArgs: 19 pointers, 7 numbers, offset_of!(BackwardArgs, activation);
 }
 
 /// The statistics of each channel of `x` over batch and spatial axes, to `states`. A channel with a NaN or an infinity
@@ -222,21 +230,23 @@ unsafe fn statistics<T: Element>(
 ) -> Result<(), Failure> {
     let (len, c) = (problem.shape.len(), problem.shape.channels());
     // SAFETY: says the caller.
-    let (x, states, part) = unsafe {
+    let (x, weights, states, part) = unsafe {
         let x = arguments.source::<T>("x", args.x, (len, problem.element))?;
+        let weights = arguments.optional("weights", args.weights, problem.shape.batch())?;
         let part = arguments.part(args.part, args.part_len)?;
         let states = match part {
             Some(_) => arguments.optional_write("states", args.states.cast::<Welford>(), c)?,
             None => Some(arguments.write("states", args.states.cast::<Welford>(), c)?),
         };
-        (x, states, part)
+        (x, weights, states, part)
     };
     let Some(part) = part else {
         let statistics = Statistics::<T>::new(&problem.shape).source(x).states(states.unwrap_or_default());
-        return problem.run(|| statistics.run());
+        let weighted = weights.into_iter().fold(statistics, Statistics::weights);
+        return problem.run(|| weighted.run());
     };
     let mut sums = PartialStatistics::<T>::new(c);
-    problem.run(|| sums.add_source(&problem.shape, args.first, x))?;
+    problem.run(|| sums.add_source(&problem.shape, (args.first, weights), x))?;
     let of_part = sums.states()?;
     part.put(&sums.to_bytes()?)?;
     if let Some(states) = states {
@@ -307,7 +317,10 @@ unsafe fn training<T: Element>(
         params.gamma = arguments.optional("gamma", args.gamma.cast(), c)?;
         params.beta = arguments.optional("beta", args.beta.cast(), c)?;
         let states = arguments.write("states", args.states.cast::<Welford>(), c)?;
-        with_tensors!(Training::<T>::new(shape, params).states(states), args, arguments, problem)
+        let weights = arguments.optional("weights", args.weights, shape.batch())?;
+        let training = Training::<T>::new(shape, params).states(states);
+        let weighted = weights.into_iter().fold(training, Training::weights);
+        with_tensors!(weighted, args, arguments, problem)
     };
     match gather.take() {
         Some(mut gather) => problem.run(|| call.run_among(args.first, &mut gather)),
@@ -441,6 +454,9 @@ unsafe fn backward<T: Element>(
             Operand::Read(arguments.source("dy", args.dy, of_y)?)
         };
         call = call.operands([x, dy], [dx, dz], dz_is_over_dy);
+        if let Some(weights) = arguments.optional("weights", args.weights, shape.batch())? {
+            call = call.weights(weights);
+        }
         call.by(arguments.statistics(args.states, (args.mean, args.var), c)?)
     };
     // SAFETY: says the caller.

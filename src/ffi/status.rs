@@ -52,4 +52,6 @@ pub enum Status {
     Groups = 22,
     /// A limit of batch renormalization is NaN, r_max is below 1, or d_max below 0.
     Limit = 23,
+    /// A weight of a sample is neither 0 nor from 2^-60 to 2^60, or all are 0.
+    Weights = 24,
 }

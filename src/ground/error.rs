@@ -90,6 +90,15 @@ pub enum Error {
         /// The value given.
         value: f64,
     },
+    /// A weight of a sample that is neither 0 nor from 2^-60 to 2^60, whose sums might leave the range of f64.
+    SampleWeight {
+        /// The sample.
+        sample: usize,
+        /// Its weight.
+        value: f64,
+    },
+    /// Samples that all have the weight 0, and so no statistics.
+    NoSampleWeight,
     /// A limit of batch renormalization that is NaN, or below the least that it can be.
     Limit {
         /// The limit's name.
@@ -249,6 +258,12 @@ impl fmt::Display for Error {
             Error::Weight { argument, value } => {
                 write!(f, "{argument} is {value:?}, must be between 0 and 1")
             }
+            Error::SampleWeight { sample, value } => {
+                write!(f, "weights[{sample}] is {value:?}, must be 0 or between 2^-60 and 2^60")
+            }
+            Error::NoSampleWeight => {
+                write!(f, "weights are 0 for all samples of the batch, must be more for one at least")
+            }
             Error::Limit { argument, value, least } => {
                 write!(f, "{argument} is {value:?}, must be at least {least:?}")
             }
@@ -341,6 +356,19 @@ pub fn check_finite(argument: &'static str, value: f64) -> Result<(), Error> {
 /// The weight of one of two things whose weights add up to 1.
 pub fn check_weight(argument: &'static str, value: f64) -> Result<(), Error> {
     if (0.0..=1.0).contains(&value) { Ok(()) } else { Err(Error::Weight { argument, value }) }
+}
+
+/// The largest weight of a sample: f64's squares and their sums leave so much room. The least one is 1 over it.
+pub const LARGEST_WEIGHT: f64 = (1u64 << 60) as f64;
+
+/// The weight of a sample; by its bits, since a comparison takes a subnormal number for 0 where the host's environment does.
+pub fn check_sample_weight((sample, value): (usize, f64)) -> Result<(), Error> {
+    let is_zero = value.abs().to_bits() == 0;
+    if is_zero || (1.0 / LARGEST_WEIGHT..=LARGEST_WEIGHT).contains(&value) {
+        Ok(())
+    } else {
+        Err(Error::SampleWeight { sample, value })
+    }
 }
 
 /// By the sign, since a comparison takes a negative subnormal for 0 where the host's environment does.

@@ -222,6 +222,10 @@ impl Sum for Moments {
         self.merge(others, weights)
     }
 
+    fn weighed(self, weight: f64) -> Self {
+        Self { m2: self.m2 * weight, ..self }
+    }
+
     const COUNT: usize = 3;
 
     fn put(self, to: &mut [u64]) {
@@ -242,6 +246,10 @@ impl Sum for Moments {
 impl Sum for FineMoments {
     fn with(self, others: Self, weights: MergeWeights) -> Self {
         self.merge(others, weights)
+    }
+
+    fn weighed(self, weight: f64) -> Self {
+        Self { m2: self.m2.times(Double { high: weight, low: 0.0 }), ..self }
     }
 
     const COUNT: usize = 5;

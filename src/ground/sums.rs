@@ -14,16 +14,15 @@ pub struct MergeWeights {
 }
 
 impl MergeWeights {
-    /// To merge moments of `right` elements into those of `left`; not both 0.
-    pub fn new(left: u64, right: u64) -> Self {
+    /// To merge moments of `right` elements, or of so much weight, into those of `left`; not both 0.
+    pub fn new(left: f64, right: f64) -> Self {
         if left == right {
             // What follows from there, without divisions: most nodes of a tree are of equal halves.
             let exact = |high| Double { high, low: 0.0 };
-            let weight = left as f64 * 0.5;
+            let weight = left * 0.5;
             return Self { share: 0.5, weight, fine_share: exact(0.5), fine_weight: exact(weight) };
         }
-        let total = left.saturating_add(right) as f64;
-        let (left, right) = (left as f64, right as f64);
+        let total = left + right;
         let share = right / total;
         let fine_share = Double { high: right, low: 0.0 }.over(total);
         let fine_weight = fine_share.times(Double { high: left, low: 0.0 });
@@ -35,6 +34,8 @@ impl MergeWeights {
 pub trait Sum: Copy + Default + Send + Sync + 'static {
     /// Those of others, too; by the elements that each are over.
     fn with(self, others: Self, weights: MergeWeights) -> Self;
+    /// Those of elements that count as often as this weight says; a mean is what it was.
+    fn weighed(self, weight: f64) -> Self;
 
     /// How many numbers they are.
     const COUNT: usize;

@@ -144,7 +144,7 @@ impl Welford {
             *self = *other;
         } else if other.count != 0 {
             let (left, right): (FineMoments, FineMoments) = (self.moments(), other.moments());
-            let merged = left.merge(right, MergeWeights::new(self.count, other.count));
+            let merged = left.merge(right, MergeWeights::new(self.count as f64, other.count as f64));
             *self = Self::of(self.count.saturating_add(other.count), merged);
         }
     }

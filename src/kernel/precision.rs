@@ -202,6 +202,10 @@ impl Sum for PlainGradients {
         self.merge(others)
     }
 
+    fn weighed(self, weight: f64) -> Self {
+        Self { dy: self.dy * weight, dy_d: self.dy_d * weight }
+    }
+
     const COUNT: usize = 2;
 
     fn put(self, to: &mut [u64]) {
@@ -217,6 +221,11 @@ impl Sum for PlainGradients {
 impl Sum for FineGradients {
     fn with(self, others: Self, _: MergeWeights) -> Self {
         self.merge(others)
+    }
+
+    fn weighed(self, weight: f64) -> Self {
+        let by = |sum: Double| or(sum.times(Double { high: weight, low: 0.0 }), sum.high * weight);
+        Self { dy: by(self.dy), dy_d: by(self.dy_d) }
     }
 
     const COUNT: usize = 4;

@@ -6,6 +6,7 @@ use crate::ground::double::product;
 use crate::ground::geometry::{Block, Geometry};
 use crate::ground::sizes::GROUP;
 use crate::ground::slices::{Input, Output, Sink};
+use crate::ground::sums::Sum;
 use crate::kernel::Vectorized;
 use crate::kernel::activations::{Activation, ActivationOf};
 use crate::kernel::bits::Bits;
@@ -22,6 +23,7 @@ use crate::operations::given::{Affine, Given, Upstream};
 use crate::operations::halves;
 use crate::operations::memory::{Loops, Memory, Mixed, Own, Part};
 use crate::operations::tiles::{self, Mapped};
+use crate::schedule::blocks::Samples;
 use crate::schedule::engine::{Follow, Operation, Task};
 use crate::schedule::ranges::pieces;
 use crate::simd::Level;
@@ -50,10 +52,10 @@ pub struct Backward<'a, T: Vectorized, M: Memory<T> = Own> {
 pub enum Sums<'a, T: Vectorized> {
     /// Of the tensors.
     Own,
-    /// Of all parts of the batch.
-    Joined(&'a [T::Gradients]),
+    /// Of all parts of the batch, over elements of so much weight per channel.
+    Joined(&'a [T::Gradients], f64),
     /// Of some samples, which are not followed any further.
-    Part(Output<'a, T::Gradients>, (usize, usize)),
+    Part(Output<'a, T::Gradients>, Samples<'a>),
 }
 
 impl<T: Vectorized, M: Memory<T>> Backward<'_, T, M> {
@@ -65,7 +67,7 @@ impl<T: Vectorized, M: Memory<T>> Backward<'_, T, M> {
         }
     }
 
-    /// Those that sums are over.
+    /// Those that the states are of.
     fn summed(&self, task: &Task<'_, T>) -> f64 {
         self.count().unwrap_or(task.geometry.m() as u64) as f64
     }
@@ -294,20 +296,20 @@ where
     fn reduces(&self) -> bool {
         match self.sums {
             Sums::Own => self.writes() || matches!(self.given, Given::Batch(..)),
-            Sums::Joined(_) => false,
+            Sums::Joined(..) => false,
             Sums::Part(..) => true,
         }
     }
 
-    fn samples(&self) -> Option<Range<usize>> {
+    fn samples(&self) -> Option<Samples<'_>> {
         match self.sums {
-            Sums::Part(_, (first, end)) => Some(first..end),
+            Sums::Part(_, samples) => Some(samples),
             _ => None,
         }
     }
 
     fn concludes(&self) -> bool {
-        matches!(self.sums, Sums::Joined(_)) && self.writes()
+        matches!(self.sums, Sums::Joined(..)) && self.writes()
     }
 
     fn maps(&self) -> bool {
@@ -370,10 +372,14 @@ where
         }
     }
 
-    fn merge(&self, _: Level, left: (&mut [T::Gradients], usize), right: (&[T::Gradients], usize)) {
+    fn merge(&self, _: Level, left: (&mut [T::Gradients], f64), right: (&[T::Gradients], f64)) {
         for (left, right) in left.0.iter_mut().zip(right.0) {
             *left = left.merge(*right);
         }
+    }
+
+    fn weigh(&self, states: &mut [T::Gradients], weight: f64) {
+        states.iter_mut().for_each(|state| *state = state.weighed(weight));
     }
 
     fn follow(
@@ -390,7 +396,7 @@ where
         task.follow(channels, states, wanted.coefficients, rows, |task, group, states, at| {
             let states = match self.sums {
                 Sums::Own => states,
-                Sums::Joined(sums) => &sums[group.clone()],
+                Sums::Joined(sums, _) => &sums[group.clone()],
                 Sums::Part(to, _) => {
                     // SAFETY: in bounds; each channel belongs to one task.
                     return unsafe { to.part(group.clone()) }.copy_from_slice(states);
@@ -408,7 +414,10 @@ where
                 T::dispatch(task.level, Deviations { rows: SCALE, at, scratch: task.scratch });
                 // Frozen statistics' dx has no part in them, and must not: it is the same with other gradients and without.
                 let sums = if matches!(self.given, Given::Batch(..)) { states } else { &[] };
-                let count = self.summed(task);
+                let count = match self.sums {
+                    Sums::Joined(_, weight) => weight,
+                    _ => self.summed(task),
+                };
                 T::dispatch(task.level, GradientFactors { sums, count, at, scratch: task.scratch });
             }
         });

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::ground::geometry::Block;
 use crate::ground::sizes::GROUP;
 use crate::ground::slices::{Output, Sink};
-use crate::ground::sums::MergeWeights;
+use crate::ground::sums::{MergeWeights, Sum};
 use crate::ground::welford::Welford;
 use crate::kernel::Vectorized;
 use crate::kernel::channels::*;
@@ -16,6 +16,7 @@ use crate::kernel::scales::{ORDINARY_SCALE, SCALE};
 use crate::operations::given::{Affine, After, Kind};
 use crate::operations::memory::{Loops, Memory, Mixed, Own, Part};
 use crate::operations::tiles;
+use crate::schedule::blocks::Samples;
 use crate::schedule::engine::{Follow, Operation, Task};
 use crate::simd::Level;
 
@@ -33,7 +34,7 @@ pub struct Forward<'a, T: Vectorized, M: Memory<T> = Own> {
 pub enum Statistics<'a, T: Vectorized> {
     States(Output<'a, Welford>),
     /// Those of some samples, as they merge.
-    Part(Output<'a, T::Moments>, (usize, usize)),
+    Part(Output<'a, T::Moments>, Samples<'a>),
 }
 
 impl<'a, T: Vectorized> Forward<'a, T, Mixed> {
@@ -99,10 +100,10 @@ where
         true
     }
 
-    fn samples(&self) -> Option<Range<usize>> {
+    fn samples(&self) -> Option<Samples<'_>> {
         match self.statistics {
             Statistics::States(_) => None,
-            Statistics::Part(_, (first, end)) => Some(first..end),
+            Statistics::Part(_, samples) => Some(samples),
         }
     }
 
@@ -136,9 +137,13 @@ where
         T::moments(task.level, &task.scratch.sums, count, states);
     }
 
-    fn merge(&self, level: Level, left: (&mut [T::Moments], usize), right: (&[T::Moments], usize)) {
-        let weights = MergeWeights::new(left.1 as u64, right.1 as u64);
+    fn merge(&self, level: Level, left: (&mut [T::Moments], f64), right: (&[T::Moments], f64)) {
+        let weights = MergeWeights::new(left.1, right.1);
         T::dispatch(level, Merge { left: left.0, right: right.0, weights });
+    }
+
+    fn weigh(&self, states: &mut [T::Moments], weight: f64) {
+        states.iter_mut().for_each(|state| *state = state.weighed(weight));
     }
 
     fn follow(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[T::Moments], wanted: Follow) {

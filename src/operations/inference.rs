@@ -69,7 +69,8 @@ where
     }
     fn begin(&self, _: &mut Task<'_, T>, _: &Range<usize>) {}
     fn sum(&self, _: &mut Task<'_, T>, _: &Range<usize>, _: &Block, _: &mut [()]) {}
-    fn merge(&self, _: Level, _: (&mut [()], usize), _: (&[()], usize)) {}
+    fn merge(&self, _: Level, _: (&mut [()], f64), _: (&[()], f64)) {}
+    fn weigh(&self, _: &mut [()], _: f64) {}
 
     fn follow(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[()], wanted: Follow) {
         let rows = (&SCALE[..], ORDINARY_SCALE);

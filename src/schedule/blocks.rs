@@ -14,6 +14,7 @@ use std::ops::Range;
 use crate::ground::geometry::{Block, Geometry};
 use crate::ground::sizes::{BAND, LANES, fuzzed};
 use crate::kernel::room::WAITING;
+use crate::schedule::tree::Tree;
 
 /// The most elements of a block: 16 KiB of f32 stay in L1 for a second look, and f64 sums over them lose nothing that
 /// f32 results could show (`Element::CONDITION_LIMIT` counts on this size).
@@ -41,6 +42,34 @@ pub fn granularity(s: usize) -> usize {
     SHORT_BLOCK.div_ceil(s.max(1)).next_power_of_two().min(MOST_SAMPLES)
 }
 
+/// Some samples of a tensor, from one on and before another, each with its weight if they have any: how often its elements count.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Samples<'a> {
+    pub first: usize,
+    pub end: usize,
+    /// Of all samples of the tensor.
+    pub weights: Option<&'a [f64]>,
+}
+
+impl Samples<'_> {
+    /// The weight of a block's elements, which are of one sample if there are weights.
+    pub fn weight(&self, geometry: &Geometry, block: &Block) -> f64 {
+        let sample = if geometry.positions_are_samples() { &block.positions } else { &block.samples };
+        self.weights.map_or(1.0, |weights| weights[sample.start])
+    }
+
+    /// Elements per channel of a block, each as often as its weight says.
+    pub fn count(&self, geometry: &Geometry, block: &Block) -> f64 {
+        self.weight(geometry, block) * block.count() as f64
+    }
+
+    /// Elements per channel of all, likewise.
+    pub fn count_all(&self, geometry: &Geometry) -> f64 {
+        let blocks = Blocks::of_samples(geometry, self);
+        Tree::count((0..blocks.len()).map(|i| (blocks.leaf(i), self.count(geometry, &blocks.get(i)))))
+    }
+}
+
 /// The cut of n * s elements per channel into blocks, and of these into chunks: subtrees that are handed out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Blocks {
@@ -62,15 +91,17 @@ impl Blocks {
     /// Of all samples.
     #[cfg(test)]
     pub fn of(geometry: &Geometry) -> Self {
-        Self::of_samples(geometry, 0..geometry.samples())
+        Self::of_samples(geometry, &Samples { first: 0, end: geometry.samples(), weights: None })
     }
 
-    /// Of these samples, the first of which is taken for a multiple of the granularity.
-    pub fn of_samples(geometry: &Geometry, samples: Range<usize>) -> Self {
+    /// Of these samples, the first of which is taken for a multiple of the granularity; with weights each is a block of its own.
+    pub fn of_samples(geometry: &Geometry, samples: &Samples<'_>) -> Self {
+        let Samples { first, end, weights } = *samples;
         let (first, n, s) = match geometry.positions_are_samples() {
-            true => ((0, samples.start), 1, samples.len()),
-            false => ((samples.start, 0), samples.len(), geometry.s),
+            true => ((0, first), 1, end - first),
+            false => ((first, 0), end - first, geometry.s),
         };
+        let granularity = |s| if weights.is_some() { 1 } else { granularity(s) };
         let (planes, segment) = if geometry.positions_are_samples() {
             (1, s.min(granularity(1)))
         } else if s <= BLOCK {

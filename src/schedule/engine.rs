@@ -16,6 +16,7 @@ use crate::kernel::Vectorized;
 use crate::kernel::map::Access;
 use crate::kernel::room::{Room, Waiting};
 use crate::kernel::scratch::{Scratch, Tiles};
+use crate::schedule::blocks::Samples;
 use crate::schedule::plan::Plan;
 use crate::schedule::policies::{Schedule, Traffic};
 use crate::schedule::ranges::pieces_at;
@@ -67,8 +68,8 @@ pub trait Operation<T: Vectorized>: Sync {
     }
     /// Whether there is a reduction.
     fn reduces(&self) -> bool;
-    /// The samples that are reduced, if not all.
-    fn samples(&self) -> Option<Range<usize>> {
+    /// The samples that are reduced, if not all, or not all alike.
+    fn samples(&self) -> Option<Samples<'_>> {
         None
     }
     /// Whether outputs per channel follow from what is given, without a reduction.
@@ -85,7 +86,9 @@ pub trait Operation<T: Vectorized>: Sync {
     /// The states of one block. Maps as much of the group that is pending.
     fn sum(&self, task: &mut Task<'_, T>, channels: &Range<usize>, block: &Block, states: &mut [Self::State]);
     /// left := left and right together; the counts are the elements per channel that each has seen.
-    fn merge(&self, level: Level, left: (&mut [Self::State], usize), right: (&[Self::State], usize));
+    fn merge(&self, level: Level, left: (&mut [Self::State], f64), right: (&[Self::State], f64));
+    /// The states become those of elements that count as often as this weight says.
+    fn weigh(&self, states: &mut [Self::State], weight: f64);
     /// What follows from states: outputs per channel, and coefficients.
     fn follow(&self, task: &mut Task<'_, T>, channels: &Range<usize>, states: &[Self::State], wanted: Follow);
     /// Maps a part of the tensor; `column` is that of the first of these channels.
@@ -112,13 +115,17 @@ pub fn run<T: Vectorized, O: Operation<T>>(
         reduces,
         maps,
     };
-    let samples = operation.samples().unwrap_or(0..geometry.samples());
-    let plan = Plan::of(geometry, samples, traffic);
+    let plan = Plan::of(geometry, &samples_of(geometry, operation), traffic);
     run_by(plan, level, geometry, operation)?;
     if plan.large {
         deal::ended();
     }
     Ok(())
+}
+
+/// The samples that an operation reduces.
+fn samples_of<'a, T: Vectorized, O: Operation<T>>(geometry: &Geometry, operation: &'a O) -> Samples<'a> {
+    operation.samples().unwrap_or(Samples { first: 0, end: geometry.samples(), weights: None })
 }
 
 /// The same by a plan of the caller's.
@@ -133,7 +140,8 @@ pub fn run_by<T: Vectorized, O: Operation<T>>(
     // The calling thread keeps its scratch memory from here on, and so always has it.
     let scratch = T::take_scratch().ok_or(Error::OutOfMemory { bytes: size_of::<Room<T>>() })?;
     let spare = Mutex::new(T::keep_scratch(scratch));
-    let engine = Engine { level, geometry, plan, operation, spare };
+    let samples = samples_of(geometry, operation);
+    let engine = Engine { level, geometry, plan, samples, operation, spare };
     match plan.schedule {
         Schedule::ChannelBlocked => {
             engine.channel_blocked();
@@ -150,6 +158,7 @@ struct Engine<'a, T: Vectorized, O> {
     level: Level,
     geometry: &'a Geometry,
     plan: Plan,
+    samples: Samples<'a>,
     operation: &'a O,
     /// Scratch memory of a calling thread that is past keeping it.
     spare: Mutex<Option<Box<Room<T>>>>,
@@ -300,11 +309,7 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
                     states.part(place * c + channels.start..place * c + channels.end)
                 };
                 let mut merge = |left: Node, right: Node| {
-                    self.operation.merge(
-                        self.level,
-                        (of(left.place), left.count),
-                        (of(right.place), right.count),
-                    );
+                    self.merge((of(left.place), left.count), (of(right.place), right.count));
                 };
                 let mut tree = Tree::EMPTY;
                 for place in 0..chunks {
@@ -325,8 +330,42 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
     }
 
     /// The elements per channel of some blocks.
-    fn count(&self, blocks: Range<usize>) -> usize {
-        blocks.map(|block| self.plan.blocks.get(block).count()).sum()
+    fn count(&self, blocks: Range<usize>) -> f64 {
+        let leaf = |index| (self.plan.blocks.leaf(index), self.count_of(&self.plan.blocks.get(index)));
+        Tree::count(blocks.map(leaf))
+    }
+
+    fn count_of(&self, block: &Block) -> f64 {
+        self.samples.count(self.geometry, block)
+    }
+
+    /// left := left and right together, where elements without a weight have no part.
+    fn merge(&self, left: (&mut [O::State], f64), right: (&[O::State], f64)) {
+        if left.1 == 0.0 {
+            left.0.copy_from_slice(right.0);
+        } else if right.1 != 0.0 {
+            self.operation.merge(self.level, left, right);
+        }
+    }
+
+    /// The states of a block's elements, each as often as its weight says: those without one are not looked at.
+    fn sum(
+        &self,
+        task: &mut Task<'_, T>,
+        channels: &Range<usize>,
+        block: &Block,
+        states: &mut [O::State],
+    ) -> f64 {
+        let count = self.count_of(block);
+        if count == 0.0 {
+            states.fill(O::State::default());
+            return count;
+        }
+        self.operation.sum(task, channels, block, states);
+        if self.samples.weights.is_some() {
+            self.operation.weigh(states, self.samples.weight(self.geometry, block));
+        }
+        count
     }
 
     /// The states of a subtree's blocks, merged; those that wait are in `waiting`. Once for both schedules.
@@ -347,7 +386,7 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
                 0 => states,
                 place => &mut before[(place - 1) * width..][..width],
             };
-            self.operation.merge(self.level, (left_states, left.count), (&from[..width], right.count));
+            self.merge((left_states, left.count), (&from[..width], right.count));
         };
         let mut tree = Tree::EMPTY;
         for index in blocks {
@@ -358,8 +397,8 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
                 0 => &mut *states,
                 place => &mut waiting[(place - 1) * width..][..width],
             };
-            self.operation.sum(task, channels, &block, to);
-            tree.push(Node { leaf, count: block.count(), place });
+            let count = self.sum(task, channels, &block, to);
+            tree.push(Node { leaf, count, place });
         }
         tree.finish(&mut |left, right| merge(states, waiting, left, right));
     }

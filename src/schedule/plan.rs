@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::ground::geometry::{Block, Geometry, Pattern};
 use crate::ground::sizes::LANES;
 use crate::kernel::map::Access;
-use crate::schedule::blocks::Blocks;
+use crate::schedule::blocks::{Blocks, Samples};
 use crate::schedule::machine::Machine;
 use crate::schedule::policies::{Schedule, Setting, Traffic, is_large, threads_for};
 use crate::schedule::ranges::rectangles;
@@ -44,7 +44,7 @@ pub struct Plan {
 
 impl Plan {
     /// On this machine, with the threads that there are. Reduced are these samples, mapped are all.
-    pub fn of(geometry: &Geometry, samples: Range<usize>, traffic: Traffic) -> Self {
+    pub fn of(geometry: &Geometry, samples: &Samples<'_>, traffic: Traffic) -> Self {
         let (geometry, tuning) = (*geometry, Tuning::current());
         let threads = threads_for(&geometry, traffic, &tuning, deal::awake, deal::workers);
         let setting = Setting { geometry, traffic, machine: Machine::get(), tuning, threads };

@@ -6,12 +6,12 @@
 const LEVELS: usize = usize::BITS as usize + 1;
 
 /// A state that waits for others: of a whole subtree, or of as much of it as there is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Node {
     /// Its first leaf.
     pub leaf: usize,
-    /// Elements per channel.
-    pub count: usize,
+    /// Elements per channel, each as often as its sample's weight says.
+    pub count: f64,
     /// Where it is kept.
     pub place: usize,
 }
@@ -24,7 +24,7 @@ pub struct Tree {
 }
 
 impl Tree {
-    pub const EMPTY: Self = Self { nodes: [Node { leaf: 0, count: 0, place: 0 }; LEVELS], len: 0 };
+    pub const EMPTY: Self = Self { nodes: [Node { leaf: 0, count: 0.0, place: 0 }; LEVELS], len: 0 };
 
     /// How many nodes wait.
     pub fn len(&self) -> usize {
@@ -46,9 +46,20 @@ impl Tree {
         self.len += 1;
     }
 
-    /// Merges all there is into the first node.
-    pub fn finish(&mut self, merge: &mut dyn FnMut(Node, Node)) {
+    /// Merges all there is into the first node, whose count is returned.
+    pub fn finish(&mut self, merge: &mut dyn FnMut(Node, Node)) -> f64 {
         self.merge_from(0, merge);
+        self.nodes[0].count
+    }
+
+    /// The count of leaves of these numbers and counts, added up as their states merge: a sum of weights is rounded.
+    pub fn count(leaves: impl Iterator<Item = (usize, f64)>) -> f64 {
+        let mut tree = Self::EMPTY;
+        for (leaf, count) in leaves {
+            tree.complete(leaf, &mut |_, _| ());
+            tree.push(Node { leaf, count, place: 0 });
+        }
+        tree.finish(&mut |_, _| ())
     }
 
     /// Merges the last nodes, those from leaf `first` on.
@@ -75,14 +86,14 @@ mod tests {
             tree.complete(leaf, &mut |left, right| {
                 texts[left.place] = format!("({}+{})", texts[left.place], texts[right.place]);
             });
-            tree.push(Node { leaf, count: 1, place });
+            tree.push(Node { leaf, count: 1.0, place });
             most = most.max(tree.len());
         }
         let count = texts.len();
         tree.finish(&mut |left, right| {
             texts[left.place] = format!("({}+{})", texts[left.place], texts[right.place]);
         });
-        assert_eq!((tree.len(), tree.nodes[0].count), (1, count));
+        assert_eq!((tree.len(), tree.nodes[0].count), (1, count as f64));
         assert!(most <= LEVELS, "{most} nodes of {count}");
         texts.swap_remove(0)
     }

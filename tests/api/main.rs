@@ -15,3 +15,4 @@ mod modes;
 mod ndarray;
 mod partial;
 mod renorm;
+mod weights;

@@ -75,7 +75,7 @@ FOLLOWS(batchnorm_fold_args, bias, weight);
 ASSERT(offsetof(batchnorm_state, mean_low) == 16 && offsetof(batchnorm_state, m2) == 24, "batchnorm_state");
 ASSERT(BATCHNORM_STATUS_OK == 0 && BATCHNORM_STATUS_SIZE == 12 && BATCHNORM_STATUS_OUT_OF_MEMORY == 15 &&
        BATCHNORM_STATUS_ACTIVATION == 17 && BATCHNORM_STATUS_PART == 19 && BATCHNORM_STATUS_GATHER == 21 && BATCHNORM_STATUS_GROUPS == 22 &&
-       BATCHNORM_STATUS_LIMIT == 23, "batchnorm_status");
+       BATCHNORM_STATUS_LIMIT == 23 && BATCHNORM_STATUS_WEIGHTS == 24, "batchnorm_status");
 
 /* Large enough for the pool. */
 static uint64_t large(size_t threads, uint64_t hash) {

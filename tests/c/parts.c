@@ -2,6 +2,7 @@
  * whole, by gather and by hand, and an error in one is an error in all. */
 
 #define _GNU_SOURCE
+#include <math.h>
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -104,6 +105,80 @@ static void same(size_t first, size_t batch) {
   CHECK(memcmp(part_states, states, sizeof states) == 0);
   CHECK(memcmp(part_dgamma, dgamma, sizeof dgamma) == 0);
   CHECK(memcmp(part_dbeta, dbeta, sizeof dbeta) == 0);
+}
+
+/* Samples with weights, split where no block ends: those of one call, and of copies where weights are whole numbers. */
+static void weighted(void) {
+  enum { CUT = 5 };
+  double weights[N];
+  static float twice[2 * SAMPLE], ones[SAMPLE], copies_y[2 * SAMPLE];
+  unsigned char bytes[2][MOST], joined[2 * MOST];
+  const void *parts[2];
+  size_t lens[2], len = sizeof joined;
+  const batchnorm_problem whole = problem_of(BATCHNORM_F32, BATCHNORM_NCHW, 1, N, C, H, W);
+  batchnorm_training_args training = training_of(0, part_y, states, part_mask);
+  batchnorm_backward_args backward = backward_of(0, states, part_mask);
+  int i;
+  for (i = 0; i < N; i++) weights[i] = i % 4 == 1 ? 0 : 0.25 + i;
+  training.weights = weights;
+  OK(batchnorm_training(&whole, &training));
+  for (i = 0; i < 2; i++) {
+    const size_t first = i == 0 ? 0 : CUT;
+    const batchnorm_problem problem = problem_of(BATCHNORM_F32, BATCHNORM_NCHW, 1, i == 0 ? CUT : N - CUT, C, H, W);
+    ARGS(statistics);
+    statistics.x = x + first * SAMPLE;
+    statistics.weights = weights + first;
+    statistics.first = first;
+    statistics.part = bytes[i];
+    parts[i] = bytes[i];
+    lens[i] = batchnorm_part_len(&problem);
+    CHECK(lens[i] <= MOST);
+    statistics.part_len = &lens[i];
+    OK(batchnorm_statistics(&problem, &statistics));
+  }
+  OK(batchnorm_join(2, parts, lens, joined, &len));
+  OK(batchnorm_part_states(joined, len, C, part_states));
+  CHECK(memcmp(part_states, states, sizeof states) == 0);
+  gradients_to(&backward, part_dx, part_dz, part_dgamma, part_dbeta);
+  CHECK(batchnorm_backward(&whole, &backward) == BATCHNORM_STATUS_COUNT);
+  backward.weights = weights;
+  OK(batchnorm_backward(&whole, &backward));
+
+  /* One sample of weight 2 is two of it. */
+  {
+    const batchnorm_problem one = problem_of(BATCHNORM_F32, BATCHNORM_NCHW, 1, 1, C, H, W);
+    const batchnorm_problem two = problem_of(BATCHNORM_F32, BATCHNORM_NCHW, 1, 2, C, H, W);
+    const double weight = 2;
+    memcpy(twice, x, sizeof ones);
+    memcpy(twice + SAMPLE, x, sizeof ones);
+    training = training_of(0, copies_y, states, NULL);
+    training.residual = NULL;
+    training.x = twice;
+    OK(batchnorm_training(&two, &training));
+    training.x = x;
+    training.y = ones;
+    training.states = part_states;
+    training.weights = &weight;
+    OK(batchnorm_training(&one, &training));
+    for (i = 0; i < C; i++) {
+      CHECK(part_states[i].count == states[i].count && part_states[i].mean == states[i].mean);
+    }
+    for (i = 0; i < SAMPLE; i++) CHECK(fabsf(ones[i] - copies_y[i]) <= 1e-6f * fabsf(ones[i]));
+  }
+
+  /* What is none is refused before anything is written. */
+  training = training_of(0, part_y, part_states, NULL);
+  training.weights = weights;
+  memcpy(part_states, states, sizeof states);
+  weights[3] = -1;
+  CHECK(batchnorm_training(&whole, &training) == BATCHNORM_STATUS_WEIGHTS);
+  backward.weights = weights;
+  CHECK(batchnorm_backward(&whole, &backward) == BATCHNORM_STATUS_WEIGHTS);
+  memset(weights, 0, sizeof weights);
+  CHECK(batchnorm_training(&whole, &training) == BATCHNORM_STATUS_WEIGHTS);
+  training.weights = (const double *)(const void *)part_y;
+  CHECK(batchnorm_training(&whole, &training) == BATCHNORM_STATUS_OVERLAP);
+  CHECK(memcmp(part_states, states, sizeof states) == 0);
 }
 
 static int child(size_t first, size_t batch) {
@@ -239,6 +314,9 @@ int main(void) {
     CHECK(batchnorm_join(PROCESSES, parts, lens, joined, &len) == BATCHNORM_STATUS_PART);
     CHECK(batchnorm_join(0, parts, lens, joined, &len) == BATCHNORM_STATUS_PART);
   }
+
+  weighted();
+  OK(batchnorm_training(&whole, &training));
 
   shared = (struct shared *)mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   CHECK(shared != MAP_FAILED);

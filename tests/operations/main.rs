@@ -12,6 +12,7 @@ mod known_bugs;
 mod matrix;
 mod properties;
 mod splits;
+mod weights;
 
 /// Whether `BATCHNORM_EXHAUSTIVE` is set, as in a step of `.ci/run`: tests on so much data that they take minutes then have all of it.
 fn exhaustive() -> bool {

@@ -104,6 +104,7 @@ struct Whole<S: Storage> {
     gamma: Vec<S::Arithmetic>,
     activation: Activation,
     residual: bool,
+    weights: Option<Vec<f64>>,
     y: Vec<S>,
     states: Vec<Welford>,
     dx: Vec<S>,
@@ -115,7 +116,12 @@ impl<S: Storage + Stored> Whole<S>
 where
     S::Arithmetic: Bits,
 {
-    fn new(layout: Layout, [n, c, s]: [usize; 3], activation: Activation, residual: bool) -> Self {
+    fn new(
+        layout: Layout,
+        [n, c, s]: [usize; 3],
+        (activation, residual): (Activation, bool),
+        weights: Option<Vec<f64>>,
+    ) -> Self {
         let shape = Shape::new(layout, n, c, &[s]).unwrap();
         let tensor = |seed: usize| -> Vec<S> {
             let mut tensor = vec![S::default(); shape.len()];
@@ -141,6 +147,7 @@ where
             z: tensor(2),
             activation,
             residual,
+            weights,
             y: zeros(),
             states: vec![Welford::new(); c],
             dx: zeros(),
@@ -148,17 +155,19 @@ where
             per_channel: [(); 4].map(|()| gamma.clone()),
             gamma,
         };
-        let Self { x, dy, z, y, states, dx, dz, gamma, per_channel, .. } = &mut whole;
+        let Self { x, dy, z, y, states, dx, dz, gamma, per_channel, weights, .. } = &mut whole;
         let params = Params::new(1e-5).gamma(gamma).activation(activation);
         let mut mask = vec![0; shape.mask_len()];
         let training = Training::new(&shape, params).x(x).y(y).states(states);
         let training = if residual { training.residual(z).mask(&mut mask) } else { training };
+        let training = weights.iter().fold(training, |training, weights| training.weights(weights));
         training.run().unwrap();
         let [dgamma, dbeta, dmean, dvar] = per_channel.each_mut();
         let gradients = Gradients::new().dx(dx).dgamma(dgamma).dbeta(dbeta).dmean(dmean).dvar(dvar);
         let gradients = if residual { gradients.dz(dz) } else { gradients };
         let backward = Backward::new(&shape, params).x(x).dy(dy).states(states).gradients(gradients);
         let backward = if residual { backward.mask(&mask) } else { backward };
+        let backward = weights.iter().fold(backward, |backward, weights| backward.weights(weights));
         backward.run().unwrap();
         whole
     }
@@ -179,8 +188,15 @@ where
         let params = Params::new(1e-5).gamma(&self.gamma).activation(self.activation);
 
         let mut statistics = PartialStatistics::<S::Arithmetic>::new(self.shape.channels());
+        let weights_of =
+            |(first, end): (usize, usize)| self.weights.as_ref().map(|weights| &weights[first..end]);
         for part in &parts {
-            let one = PartialStatistics::of(&shape_of(*part), part.0 as u64, &of(&self.x, *part)).unwrap();
+            let (shape, first, x) = (shape_of(*part), part.0 as u64, of(&self.x, *part));
+            let mut one = PartialStatistics::new(shape.channels());
+            match weights_of(*part) {
+                Some(weights) => one.add_weighted(&shape, first, &x, weights).unwrap(),
+                None => one.add(&shape, first, &x).unwrap(),
+            }
             let sent = one.to_bytes().unwrap();
             statistics.join(&PartialStatistics::from_bytes(&sent).unwrap()).unwrap();
         }
@@ -200,6 +216,7 @@ where
             assert!(y == of(&self.y, *part), "y of {what}");
             let backward = Backward::new(&shape, params).x(&x).dy(&dy).states(&states);
             let backward = if self.residual { backward.mask(&mask) } else { backward };
+            let backward = weights_of(*part).into_iter().fold(backward, Backward::weights);
             let one = backward.part(part.0 as u64).unwrap();
             sums.join(&PartialGradients::from_bytes(&one.to_bytes().unwrap()).unwrap()).unwrap();
             masks.push(mask);
@@ -266,7 +283,7 @@ const SPLIT: [[usize; 3]; 10] = [
 /// the whole.
 #[test]
 fn parts_have_the_bits_of_the_whole() {
-    fn splits<S: Storage + Stored>()
+    fn splits<S: Storage + Stored>(weighted: bool)
     where
         S::Arithmetic: Bits,
     {
@@ -279,9 +296,13 @@ fn parts_have_the_bits_of_the_whole() {
                     (Activation::Silu, false),
                     (Activation::Relu, false),
                 ];
-                let (activation, residual) = forms[i % 4];
-                let whole = Whole::<S>::new(layout, [n, c, s], activation, residual);
-                let granularity = whole.shape.granularity();
+                let weights = |weighted: bool| {
+                    weighted
+                        .then(|| (0..n).map(|i| if i % 5 == 3 { 0.0 } else { noise(i + 7) + 0.6 }).collect())
+                };
+                let whole = Whole::<S>::new(layout, [n, c, s], forms[i % 4], weights(weighted));
+                // Of samples with weights each is a block.
+                let granularity = if weighted { 1 } else { whole.shape.granularity() };
                 let most = n.div_ceil(granularity);
                 for (times, configuration) in few_configurations().into_iter().enumerate() {
                     // Twice the same cut is an empty part.
@@ -290,15 +311,18 @@ fn parts_have_the_bits_of_the_whole() {
                     cuts.sort_unstable();
                     configuration.run(|| whole.assert_same_in_parts(&cuts, &mut rng));
                 }
-                let all: Vec<_> = (1..most).map(|i| i * granularity).collect();
+                let step = granularity * if weighted { 7 } else { 1 };
+                let all: Vec<_> = (1..n.div_ceil(step)).map(|i| i * step).collect();
                 whole.assert_same_in_parts(&all, &mut rng);
             }
         }
     }
-    splits::<f32>();
-    splits::<f64>();
-    #[cfg(feature = "half")]
-    splits::<half::bf16>();
+    for weighted in [false, true] {
+        splits::<f32>(weighted);
+        splits::<f64>(weighted);
+        #[cfg(feature = "half")]
+        splits::<half::bf16>(weighted);
+    }
 }
 
 /// Elsewhere it is right within the accuracy that is promised, and does not depend on the order in which parts come.
@@ -306,7 +330,7 @@ fn parts_have_the_bits_of_the_whole() {
 fn any_split_is_right() {
     let mut rng = crate::common::data::rng(25);
     for [n, c, s] in SPLIT {
-        let whole = Whole::<f32>::new(Layout::Nchw, [n, c, s], Activation::Identity, false);
+        let whole = Whole::<f32>::new(Layout::Nchw, [n, c, s], (Activation::Identity, false), None);
         let each = whole.shape.len() / n;
         let mut cuts: Vec<_> = (0..5).map(|_| rng.random_range(0..=n)).collect();
         cuts.extend([0, n]);
@@ -339,7 +363,14 @@ fn any_split_is_right() {
 fn bytes_are_not_trusted() {
     let shape = Shape::nchw(&[40, 3, 49]).unwrap();
     let x: Vec<f32> = (0..shape.len()).map(|i| noise(i) as f32).collect();
-    let statistics = PartialStatistics::of(&shape, 7, &x).unwrap();
+    let mut weighted = PartialStatistics::new(3);
+    weighted.add_weighted(&shape, 7, &x, &[0.3; 40]).unwrap();
+    for statistics in [PartialStatistics::of(&shape, 7, &x).unwrap(), weighted] {
+        damaged_bytes_are_refused(statistics);
+    }
+}
+
+fn damaged_bytes_are_refused(statistics: PartialStatistics<f32>) {
     let bytes = statistics.to_bytes().unwrap();
     let read = |bytes: &[u8]| PartialStatistics::<f32>::from_bytes(bytes);
     assert_eq!(read(&bytes), Ok(statistics));

@@ -15,6 +15,21 @@ pub struct Split {
     /// In multiples of the granularity.
     cuts: Vec<u8>,
     order: Vec<u8>,
+    /// Of samples, over and over; none for no weights.
+    weights: Vec<u16>,
+}
+
+impl Split {
+    /// A weight for each sample, from 2^-60 to 2^60, mostly near 1; 0 for some.
+    fn weights(&self, n: usize) -> Option<Vec<f64>> {
+        let weight = |bits: &u16| {
+            let (mantissa, exponent) = (f64::from(bits & 255), i32::from(bits >> 8) - 128);
+            let power = if exponent.abs() <= 51 { exponent } else { exponent % 3 };
+            mantissa * 2f64.powi(power)
+        };
+        let weights = || self.weights.iter().map(weight).cycle().take(n);
+        (!self.weights.is_empty()).then(|| weights().collect())
+    }
 }
 
 /// The bits of the whole, for every part.
@@ -24,7 +39,10 @@ pub fn parts<T: Contract>(problem: &Problem, run: Run, split: &Split) {
     let [x, dy] = [&made.x, &made.dy].map(|tensor| made.lay_out(layout, tensor));
     let (n, c) = (shape.batch(), shape.channels());
     let each = shape.len().checked_div(n).unwrap_or(0);
-    let granularity = shape.granularity();
+    let weights = split.weights(n);
+    let weights = weights.as_deref();
+    // Of samples with weights each is a block.
+    let granularity = if weights.is_some() { 1 } else { shape.granularity() };
     let cut = |cut: &u8| (usize::from(*cut) % (n / granularity + 1) * granularity).min(n);
     let mut cuts: Vec<_> = split.cuts.iter().take(12).map(cut).chain([0, n]).collect();
     cuts.sort_unstable();
@@ -38,10 +56,17 @@ pub fn parts<T: Contract>(problem: &Problem, run: Run, split: &Split) {
         let (params, zeros) = (made.params(), |len| vec![T::default(); len]);
         let (mut y, mut dx, mut states) = (zeros(shape.len()), zeros(shape.len()), vec![Welford::new(); c]);
         let mut sums = [(); 2].map(|()| zeros(c));
-        Training::new(&shape, params).x(&x).y(&mut y).states(&mut states).run().unwrap();
+        let training = Training::new(&shape, params).x(&x).y(&mut y).states(&mut states);
+        let trained = weights.into_iter().fold(training, Training::weights).run();
+        if weights.is_some_and(|weights| weights.iter().all(|weight| *weight == 0.0)) && shape.per_channel() > 0 {
+            assert_eq!(trained, Err(Error::NoSampleWeight));
+            return;
+        }
+        trained.unwrap();
         let [dgamma, dbeta] = sums.each_mut();
         let gradients = Gradients::new().dx(&mut dx).dgamma(dgamma).dbeta(dbeta);
-        Backward::new(&shape, params).x(&x).dy(&dy).states(&states).gradients(gradients).run().unwrap();
+        let backward = Backward::new(&shape, params).x(&x).dy(&dy).states(&states).gradients(gradients);
+        weights.into_iter().fold(backward, Backward::weights).run().unwrap();
 
         let of = |part: &std::ops::Range<usize>| {
             let dims = [&[part.len()], &made.dims[1..]].concat();
@@ -50,8 +75,13 @@ pub fn parts<T: Contract>(problem: &Problem, run: Run, split: &Split) {
         };
         let mut statistics = PartialStatistics::<T>::new(c);
         for part in &parts {
-            let (shape, range) = of(part);
-            let part = PartialStatistics::of(&shape, part.start as u64, &x[range]).unwrap();
+            let ((shape, range), first) = (of(part), part.start as u64);
+            let samples = part.clone();
+            let mut part = PartialStatistics::new(c);
+            match weights {
+                Some(weights) => part.add_weighted(&shape, first, &x[range], &weights[samples]).unwrap(),
+                None => part.add(&shape, first, &x[range]).unwrap(),
+            }
             statistics.join(&again(&part.to_bytes().unwrap(), PartialStatistics::from_bytes)).unwrap();
         }
         let joined = statistics.states().unwrap();
@@ -60,6 +90,8 @@ pub fn parts<T: Contract>(problem: &Problem, run: Run, split: &Split) {
         for part in parts.iter().filter(|_| n > 0) {
             let (shape, range) = of(part);
             let backward = Backward::new(&shape, params).x(&x[range.clone()]).dy(&dy[range]).states(&joined);
+            let weights = weights.map(|weights| &weights[part.clone()]);
+            let backward = weights.into_iter().fold(backward, Backward::weights);
             let part = backward.part(part.start as u64).unwrap();
             all.join(&again(&part.to_bytes().unwrap(), PartialGradients::from_bytes)).unwrap();
         }
@@ -89,6 +121,7 @@ fn again<P>(bytes: &[u8], read: impl Fn(&[u8]) -> Result<P, Error>) -> P {
 pub struct Bytes {
     tagged: bool,
     kind: [bool; 2],
+    weighted: bool,
     channels: u8,
     nodes: u8,
     rest: Vec<u8>,
@@ -100,7 +133,8 @@ impl Bytes {
         let mut bytes = Vec::new();
         if self.tagged {
             bytes.extend(b"bnparts1");
-            bytes.extend([1 + u8::from(self.kind[0]), 4 + 4 * u8::from(self.kind[1]), 0, 0, 0, 0, 0, 0]);
+            bytes.extend([1 + u8::from(self.kind[0]), 4 + 4 * u8::from(self.kind[1])]);
+            bytes.extend([u8::from(self.weighted), 0, 0, 0, 0, 0]);
             let sizes = [u64::from(self.channels), u64::from(self.nodes)];
             sizes.iter().for_each(|size| bytes.extend(size.to_le_bytes()));
         }
@@ -113,7 +147,8 @@ impl Bytes {
                 [true, false] => 2,
                 [true, true] => 4,
             };
-            bytes.resize(32 + usize::from(self.nodes) * (24 + 8 * numbers * usize::from(self.channels)), 0);
+            let node = if self.weighted { 32 } else { 24 } + 8 * numbers * usize::from(self.channels);
+            bytes.resize(32 + usize::from(self.nodes) * node, 0);
         }
         if self.checked {
             let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {

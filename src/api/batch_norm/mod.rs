@@ -10,7 +10,7 @@ use crate::api::batch_norm::parts::{Domain, Parts};
 use crate::api::batch_norm::record::Record;
 use crate::api::renorm::Renorm;
 use crate::api::running::{RunningUpdate, RunningVariance, UpdateRule, step};
-use crate::ground::error::{Error, check_eps, check_finite};
+use crate::ground::error::{Error, check_eps, check_finite, check_sample_weight};
 use crate::ground::welford::Welford;
 use crate::kernel::activations::Activation;
 use crate::operations::Element;
@@ -73,6 +73,8 @@ struct Kept<T> {
     dgamma: Vec<T>,
     dbeta: Vec<T>,
     states: Vec<Welford>,
+    /// Of the samples of the forward passes that come.
+    weights: Option<Vec<f64>>,
     /// The forward pass that backward belongs to.
     forward: Option<Box<Record<T>>>,
 }
@@ -135,7 +137,7 @@ impl<T: Element> BatchNorm<T> {
         let channels = parts.channels();
         let zeros = vec![T::default(); channels];
         let states = vec![Welford::new(); channels];
-        let kept = Kept { dgamma: zeros.clone(), dbeta: zeros, states, forward: None };
+        let kept = Kept { dgamma: zeros.clone(), dbeta: zeros, states, weights: None, forward: None };
         Self { parts, domain: 0, kept: Box::new(kept) }
     }
 
@@ -434,6 +436,33 @@ impl<T: Element> BatchNorm<T> {
     pub fn set_renorm(&mut self, limits: Option<Renorm>) -> Result<(), Error> {
         limits.map_or(Ok(()), |limits| limits.check())?;
         self.parts.renorm = limits;
+        Ok(())
+    }
+
+    /// The weights of samples that are set.
+    pub fn weights(&self) -> Option<&[f64]> {
+        self.kept.weights.as_deref()
+    }
+
+    /// Sets how often each sample of the next batches counts in all modes but inference, a weight per sample, `None` for once:
+    /// [`Training::weights`](crate::Training::weights). Batches of another N are an error there. The backward pass is by the weights of its
+    /// forward pass, as [`Backward::weights`](crate::Backward::weights) says. They are no part of a checkpoint.
+    ///
+    /// ```
+    /// use batchnorm::{BatchNorm, Shape};
+    /// let (shape, mut y) = (Shape::nchw(&[3, 1])?, [0.0f32; 3]);
+    /// let mut layer = BatchNorm::new(1);
+    /// layer.set_weights(Some(vec![2.0, 1.0, 0.0]))?;
+    /// layer.forward_training(&shape, &[1.0, 4.0, 7.0], &mut y)?;
+    /// assert_eq!((layer.states()[0].count(), layer.states()[0].mean()), (3, 2.0)); // of 1, 1, 4
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::SampleWeight`]; then they are the ones before.
+    pub fn set_weights(&mut self, weights: Option<Vec<f64>>) -> Result<(), Error> {
+        weights.iter().flatten().copied().enumerate().try_for_each(check_sample_weight)?;
+        self.kept.weights = weights;
         Ok(())
     }
 

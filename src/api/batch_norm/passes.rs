@@ -3,12 +3,14 @@
 #![forbid(unsafe_code)]
 
 use crate::api::batch_norm::parts::Parts;
-use crate::api::batch_norm::record::{Record, Statistics};
-use crate::api::batch_norm::{BatchNorm, Mode};
+use crate::api::batch_norm::record::{Normalized, Record, Statistics};
+use crate::api::batch_norm::{BatchNorm, Kept, Mode};
+use crate::api::builders::operands::check_sample_weights;
 use crate::api::builders::{Backward, Inference, Training};
 use crate::api::fold::{WeightShape, fold_into};
 use crate::api::gather::{Among, Gather};
 use crate::api::params::{Gradients, Params};
+use crate::api::partial::nodes::count_of_batch;
 use crate::api::renorm::Renormalized;
 use crate::api::running::{RunningUpdate, update_running};
 use crate::api::shape::Shape;
@@ -22,7 +24,7 @@ impl<T: Element> BatchNorm<T> {
     ///
     /// # Errors
     /// [`Error::Length`], [`Error::Channels`], [`Error::Epsilon`], [`Error::NotFinite`] or [`Error::Clip`] for the activation's
-    /// numbers; in training [`Error::Limit`] for those of renormalization; in [`Mode::Training`] also [`Error::Weight`] for the update
+    /// numbers; in training [`Error::Limit`] for those of renormalization, [`Error::NoSampleWeight`]; in [`Mode::Training`] also [`Error::Weight`] for the update
     /// rule's factor, [`Error::SingleElement`] for the unbiased variance of one element per channel. Nothing has been written then, and the last forward pass is still the one
     /// before.
     pub fn forward<S: Storage<Arithmetic = T>>(
@@ -78,6 +80,10 @@ impl<T: Element> BatchNorm<T> {
         y: &mut [S],
         among: Option<Among<'_>>,
     ) -> Result<(), Error> {
+        let weights = self.kept.weights.as_deref().filter(|_| mode != Mode::Inference);
+        if let Err(error) = check_sample_weights(shape, weights) {
+            return Err(refused(among, error));
+        }
         let keeps = mode != Mode::Inference && z.is_some();
         let reuses = self.kept.forward.as_ref().is_some_and(|record| record.has_mask_of(shape));
         let mut mask = match keeps.then(|| self.mask_for(shape)).transpose() {
@@ -98,8 +104,9 @@ impl<T: Element> BatchNorm<T> {
         };
         match normalized {
             Ok((statistics, renormalized)) => {
-                let of = (&self.parts, self.domain);
-                Record::write(&mut self.kept.forward, statistics, shape, (x, mask), renormalized, of);
+                let (of, Kept { forward, weights, .. }) = ((&self.parts, self.domain), &mut *self.kept);
+                let normalized = Normalized { statistics, renormalized, weights: weights.as_deref() };
+                Record::write(forward, normalized, shape, (x, mask), of);
             }
             // Nothing has been written: what was kept is still so.
             Err(error) => {
@@ -224,7 +231,12 @@ impl<T: Element> BatchNorm<T> {
         if let Err(error) = self.check_channels(shape).and(rule) {
             return Err(refused(among, error));
         }
-        let mut training = Training::new(shape, params(&self.parts)).x(x).y(y).states(&mut self.kept.states);
+        let Kept { states, weights, .. } = &mut *self.kept;
+        let weights = weights.as_deref();
+        let mut training = Training::new(shape, params(&self.parts)).x(x).y(y).states(states);
+        if let Some(weights) = weights {
+            training = training.weights(weights);
+        }
         let (running_mean, running_var, _) = self.parts.running(self.domain);
         let mut renormalized = self.parts.renorm.map(|limits| (limits, Renormalized::new()));
         if let Some((limits, to)) = &mut renormalized {
@@ -240,7 +252,7 @@ impl<T: Element> BatchNorm<T> {
         match among {
             Some(among) => training.run_among_if(among, check)?,
             None => {
-                check(shape.per_channel() as u64)?;
+                check(count_of_batch(shape, weights))?;
                 training.run()?;
             }
         }
@@ -354,6 +366,9 @@ impl<T: Element> BatchNorm<T> {
         let mut backward = Backward::new(shape, params).x(x).dy(dy).gradients(gradients);
         if forward.residual {
             backward = backward.mask(&forward.mask);
+        }
+        if let Some(weights) = &forward.weights {
+            backward = backward.weights(weights);
         }
         backward = match forward.statistics {
             Statistics::Batch => backward.states(&self.kept.states),

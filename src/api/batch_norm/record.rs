@@ -22,6 +22,13 @@ pub enum Statistics {
     Running,
 }
 
+/// By what a forward pass normalized.
+pub struct Normalized<'a, T> {
+    pub statistics: Statistics,
+    pub renormalized: Option<Renormalized<T>>,
+    pub weights: Option<&'a [f64]>,
+}
+
 /// A forward pass: its x in samples, and copies of the vectors that may be written before its backward pass.
 #[derive(Debug, Clone)]
 pub struct Record<T> {
@@ -37,18 +44,19 @@ pub struct Record<T> {
     pub eps: f64,
     /// What renormalization made of the statistics, if there was one.
     pub renormalized: Option<Renormalized<T>>,
+    /// Of samples.
+    pub weights: Option<Vec<f64>>,
     shape: Shape,
     samples: Vec<T>,
 }
 
 impl<T: Element> Record<T> {
-    /// The pass over `x` of a layer that has `parts`, in a domain, with the mask that a residual took, renormalized or not. What was in `place` is reused.
+    /// The pass over `x` of a layer that has `parts`, in a domain, with the mask that a residual took. What was in `place` is reused.
     pub fn write<S: Storage<Arithmetic = T>>(
         place: &mut Option<Box<Self>>,
-        statistics: Statistics,
+        Normalized { statistics, renormalized, weights }: Normalized<'_, T>,
         shape: &Shape,
         (x, mask): (&[S], Option<Vec<u64>>),
-        renormalized: Option<Renormalized<T>>,
         (parts, domain): (&Parts<T>, usize),
     ) {
         let record = place.get_or_insert_with(|| {
@@ -63,6 +71,7 @@ impl<T: Element> Record<T> {
                 var: Vec::new(),
                 eps: 0.0,
                 renormalized: None,
+                weights: None,
                 shape: *shape,
                 samples: Vec::new(),
             })
@@ -70,6 +79,7 @@ impl<T: Element> Record<T> {
         (record.statistics, record.shape, record.eps) = (statistics, *shape, parts.eps);
         (record.activation, record.residual) = (parts.activation, mask.is_some());
         (record.mask, record.renormalized) = (mask.unwrap_or_default(), renormalized);
+        record.weights = weights.map(<[f64]>::to_vec);
         record.gamma.clone_from(&parts.gamma);
         record.beta.clone_from(&parts.beta);
         if statistics == Statistics::Running {

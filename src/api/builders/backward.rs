@@ -6,6 +6,7 @@ use crate::api::builders::operands::*;
 use crate::api::gather::{Gather, all_gradients};
 use crate::api::params::{Gradients, Params};
 use crate::api::partial::gradients::PartialGradients;
+use crate::api::partial::nodes::count_of_batch;
 use crate::api::shape::Shape;
 use crate::ground::error::{Error, check_optional};
 use crate::ground::slices::{Input, Output, Sink};
@@ -77,6 +78,7 @@ pub struct Backward<'a, S: Storage> {
     statistics: Option<Normalizer<'a, S::Arithmetic>>,
     gradients: Gradients<'a, S>,
     sums: Option<&'a PartialGradients<S::Arithmetic>>,
+    weights: Option<&'a [f64]>,
 }
 
 /// What runs.
@@ -92,9 +94,9 @@ impl<'a, S: Storage> Backward<'a, S> {
     /// Of tensors of this shape, through a forward pass with this scale and eps.
     pub fn new(shape: &Shape, params: Params<'a, S::Arithmetic>) -> Self {
         let gradients = Gradients::new();
-        let (dx, dz, mask, statistics, sums) = (None, None, None, None, None);
+        let (dx, dz, mask, statistics, sums, weights) = (None, None, None, None, None, None);
         let (shape, x, dy, dz_over_dy) = (*shape, None, None, false);
-        Self { shape, params, x, dy, dz_over_dy, dx, dz, mask, statistics, gradients, sums }
+        Self { shape, params, x, dy, dz_over_dy, dx, dz, mask, statistics, gradients, sums, weights }
     }
 
     /// The forward pass's input, of the shape's length.
@@ -184,19 +186,51 @@ impl<'a, S: Storage> Backward<'a, S> {
         Self { sums: Some(sums), ..self }
     }
 
+    /// The forward pass's weights of samples, N of them ([`Training::weights`](crate::Training::weights)): gradients are those of the
+    /// batch in which a sample is so many times. So dy is the gradient of one copy's y and dx that of its x, while dgamma, dbeta, dmean and dvar
+    /// are sums over all copies, dbeta = sum(w * dy). Who has the gradient of a loss in which samples have their weights already, w * dy,
+    /// divides by w before and multiplies dx by it after. Not looked at beside [`sums`](Self::sums), which have them.
+    ///
+    /// ```
+    /// use batchnorm::{Backward, Gradients, Params, Shape, Welford};
+    /// let (x, dy, states) = ([1.0f32, 4.0], [1.0f32, 4.0], [[1.0, 1.0, 4.0].into_iter().collect::<Welford>()]);
+    /// let (mut dx, mut dbeta) = ([0.0; 2], [0.0]);
+    /// Backward::new(&Shape::nchw(&[2, 1])?, Params::new(0.0))
+    ///     .x(&x)
+    ///     .dy(&dy)
+    ///     .states(&states)
+    ///     .weights(&[2.0, 1.0])
+    ///     .gradients(Gradients::new().dx(&mut dx).dbeta(&mut dbeta))
+    ///     .run()?;
+    /// assert_eq!(dbeta, [6.0]); // 2 * 1 + 1 * 4
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    pub fn weights(self, weights: &'a [f64]) -> Self {
+        Self { weights: Some(weights), ..self }
+    }
+
     /// Computes.
     ///
     /// # Errors
     /// [`Error::Missing`] for x, dy or states (or mean and var), and for the mask if dz is asked for through an activation;
     /// [`Error::Twice`] for dx or dz in two places, [`Error::NotFinite`], [`Error::Clip`] and [`Error::Activation`] as of the
     /// forward pass, [`Error::Length`], [`Error::Epsilon`], [`Error::Count`] if a state is not of m elements, or of as many as the sums,
-    /// [`Error::Channels`] and [`Error::Partial`] for sums of another shape, [`Error::OutOfMemory`]. Nothing has been written then.
+    /// [`Error::Channels`] and [`Error::Partial`] for sums of another shape, [`Error::SampleWeight`], and [`Error::NoSampleWeight`] through
+    /// a batch's statistics, [`Error::OutOfMemory`]. Nothing has been written then.
     pub fn run(self) -> Result<(), Error> {
-        let (shape, sums) = (self.shape, self.sums);
-        let count = sums.map_or(shape.per_channel() as u64, |sums| sums.nodes.count());
+        let (shape, sums, weights) = (self.shape, self.sums, self.weights);
+        check_sample_weights(&shape, weights)?;
+        let count = sums.map_or(count_of_batch(&shape, weights), |sums| sums.nodes.count());
+        let by_batch = matches!(self.statistics, Some(Normalizer::Batch(_)));
+        if by_batch && sums.is_none() && count == 0 && shape.per_channel() > 0 {
+            return Err(Error::NoSampleWeight);
+        }
         let (job, mut per_channel) = self.checked(Some(count))?;
         if let Some(sums) = sums {
             return follow(&shape, sums, job, per_channel);
+        }
+        if weights.is_some() {
+            return follow(&shape, &sum(&shape, (0, weights), &job)?, job, per_channel);
         }
         if count == 0 {
             no_sums(&mut per_channel);
@@ -212,11 +246,11 @@ impl<'a, S: Storage> Backward<'a, S> {
     /// As of [`run`](Self::run), [`Error::Twice`] for [`sums`](Self::sums) that are given, and [`Error::Gather`], [`Error::Partial`] and
     /// [`Error::Bytes`] for what could not be had of the others, or does not go together. Nothing has been written then.
     pub fn run_among(self, first: u64, gather: &mut dyn Gather) -> Result<(), Error> {
-        let shape = self.shape;
+        let (shape, weights) = (self.shape, self.weights);
         let twice = self.sums.map_or(Ok(()), |_| Err(Error::Twice { argument: "sums" }));
         let checked = twice.and_then(|()| self.checked(None));
         let part = checked.as_ref().map_err(Clone::clone);
-        let part = part.and_then(|(job, _)| Ok((sum(&shape, first, job)?, job.count())));
+        let part = part.and_then(|(job, _)| Ok((sum(&shape, (first, weights), job)?, job.count())));
         let all = all_gradients(&shape, part, gather)?;
         let (job, per_channel) = checked?;
         follow(&shape, &all, job, per_channel)
@@ -229,9 +263,9 @@ impl<'a, S: Storage> Backward<'a, S> {
     /// As of [`run`](Self::run), but of states nothing is asked than that they are all of as many elements, of one at least where
     /// there are any here; and [`Error::Partial`] where the samples are too many to be counted.
     pub fn part(self, first: u64) -> Result<PartialGradients<S::Arithmetic>, Error> {
-        let shape = self.shape;
+        let (shape, weights) = (self.shape, self.weights);
         let (job, _) = self.checked(None)?;
-        sum(&shape, first, &job)
+        sum(&shape, (first, weights), &job)
     }
 
     /// All but what is per channel, with states of `count` elements.
@@ -297,9 +331,13 @@ impl<'a, S: Storage> Backward<'a, S> {
 }
 
 /// The sums of a part of a batch.
-fn sum<T: Element>(shape: &Shape, first: u64, job: &Checked<'_, T>) -> Result<PartialGradients<T>, Error> {
+fn sum<T: Element>(
+    shape: &Shape,
+    part: (u64, Option<&[f64]>),
+    job: &Checked<'_, T>,
+) -> Result<PartialGradients<T>, Error> {
     let mut gradients = PartialGradients::new(shape.channels());
-    gradients.nodes.add(shape, first, |sums, part| {
+    gradients.nodes.add(shape, part, |sums, part| {
         let part = job.by(backward::Sums::Part(sums, part), [None; 4]);
         run(shape, Job::Backward(backward::Backward { dx: None, dz: None, ..part }))
     })?;
@@ -320,8 +358,11 @@ fn follow<T: Element>(
     mut per_channel: PerChannel<'_, T>,
 ) -> Result<(), Error> {
     shape.check_channels("partial sums", sums.nodes.channels)?;
-    let joined = sums.nodes.joined()?;
-    if sums.nodes.count() == 0 {
+    let (joined, weight) = (sums.nodes.joined()?, sums.nodes.weight());
+    if weight == 0.0 && job.count().is_some() {
+        if sums.nodes.elements() > 0 {
+            return Err(Error::NoSampleWeight);
+        }
         no_sums(&mut per_channel);
         return Ok(());
     }
@@ -329,7 +370,8 @@ fn follow<T: Element>(
     if shape.len() == 0 {
         // What is per channel is that of the whole all the same.
         (job.dx, job.dz) = (None, None);
-        return run_without_elements(shape, Job::Backward(job.by(backward::Sums::Joined(&joined), outputs)));
+        let sums = backward::Sums::Joined(&joined, weight);
+        return run_without_elements(shape, Job::Backward(job.by(sums, outputs)));
     }
-    run(shape, Job::Backward(job.by(backward::Sums::Joined(&joined), outputs)))
+    run(shape, Job::Backward(job.by(backward::Sums::Joined(&joined, weight), outputs)))
 }

@@ -157,12 +157,13 @@ pub struct Statistics<'a, S: Storage> {
     shape: Shape,
     x: Option<Source<'a, S::Arithmetic>>,
     states: Option<&'a mut [Welford]>,
+    weights: Option<&'a [f64]>,
 }
 
 impl<'a, S: Storage> Statistics<'a, S> {
     /// Of a tensor of this shape.
     pub fn new(shape: &Shape) -> Self {
-        Self { shape: *shape, x: None, states: None }
+        Self { shape: *shape, x: None, states: None, weights: None }
     }
 
     /// The tensor, of the shape's length.
@@ -181,18 +182,38 @@ impl<'a, S: Storage> Statistics<'a, S> {
         Self { states: Some(states), ..self }
     }
 
+    /// How often each sample counts, N weights: see [`PartialStatistics::add_weighted`].
+    pub fn weights(self, weights: &'a [f64]) -> Self {
+        Self { weights: Some(weights), ..self }
+    }
+
     /// Computes.
     ///
     /// # Errors
-    /// [`Error::Missing`] for x or states, [`Error::Length`], [`Error::OutOfMemory`]. Nothing has been written then.
+    /// [`Error::Missing`] for x or states, [`Error::Length`], [`Error::SampleWeight`] and [`Error::NoSampleWeight`] for weights,
+    /// [`Error::OutOfMemory`]. Nothing has been written then.
     pub fn run(self) -> Result<(), Error> {
-        let Self { shape, x, states } = self;
+        let Self { shape, x, states, weights } = self;
         let x = given("x", x)?;
         shape.check_tensor("x", x.len())?;
+        if let Some(weights) = weights {
+            let states = given("states", states)?;
+            check_len("states", states.len(), shape.channels())?;
+            states.copy_from_slice(&of_weighted(&shape, x, weights)?);
+            return Ok(());
+        }
         let affine = Params::<S::Arithmetic>::default().checked(shape.channels())?;
         let statistics = states_of(&shape, states)?;
         run(&shape, Job::Forward(Forward { x, y: None, affine, after: After::NOTHING, statistics }))
     }
+}
+
+/// The statistics of a batch whose samples have weights.
+fn of_weighted<T: Element>(shape: &Shape, x: Source<'_, T>, weights: &[f64]) -> Result<Vec<Welford>, Error> {
+    let mut batch = PartialStatistics::new(shape.channels());
+    batch.add_source(shape, (0, Some(weights)), x)?;
+    batch.check_weights()?;
+    batch.states()
 }
 
 /// Normalization of a batch by its own statistics: y = gamma * (x - mean) / sqrt(var + eps) + beta with the biased
@@ -232,6 +253,7 @@ pub struct Training<'a, S: Storage> {
     tensors: Tensors<'a, S::Arithmetic>,
     storage: PhantomData<S>,
     states: Option<&'a mut [Welford]>,
+    weights: Option<&'a [f64]>,
     renorm: Option<Renormalize<'a, S::Arithmetic>>,
 }
 
@@ -247,7 +269,7 @@ impl<'a, S: Storage> Training<'a, S> {
     /// Of tensors of this shape, with this scale, shift and eps.
     pub fn new(shape: &Shape, params: Params<'a, S::Arithmetic>) -> Self {
         let (tensors, storage) = (Tensors::NONE, PhantomData);
-        Self { shape: *shape, params, tensors, storage, states: None, renorm: None }
+        Self { shape: *shape, params, tensors, storage, states: None, weights: None, renorm: None }
     }
 
     forward_tensors!("batch");
@@ -256,6 +278,22 @@ impl<'a, S: Storage> Training<'a, S> {
     /// [`update_running`](crate::update_running) too.
     pub fn states(self, states: &'a mut [Welford]) -> Self {
         Self { states: Some(states), ..self }
+    }
+
+    /// How often each sample counts, N weights: its importance, or how many copies of it there are. Statistics are those of the batch in
+    /// which it is so many times, and y is of each sample once, also of those of weight 0, which are not looked at for statistics.
+    /// [`Backward::weights`](crate::Backward::weights) says what gradients are; [`PartialStatistics::add_weighted`] what a state's count is.
+    ///
+    /// ```
+    /// use batchnorm::{Params, Shape, Training, Welford};
+    /// let (x, mut y, mut states) = ([1.0f32, 4.0, 7.0], [0.0; 3], [Welford::new()]);
+    /// let training = Training::new(&Shape::nchw(&[3, 1])?, Params::new(2.0)).x(&x).y(&mut y).states(&mut states);
+    /// training.weights(&[2.0, 1.0, 0.0]).run()?; // 1, 1, 4: mean 2, variance 2
+    /// assert_eq!(y, [-0.5, 1.0, 2.5]);
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    pub fn weights(self, weights: &'a [f64]) -> Self {
+        Self { weights: Some(weights), ..self }
     }
 
     /// Batch renormalization within these limits, by the running mean and variance, one of each per channel, which the batch is not in
@@ -288,9 +326,14 @@ impl<'a, S: Storage> Training<'a, S> {
     /// # Errors
     /// [`Error::Missing`] for x, y or states, [`Error::Twice`] for y in two places, [`Error::Length`],
     /// [`Error::Epsilon`], [`Error::NotFinite`] and [`Error::Clip`] for the activation's numbers, [`Error::Activation`] for a
-    /// residual or a mask that it does not go with, [`Error::Limit`], [`Error::OutOfMemory`]. Nothing has been written then.
+    /// residual or a mask that it does not go with, [`Error::Limit`], [`Error::SampleWeight`] and [`Error::NoSampleWeight`],
+    /// [`Error::OutOfMemory`]. Nothing has been written then.
     pub fn run(self) -> Result<(), Error> {
         let (shape, checked) = (self.shape, self.checked()?);
+        if let Some(weights) = checked.weights {
+            let all = of_weighted(&shape, checked.x, weights)?;
+            return checked.normalize_by(&shape, &all);
+        }
         if checked.renorm.is_some() {
             let (x, affine) = (checked.x, checked.affine);
             let mut all = filled(shape.channels(), Welford::new())?;
@@ -351,26 +394,29 @@ impl<'a, S: Storage> Training<'a, S> {
         check: impl FnOnce(u64) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let (shape, checked) = (self.shape, self.checked());
-        let part = checked.as_ref().map_err(Clone::clone).and_then(|Checked { x, .. }| {
+        let part = checked.as_ref().map_err(Clone::clone).and_then(|Checked { x, weights, .. }| {
             let mut part = PartialStatistics::new(shape.channels());
-            part.add_source(&shape, first, *x).map(|()| part)
+            part.add_source(&shape, (first, *weights), *x).map(|()| part)
         });
-        let all = all_statistics::<S::Arithmetic>(&shape, part, gather)?.states()?;
+        let all = all_statistics::<S::Arithmetic>(&shape, part, gather)?;
         let checked = checked?;
+        all.check_weights()?;
+        let all = all.states()?;
         check(all.first().map_or(0, Welford::count))?;
         checked.normalize_by(&shape, &all)
     }
 
     fn checked(self) -> Result<Checked<'a, S::Arithmetic>, Error> {
-        let Self { shape, params, tensors, states, renorm, .. } = self;
+        let Self { shape, params, tensors, states, weights, renorm, .. } = self;
         let (x, y, after) = tensors.checked(&shape, params.activation)?;
         let affine = params.checked(shape.channels())?;
         let states = given("states", states)?;
         check_len("states", states.len(), shape.channels())?;
+        check_sample_weights(&shape, weights)?;
         if let Some(Renormalize { limits, running, .. }) = &renorm {
             limits.check_with(shape.channels(), *running, &params)?;
         }
-        Ok(Checked { x, y, after, affine, states, params, renorm })
+        Ok(Checked { x, y, after, affine, states, weights, params, renorm })
     }
 }
 
@@ -381,6 +427,7 @@ struct Checked<'a, T: Element> {
     after: After<'a, T, Mixed>,
     affine: Affine<'a, T>,
     states: &'a mut [Welford],
+    weights: Option<&'a [f64]>,
     params: Params<'a, T>,
     renorm: Option<Renormalize<'a, T>>,
 }
@@ -388,7 +435,7 @@ struct Checked<'a, T: Element> {
 impl<T: Element> Checked<'_, T> {
     /// Normalizes by the states of all of the batch, which are returned once nothing can go wrong any more.
     fn normalize_by(self, shape: &Shape, all: &[Welford]) -> Result<(), Error> {
-        let Checked { x, y, after, affine, states, params, renorm } = self;
+        let Checked { x, y, after, affine, states, params, renorm, .. } = self;
         // Made anew, for it is of one lifetime only, and what it is run with lives here.
         let After { activation, residual, mask } = after;
         let after = After { activation, residual, mask };

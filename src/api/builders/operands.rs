@@ -4,7 +4,7 @@
 
 use crate::api::params::Params;
 use crate::api::shape::Shape;
-use crate::ground::error::{Error, check_eps, check_len, check_optional};
+use crate::ground::error::{Error, check_eps, check_len, check_optional, check_sample_weight};
 use crate::ground::slices::{Sink, Source};
 use crate::ground::welford::Welford;
 use crate::kernel::activations::Activation;
@@ -80,6 +80,13 @@ pub fn check_mask(shape: &Shape, mask: Option<&[u64]>, activation: Activation) -
     let Some(mask) = mask else { return Ok(()) };
     shape.check_mask(mask.len())?;
     check_fits(activation, "mask", true)
+}
+
+/// Weights of samples, one each, checked.
+pub fn check_sample_weights(shape: &Shape, weights: Option<&[f64]>) -> Result<(), Error> {
+    let Some(weights) = weights else { return Ok(()) };
+    check_len("weights", weights.len(), shape.batch())?;
+    weights.iter().copied().enumerate().try_for_each(check_sample_weight)
 }
 
 /// A given mean and variance, checked.

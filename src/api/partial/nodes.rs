@@ -6,12 +6,13 @@ use std::fmt;
 use std::ops::Range;
 
 use super::kind::Kind;
+use crate::api::builders::operands::check_sample_weights;
 use crate::api::shape::Shape;
-use crate::ground::error::Error;
+use crate::ground::error::{Error, LARGEST_WEIGHT};
 use crate::ground::memory::{filled, reserved};
 use crate::ground::slices::Output;
 use crate::ground::sums::{MergeWeights, Sum};
-use crate::schedule::blocks::granularity;
+use crate::schedule::blocks::{Samples, granularity};
 use crate::schedule::tree::{Node as Place, Tree};
 use crate::simd::environment;
 
@@ -21,6 +22,8 @@ pub struct Node {
     /// Positions of a sample.
     pub spatial: u64,
     pub samples: Range<u64>,
+    /// Elements per channel, each as often as its sample's weight says, if samples have any.
+    pub weight: Option<f64>,
     /// As numbers, channel by channel.
     pub sums: Vec<u64>,
 }
@@ -31,8 +34,21 @@ impl Node {
     }
 
     /// The elements per channel.
-    fn count(&self) -> u64 {
+    fn elements(&self) -> u64 {
         self.len() * self.spatial
+    }
+
+    /// As often as they count.
+    fn count(&self) -> f64 {
+        self.weight.unwrap_or(self.elements() as f64)
+    }
+
+    /// Takes in its neighbour.
+    fn append(&mut self, kind: Kind, right: &Self) {
+        let counts = (self.count(), right.count());
+        merge(kind, (&mut self.sums, counts.0), (&right.sums, counts.1));
+        self.samples.end = right.samples.end;
+        self.weight = self.weight.map(|weight| weight + counts.1);
     }
 }
 
@@ -42,6 +58,8 @@ impl Node {
 pub struct Nodes {
     pub kind: Kind,
     pub channels: usize,
+    /// Whether samples have weights; each is a block of its own then. None have where there are no samples.
+    pub weighted: bool,
     nodes: Vec<Node>,
 }
 
@@ -49,13 +67,13 @@ pub struct Nodes {
 const MOST: u64 = u64::MAX >> 1;
 
 /// The samples of a block of samples of so many positions.
-fn leaf_of(spatial: u64) -> u64 {
-    granularity(usize::try_from(spatial).unwrap_or(usize::MAX)) as u64
+fn leaf_of(weighted: bool, spatial: u64) -> u64 {
+    if weighted { 1 } else { granularity(usize::try_from(spatial).unwrap_or(usize::MAX)) as u64 }
 }
 
 /// Samples as the nodes that they are: the largest subtrees, and fragments of leaves at their ends.
-fn cut(spatial: u64, samples: Range<u64>) -> impl Iterator<Item = Range<u64>> {
-    let (leaf, mut next) = (leaf_of(spatial), samples.start);
+fn cut(leaf: u64, samples: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let mut next = samples.start;
     std::iter::from_fn(move || {
         let (start, left) = (next, samples.end - next);
         if left == 0 {
@@ -91,7 +109,7 @@ fn can_be_counted(samples: u64, spatial: u64) -> bool {
 impl Nodes {
     /// Of no samples.
     pub fn new(kind: Kind, channels: usize) -> Self {
-        Self { kind, channels, nodes: Vec::new() }
+        Self { kind, channels, weighted: false, nodes: Vec::new() }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Node> {
@@ -107,28 +125,41 @@ impl Nodes {
         self.nodes.iter().map(Node::len).sum()
     }
 
-    /// The elements per channel that have been summed.
-    pub fn count(&self) -> u64 {
-        self.nodes.iter().map(Node::count).sum()
+    /// The elements per channel that have been summed, whatever their weights.
+    pub fn elements(&self) -> u64 {
+        self.nodes.iter().map(Node::elements).sum()
     }
 
-    /// Takes in a part of this shape, from sample `first` of the batch on, node by node: `sum` writes the sums of the samples it is
-    /// given, counted from the part's first, or says why not.
+    /// As often as they count.
+    pub fn weight(&self) -> f64 {
+        self.join_by(&mut |_, _| ())
+    }
+
+    /// How many elements the states of this are of: the weight as a whole number.
+    pub fn count(&self) -> u64 {
+        if self.weighted { count_of(self.weight()) } else { self.elements() }
+    }
+
+    /// Takes in a part of this shape, from sample `first` of the batch on, node by node, with a weight for each sample or none: `sum`
+    /// writes the sums of the samples it is given, counted from the part's first, or says why not.
     pub fn add<V: Sum>(
         &mut self,
         shape: &Shape,
-        first: u64,
-        mut sum: impl FnMut(Output<'_, V>, (usize, usize)) -> Result<(), Error>,
+        (first, weights): (u64, Option<&[f64]>),
+        mut sum: impl FnMut(Output<'_, V>, Samples<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let (samples, spatial) = (self.part(shape, first)?, shape.spatial() as u64);
+        let (all, spatial) = (self.part(shape, first)?, shape.spatial() as u64);
+        check_sample_weights(shape, weights)?;
         let (mut nodes, mut sums) = (Vec::new(), filled(self.channels, V::default())?);
-        for samples in cut(spatial, samples) {
-            let part = ((samples.start - first) as usize, (samples.end - first) as usize);
+        for samples in cut(leaf_of(weights.is_some(), spatial), all) {
+            let [from, end] = [samples.start, samples.end].map(|sample| (sample - first) as usize);
+            let part = Samples { first: from, end, weights };
             sum(Output::new(&mut sums), part)?;
             reserved(&mut nodes, 1)?;
-            nodes.push(Node { spatial, samples, sums: self.numbers(&sums)? });
+            let weight = weights.map(|_| shape.geometry().map_or(0.0, |geometry| part.count_all(&geometry)));
+            nodes.push(Node { spatial, samples, weight, sums: self.numbers(&sums)? });
         }
-        self.take(nodes)
+        self.take(nodes, weights.is_some())
     }
 
     /// The samples of a part of this shape, from sample `first` of the batch on.
@@ -153,7 +184,13 @@ impl Nodes {
     }
 
     /// Takes in nodes of some other samples, in order.
-    fn take(&mut self, others: Vec<Node>) -> Result<(), Error> {
+    fn take(&mut self, others: Vec<Node>, weighted: bool) -> Result<(), Error> {
+        if others.is_empty() {
+            return Ok(());
+        }
+        if !self.nodes.is_empty() && self.weighted != weighted {
+            return Err(Error::Partial { reason: "have weights, and others have none" });
+        }
         let mut nodes = Vec::new();
         reserved(&mut nodes, self.nodes.len() + others.len())?;
         // They come back there.
@@ -163,13 +200,14 @@ impl Nodes {
         if others.iter().any(twice) {
             return Err(Error::Partial { reason: "have samples in common" });
         }
-        let counts = self.nodes.iter().chain(&others).map(Node::count);
+        let counts = self.nodes.iter().chain(&others).map(Node::elements);
         if counts.fold(0u64, u64::saturating_add) > MOST {
             return Err(Error::Partial { reason: TOO_MANY });
         }
         nodes.append(&mut self.nodes);
         nodes.extend(others);
         nodes.sort_unstable_by_key(|node: &Node| (node.spatial, node.samples.start));
+        self.weighted = weighted;
         environment::in_default(|| self.complete(nodes));
         Ok(())
     }
@@ -184,12 +222,12 @@ impl Nodes {
         }
         let mut nodes = Vec::new();
         reserved(&mut nodes, other.len())?;
-        for Node { spatial, samples, sums } in &other.nodes {
+        for Node { spatial, samples, weight, sums } in &other.nodes {
             let mut copy = self.room()?;
             copy.copy_from_slice(sums);
-            nodes.push(Node { spatial: *spatial, samples: samples.clone(), sums: copy });
+            nodes.push(Node { spatial: *spatial, samples: samples.clone(), weight: *weight, sums: copy });
         }
-        self.take(nodes)
+        self.take(nodes, other.weighted)
     }
 
     /// These, if they are of this kind.
@@ -209,7 +247,7 @@ impl Nodes {
     /// Nodes in order, of which halves become wholes.
     fn complete(&mut self, nodes: Vec<Node>) {
         for node in nodes {
-            let leaf = leaf_of(node.spatial);
+            let leaf = leaf_of(self.weighted, node.spatial);
             self.nodes.push(node);
             self.complete_leaf(leaf);
             while let [.., left, right] = &mut self.nodes[..] {
@@ -222,9 +260,7 @@ impl Nodes {
                 if !halves {
                     break;
                 }
-                let counts = (left.count(), right.count());
-                merge(self.kind, (&mut left.sums, counts.0), (&right.sums, counts.1));
-                left.samples.end = right.samples.end;
+                left.append(self.kind, right);
                 self.nodes.pop();
             }
         }
@@ -240,7 +276,10 @@ impl Nodes {
         let before = |node: &Node| (node.spatial, node.samples.start) < (spatial, end - leaf);
         let first = self.nodes.partition_point(before);
         if self.nodes[first..].iter().map(Node::len).sum::<u64>() == leaf {
-            let whole = in_order(self.kind, self.nodes.drain(first..));
+            let whole = self.nodes.drain(first..).reduce(|mut left, right| {
+                left.append(self.kind, &right);
+                left
+            });
             self.nodes.extend(whole);
         }
     }
@@ -261,17 +300,9 @@ impl Nodes {
             copy.copy_from_slice(&node.sums);
             sums.push(copy);
         }
-        environment::in_default(|| {
-            // Of samples of as many positions first, then all of these.
-            let (mut place, mut seen) = (0, 0);
-            for group in self.nodes.chunk_by(|left, right| left.spatial == right.spatial) {
-                let count = join_tree(self.kind, group, &mut sums[place..place + group.len()]);
-                if place > 0 {
-                    let (all, group) = sums.split_at_mut(place);
-                    merge(self.kind, (&mut all[0], seen), (&group[0], count));
-                }
-                (place, seen) = (place + group.len(), seen + count);
-            }
+        self.join_by(&mut |left, right| {
+            let (before, from) = sums.split_at_mut(right.place);
+            merge(self.kind, (&mut before[left.place], left.count), (&from[0], right.count));
         });
         match sums.into_iter().next() {
             Some(sums) => Ok(sums),
@@ -279,24 +310,51 @@ impl Nodes {
         }
     }
 
+    /// Merges all to the first, by their places: the pairs that merge go to `merge`, a tree's nodes first, then trees. How often their
+    /// elements count.
+    fn join_by(&self, merge: &mut dyn FnMut(Place, Place)) -> f64 {
+        let (mut place, mut seen) = (0, 0.0);
+        environment::in_default(|| {
+            for group in self.nodes.chunk_by(|left, right| left.spatial == right.spatial) {
+                let count = join_tree(self.weighted, (place, group), merge);
+                let [all, tree] =
+                    [(0, seen), (place, count)].map(|(place, count)| Place { leaf: 0, count, place });
+                if place > 0 {
+                    merge(all, tree);
+                }
+                (place, seen) = (place + group.len(), seen + count);
+            }
+        });
+        seen
+    }
+
     /// Nodes that came from elsewhere, in order, checked; `None` if they are none.
-    pub fn checked(kind: Kind, channels: usize, nodes: Vec<Node>) -> Result<Option<Self>, Error> {
-        if !Self::are_nodes(kind, channels, &nodes) {
+    pub fn checked(
+        kind: Kind,
+        channels: usize,
+        weighted: bool,
+        nodes: Vec<Node>,
+    ) -> Result<Option<Self>, Error> {
+        if !Self::are_nodes(kind, channels, weighted, &nodes) {
             return Ok(None);
         }
-        let mut checked = Self::new(kind, channels);
+        let mut checked = Self { weighted: weighted && !nodes.is_empty(), ..Self::new(kind, channels) };
         reserved(&mut checked.nodes, nodes.len())?;
         environment::in_default(|| checked.complete(nodes));
         Ok(Some(checked))
     }
 
-    fn are_nodes(kind: Kind, channels: usize, nodes: &[Node]) -> bool {
+    fn are_nodes(kind: Kind, channels: usize, weighted: bool, nodes: &[Node]) -> bool {
         let mut before = (0, 0);
-        for Node { spatial, samples, sums } in nodes {
+        for Node { spatial, samples, weight, sums } in nodes {
             let in_order = before <= (*spatial, samples.start) && samples.start < samples.end;
             let len = channels.checked_mul(kind.arithmetic().numbers);
             let fits = in_order && can_be_counted(samples.end, *spatial) && Some(sums.len()) == len;
-            if !fits || !is_node(leaf_of(*spatial), samples) {
+            if !fits || !is_node(leaf_of(weighted, *spatial), samples) {
+                return false;
+            }
+            let elements = ((samples.end - samples.start) * spatial) as f64;
+            if weight.is_some_and(|weight| !(0.0..=elements * LARGEST_WEIGHT).contains(&weight)) {
                 return false;
             }
             before = (*spatial, samples.end);
@@ -307,54 +365,56 @@ impl Nodes {
                 other.samples.end <= node.samples.start || node.samples.end <= other.samples.start
             })
         };
-        let counted = nodes.iter().map(Node::count).fold(0u64, u64::saturating_add) <= MOST;
+        let counted = nodes.iter().map(Node::elements).fold(0u64, u64::saturating_add) <= MOST;
         counted && nodes.iter().enumerate().all(apart)
     }
 }
 
 const TOO_MANY: &str = "are of samples whose elements are too many to be counted";
 
-/// The sums of nodes of one tree, to the first one's; how many elements they are over.
-fn join_tree(kind: Kind, nodes: &[Node], sums: &mut [Vec<u64>]) -> u64 {
-    let (leaf, spatial) = nodes.first().map_or((1, 0), |node| (leaf_of(node.spatial), node.spatial));
+/// The weight as a whole number, which is one at least of elements that have any.
+fn count_of(weight: f64) -> u64 {
+    if weight > 0.0 { weight.round().clamp(1.0, MOST as f64) as u64 } else { 0 }
+}
+
+/// How many elements the states of a batch of this shape are of, with these weights of its samples.
+pub fn count_of_batch(shape: &Shape, weights: Option<&[f64]>) -> u64 {
+    match (shape.geometry(), weights) {
+        (Some(geometry), Some(_)) => {
+            let samples = Samples { first: 0, end: shape.batch(), weights };
+            let mut count = 0.0;
+            environment::in_default(|| count = samples.count_all(&geometry));
+            count_of(count)
+        }
+        _ => shape.per_channel() as u64,
+    }
+}
+
+/// Merges the nodes of one tree to the first one, whose place this is; how often their elements count.
+fn join_tree(weighted: bool, (first, nodes): (usize, &[Node]), merge: &mut dyn FnMut(Place, Place)) -> f64 {
+    let leaf = nodes.first().map_or(1, |node| leaf_of(weighted, node.spatial));
     let (mut tree, mut i) = (Tree::EMPTY, 0);
-    // Counts of the tree's nodes are of samples, which fit where elements do.
-    let join = |sums: &mut [Vec<u64>], left: Place, right: Place| {
-        let (before, from) = sums.split_at_mut(right.place);
-        let counts = [left.count, right.count].map(|count| count as u64 * spatial);
-        merge(kind, (&mut before[left.place], counts[0]), (&from[0], counts[1]));
-    };
     while let Some(node) = nodes.get(i) {
         // Fragments of one leaf first.
-        let (place, number) = (i, node.samples.start / leaf);
-        let mut seen = node.len();
+        let number = node.samples.start / leaf;
+        let mut fragments = Place { leaf: number as usize, count: node.count(), place: first + i };
         i += 1;
         while let Some(next) = nodes.get(i).filter(|next| next.samples.start / leaf == number) {
-            let (before, from) = sums.split_at_mut(i);
-            merge(kind, (&mut before[place], seen * spatial), (&from[0], next.count()));
-            (seen, i) = (seen + next.len(), i + 1);
+            merge(fragments, Place { count: next.count(), place: first + i, ..fragments });
+            (fragments.count, i) = (fragments.count + next.count(), i + 1);
         }
-        tree.complete(number as usize, &mut |left, right| join(sums, left, right));
-        tree.push(Place { leaf: number as usize, count: seen as usize, place });
+        tree.complete(number as usize, merge);
+        tree.push(fragments);
     }
-    tree.finish(&mut |left, right| join(sums, left, right));
-    nodes.iter().map(Node::count).sum()
+    tree.finish(merge)
 }
 
-/// left := left and right together, by the elements per channel of each.
-fn merge(kind: Kind, left: (&mut [u64], u64), right: (&[u64], u64)) {
-    // Of tensors without positions there is nothing to merge.
-    if right.1 != 0 {
+/// left := left and right together, by the elements per channel of each, as often as they count.
+fn merge(kind: Kind, left: (&mut [u64], f64), right: (&[u64], f64)) {
+    // Of tensors without positions, and elements without weights, there is nothing to merge.
+    if left.1 == 0.0 {
+        left.0.copy_from_slice(right.0);
+    } else if right.1 != 0.0 {
         (kind.arithmetic().merge)(left.0, right.0, MergeWeights::new(left.1, right.1));
     }
-}
-
-/// All of some neighbours, one after the other.
-fn in_order(kind: Kind, nodes: impl Iterator<Item = Node>) -> Option<Node> {
-    nodes.reduce(|mut left, right| {
-        let counts = (left.count(), right.count());
-        merge(kind, (&mut left.sums, counts.0), (&right.sums, counts.1));
-        left.samples.end = right.samples.end;
-        left
-    })
 }

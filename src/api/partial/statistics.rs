@@ -14,11 +14,13 @@ use crate::api::shape::Shape;
 use crate::ground::error::Error;
 use crate::ground::memory::filled;
 use crate::ground::slices::Source;
+use crate::ground::sums::Sum;
 use crate::ground::welford::Welford;
 use crate::operations::forward::{Forward, Statistics};
 use crate::operations::given::After;
 use crate::operations::storage::Storage;
 use crate::operations::{Element, Job};
+use crate::simd::environment;
 
 /// The statistics of a part of a batch, which join to those of the whole, to the bit: of a batch split over calls, processes or
 /// machines.
@@ -85,13 +87,47 @@ impl<T: Element> PartialStatistics<T> {
         first: u64,
         x: &[S],
     ) -> Result<(), Error> {
-        self.add_source(shape, first, S::source(x))
+        self.add_source(shape, (first, None), S::source(x))
     }
 
-    pub(crate) fn add_source(&mut self, shape: &Shape, first: u64, x: Source<'_, T>) -> Result<(), Error> {
+    /// Takes in a part whose samples have weights, one each: an element counts as often as its sample's weight says, as if it were
+    /// there so many times. Samples of weight 0 are not looked at. All other parts have weights then, too, and their statistics have
+    /// the same bits wherever the batch is split.
+    ///
+    /// The states' count is the sum of the weights times S as a whole number, one at least: weights that are importances of samples and no numbers of
+    /// copies are best made 1 on average, so that the unbiased variance is that of as many elements as there are.
+    ///
+    /// ```
+    /// use batchnorm::{PartialStatistics, Shape};
+    /// let mut statistics = PartialStatistics::new(1);
+    /// statistics.add_weighted(&Shape::nchw(&[3, 1])?, 0, &[1.0f32, 4.0, f32::NAN], &[2.0, 1.0, 0.0])?;
+    /// let state = statistics.states()?[0];
+    /// assert_eq!((state.count(), state.mean(), state.variance()), (3, 2.0, 2.0)); // those of 1, 1, 4
+    /// # Ok::<(), batchnorm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As of [`add`](Self::add); [`Error::Length`] for weights that are not N, [`Error::SampleWeight`]; [`Error::Partial`] too if other parts have no
+    /// weights.
+    pub fn add_weighted<S: Storage<Arithmetic = T>>(
+        &mut self,
+        shape: &Shape,
+        first: u64,
+        x: &[S],
+        weights: &[f64],
+    ) -> Result<(), Error> {
+        self.add_source(shape, (first, Some(weights)), S::source(x))
+    }
+
+    pub(crate) fn add_source(
+        &mut self,
+        shape: &Shape,
+        part: (u64, Option<&[f64]>),
+        x: Source<'_, T>,
+    ) -> Result<(), Error> {
         shape.check_tensor("x", x.len())?;
         let affine = Params::default().checked(shape.channels())?;
-        self.nodes.add(shape, first, |sums, part| {
+        self.nodes.add(shape, part, |sums, part| {
             let statistics = Statistics::Part(sums, part);
             run(shape, Job::Forward(Forward { x, y: None, affine, after: After::NOTHING, statistics }))
         })
@@ -120,9 +156,21 @@ impl<T: Element> PartialStatistics<T> {
         let (count, sums) = (self.nodes.count(), self.nodes.joined::<T::Moments>()?);
         let mut states = filled(sums.len(), Welford::new())?;
         if count > 0 {
-            states.iter_mut().zip(&sums).for_each(|(state, moments)| *state = Welford::of(count, *moments));
+            environment::in_default(|| {
+                // The variance is m2 over the count, not over the weight.
+                let by = self.nodes.weighted.then(|| count as f64 / self.nodes.weight());
+                let of =
+                    |moments: T::Moments| Welford::of(count, by.map_or(moments, |by| moments.weighed(by)));
+                states.iter_mut().zip(&sums).for_each(|(state, moments)| *state = of(*moments));
+            });
         }
         Ok(states)
+    }
+
+    /// That there are elements that count, if there are any.
+    pub(crate) fn check_weights(&self) -> Result<(), Error> {
+        let none = self.nodes.elements() > 0 && self.nodes.count() == 0;
+        if none { Err(Error::NoSampleWeight) } else { Ok(()) }
     }
 
     /// All of it as bytes, to be stored or sent: a header with a version, some 24 bytes (f64: 40) per channel of each of its nodes

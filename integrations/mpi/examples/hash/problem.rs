@@ -55,6 +55,8 @@ pub struct Problem<S: Storage> {
     beta: Vec<S::Arithmetic>,
     activation: Activation,
     residual: bool,
+    /// Of samples.
+    weights: Option<Vec<f64>>,
 }
 
 /// From -0.5 to 0.5.
@@ -69,8 +71,8 @@ where
     pub fn new(
         layout: batchnorm::Layout,
         [n, c, s]: [usize; 3],
-        activation: Activation,
-        residual: bool,
+        (activation, residual): (Activation, bool),
+        weighted: bool,
     ) -> Result<Self, Error> {
         let shape = Shape::new(layout, n, c, &[s])?;
         let tensor = |seed: usize| {
@@ -87,7 +89,10 @@ where
         };
         let per_channel = |seed| (0..c).map(|channel| Number::of(noise(channel * 7 + seed) + 0.75)).collect();
         let (x, z, dy, gamma, beta) = (tensor(0), tensor(1), tensor(2), per_channel(3), per_channel(4));
-        Ok(Self { shape, x, z, dy, gamma, beta, activation, residual })
+        // Some of 0, and sums that are rounded.
+        let weight = |sample| if sample % 5 == 3 { 0.0 } else { noise(sample * 11 + 5) + 0.6 };
+        let weights = weighted.then(|| (0..n).map(weight).collect());
+        Ok(Self { shape, x, z, dy, gamma, beta, activation, residual, weights })
     }
 
     fn params(&self) -> Params<'_, S::Arithmetic> {
@@ -120,11 +125,13 @@ where
         run: impl FnOnce(Training<'_, S>) -> Result<(), Error>,
         back: impl FnOnce(Backward<'_, S>) -> Result<(), Error>,
     ) -> Result<Results, Error> {
+        let weights = self.weights_of(&samples);
         let (shape, [x, z, dy]) = self.part(samples)?;
         let channels = shape.channels();
         let [mut y, mut dx, mut dz] = [(); 3].map(|()| vec![S::default(); shape.len()]);
         let (mut states, mut mask) = (vec![Welford::new(); channels], vec![0; shape.mask_len()]);
         let training = Training::new(&shape, self.params()).x(x).y(&mut y).states(&mut states);
+        let training = weights.into_iter().fold(training, Training::weights);
         run(if self.residual { training.residual(z).mask(&mut mask) } else { training })?;
 
         let [mut dgamma, mut dbeta, mut mean] = [(); 3].map(|()| vec![S::Arithmetic::of(0.0); channels]);
@@ -132,6 +139,7 @@ where
         let gradients = Gradients::new().dx(&mut dx).dgamma(&mut dgamma).dbeta(&mut dbeta);
         let gradients = if self.residual { gradients.dz(&mut dz) } else { gradients };
         let backward = Backward::new(&shape, self.params()).x(x).dy(dy).states(&states).gradients(gradients);
+        let backward = weights.into_iter().fold(backward, Backward::weights);
         back(if self.residual { backward.mask(&mask) } else { backward })?;
 
         // A new layer's.
@@ -150,11 +158,12 @@ where
         samples: Range<usize>,
         ranks: &mut Ranks<'_, C>,
     ) -> Result<Results, Error> {
-        let first = samples.start as u64;
+        let (first, weights) = (samples.start as u64, self.weights_of(&samples));
         let (shape, [x, z, dy]) = self.part(samples)?;
         let mut layer = BatchNorm::new(shape.channels()).with_activation(self.activation);
         layer.gamma_mut().into_iter().for_each(|gamma| gamma.copy_from_slice(&self.gamma));
         layer.beta_mut().into_iter().for_each(|beta| beta.copy_from_slice(&self.beta));
+        layer.set_weights(weights.map(<[f64]>::to_vec))?;
         let mut layer = SyncBatchNorm::from(layer);
         let [mut y, mut dx, mut dz] = [(); 3].map(|()| vec![S::default(); shape.len()]);
         let part = Part::of(ranks, shape.batch());
@@ -177,6 +186,10 @@ where
                 layer.running_var(),
             ]),
         })
+    }
+
+    fn weights_of(&self, samples: &Range<usize>) -> Option<&[f64]> {
+        self.weights.as_ref().map(|weights| &weights[samples.clone()])
     }
 
     /// Some samples: their shape, x, z and dy.
