@@ -6,7 +6,9 @@
 
 #![forbid(unsafe_code)]
 
+use crate::api::fold::WeightShape;
 use crate::api::params::{Gradients, Params};
+use crate::api::renorm::Renorm;
 use crate::api::shape::Shape;
 use crate::kernel::activations::Activation;
 use crate::operations::Element;
@@ -18,6 +20,20 @@ pub struct MeanVar {
     pub mean: f64,
     /// sum((x - mean)^2) / m.
     pub var: f64,
+}
+
+/// What batch renormalization corrects a channel by: xhat becomes xhat * r + d.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Correction {
+    /// The factor of xhat.
+    pub r: f64,
+    /// What is added to it.
+    pub d: f64,
+}
+
+impl Correction {
+    /// Batch norm.
+    const NONE: Self = Self { r: 1.0, d: 0.0 };
 }
 
 /// The offsets of a channel's elements.
@@ -152,31 +168,37 @@ pub fn activation_gradient(activation: Activation, u: f64, dy: f64) -> f64 {
     dy * derivative
 }
 
-/// A channel's u = gamma * (x - mean) * invstd + beta + z, which the activation takes; z is a residual, if there is one.
+/// A channel's u = gamma * (xhat * r + d) + beta + z, which the activation takes; z is a residual, if there is one.
 fn before_activation<'a, T: Element>(
     channel: usize,
     (x, z): (&'a [T], Option<&'a [T]>),
-    statistics: &MeanVar,
+    (statistics, correction): (&MeanVar, Correction),
     params: &Params<'_, T>,
 ) -> impl Fn(usize) -> f64 + use<'a, T> {
-    let MeanVar { mean, var } = *statistics;
+    let (MeanVar { mean, var }, Correction { r, d }) = (*statistics, correction);
     let (gamma, beta) = (parameter(params.gamma, channel, 1.0), parameter(params.beta, channel, 0.0));
     let invstd = 1.0 / (var + params.eps).sqrt();
     move |i| {
-        let u = gamma * (x[i].to_f64() - mean) * invstd + beta;
+        let u = gamma * ((x[i].to_f64() - mean) * invstd * r + d) + beta;
         z.map_or(u, |z| u + z[i].to_f64())
     }
 }
-/// y = act(u) with given statistics.
+
+/// A channel's correction, if there are any.
+fn correction(corrections: Option<&[Correction]>, channel: usize) -> Correction {
+    corrections.map_or(Correction::NONE, |corrections| corrections[channel])
+}
+
+/// y = act(u) with given statistics, and corrections if there are any.
 fn normalize<T: Element>(
     shape: &Shape,
     tensors: (&[T], Option<&[T]>),
-    statistics: &[MeanVar],
+    (statistics, corrections): (&[MeanVar], Option<&[Correction]>),
     params: &Params<'_, T>,
     y: &mut [T],
 ) {
     for (c, statistics) in statistics.iter().enumerate() {
-        let u = before_activation(c, tensors, statistics, params);
+        let u = before_activation(c, tensors, (statistics, correction(corrections, c)), params);
         for i in elements(shape, c) {
             y[i] = T::from_f64(activate(params.activation, u(i)));
         }
@@ -191,7 +213,7 @@ pub fn forward_training<T: Element>(
     y: &mut [T],
 ) -> Vec<MeanVar> {
     let statistics = statistics(shape, x);
-    normalize(shape, (x, None), &statistics, params, y);
+    normalize(shape, (x, None), (&statistics, None), params, y);
     statistics
 }
 
@@ -204,8 +226,54 @@ pub fn forward_training_with_residual<T: Element>(
     y: &mut [T],
 ) -> Vec<MeanVar> {
     let statistics = statistics(shape, x);
-    normalize(shape, (x, Some(z)), &statistics, params, y);
+    normalize(shape, (x, Some(z)), (&statistics, None), params, y);
     statistics
+}
+
+/// r and d of each channel: [`Renorm::renormalize`], from statistics as [`statistics`] returns them and the running ones before they
+/// take in the batch.
+///
+/// ```
+/// use batchnorm::{Renorm, reference};
+/// let (batch, limits) = ([reference::MeanVar { mean: 8.0, var: 4.0 }], Renorm { r_max: 3.0, d_max: 5.0 });
+/// let corrections = reference::corrections(&batch, &[0.0f32], &[1.0], &limits, 0.0);
+/// assert_eq!(corrections, [reference::Correction { r: 2.0, d: 5.0 }]);
+/// ```
+pub fn corrections<T: Element>(
+    statistics: &[MeanVar],
+    mean: &[T],
+    var: &[T],
+    limits: &Renorm,
+    eps: f64,
+) -> Vec<Correction> {
+    let Renorm { r_max, d_max } = *limits;
+    let of = |(batch, running): (&MeanVar, MeanVar)| {
+        let sigma = (running.var + eps).sqrt();
+        let over_sigma = |value: f64, of_nothing: f64| {
+            if value == 0.0 && sigma == 0.0 { of_nothing } else { value / sigma }
+        };
+        // Where one value is left, it is that, NaN or not.
+        let clip = |value: f64, lo: f64, hi: f64| if lo == hi { hi } else { value.clamp(lo, hi) };
+        let r = clip(over_sigma((batch.var + eps).sqrt(), 1.0), 1.0 / r_max, r_max);
+        Correction { r, d: clip(over_sigma(batch.mean - running.mean, 0.0), -d_max, d_max) }
+    };
+    statistics.iter().zip(given(mean, var)).map(of).collect()
+}
+
+/// [`crate::Training::renorm`], with the residual z if there is one, by running statistics: y = act(gamma * (xhat * r + d) + beta + z).
+/// Returns the statistics and what they were corrected by.
+pub fn forward_renormalized<T: Element>(
+    shape: &Shape,
+    (x, z): (&[T], Option<&[T]>),
+    limits: &Renorm,
+    (mean, var): (&[T], &[T]),
+    params: &Params<'_, T>,
+    y: &mut [T],
+) -> (Vec<MeanVar>, Vec<Correction>) {
+    let statistics = statistics(shape, x);
+    let corrections = corrections(&statistics, mean, var, limits, params.eps);
+    normalize(shape, (x, z), (&statistics, Some(&corrections)), params, y);
+    (statistics, corrections)
 }
 
 /// [`crate::forward_inference`].
@@ -217,7 +285,7 @@ pub fn forward_inference<T: Element>(
     params: &Params<'_, T>,
     y: &mut [T],
 ) {
-    normalize(shape, (x, None), &given(mean, var), params, y);
+    normalize(shape, (x, None), (&given(mean, var), None), params, y);
 }
 
 /// [`crate::Inference`] with a residual z: y = act(u + z).
@@ -230,7 +298,7 @@ pub fn forward_inference_with_residual<T: Element>(
     params: &Params<'_, T>,
     y: &mut [T],
 ) {
-    normalize(shape, (x, Some(z)), &given(mean, var), params, y);
+    normalize(shape, (x, Some(z)), (&given(mean, var), None), params, y);
 }
 
 fn given<T: Element>(mean: &[T], var: &[T]) -> Vec<MeanVar> {
@@ -246,7 +314,7 @@ pub fn backward<T: Element>(
     params: &Params<'_, T>,
     gradients: Gradients<'_, T>,
 ) {
-    gradients_of(shape, (x, None), dy, statistics, params, gradients, Through::Statistics(None));
+    gradients_of(shape, (x, None), dy, (statistics, None), params, gradients, Through::Statistics(None));
 }
 
 /// [`crate::Backward`] with weights of samples, from statistics as [`weighted_statistics`] returns them: dy and dx are of one copy of a
@@ -259,7 +327,7 @@ pub fn weighted_backward<T: Element>(
     params: &Params<'_, T>,
     gradients: Gradients<'_, T>,
 ) {
-    gradients_of(shape, (x, None), dy, statistics, params, gradients, Through::Statistics(Some(weights)));
+    gradients_of(shape, (x, None), dy, (statistics, None), params, gradients, Through::Statistics(Some(weights)));
 }
 
 /// [`crate::Backward`] through [`forward_training_with_residual`]: what the activation lets through is found from x and z anew, in
@@ -272,7 +340,35 @@ pub fn backward_with_residual<T: Element>(
     params: &Params<'_, T>,
     gradients: Gradients<'_, T>,
 ) {
-    gradients_of(shape, (x, Some(z)), dy, statistics, params, gradients, Through::Statistics(None));
+    gradients_of(shape, (x, Some(z)), dy, (statistics, None), params, gradients, Through::Statistics(None));
+}
+
+/// The backward pass of [`forward_renormalized`], which takes r and d for constants; dmean and dvar are of the batch's statistics.
+///
+/// ```
+/// use batchnorm::{Gradients, Params, Renorm, Shape, reference};
+/// let (shape, params) = (Shape::nchw(&[4, 1])?, Params::new(0.0));
+/// let (x, mut y) = ([1.0f64, 3.0, 1.0, 3.0], [0.0; 4]);
+/// let limits = Renorm { r_max: 1.5, d_max: 5.0 };
+/// let (batch, by) =
+///     reference::forward_renormalized(&shape, (&x, None), &limits, (&[1.5], &[0.25]), &params, &mut y);
+/// assert_eq!(y, [-0.5, 2.5, -0.5, 2.5]);
+/// let (mut dx, mut dgamma) = ([0.0; 4], [0.0]);
+/// let gradients = Gradients::new().dx(&mut dx).dgamma(&mut dgamma);
+/// let dy = [1.0, 0.0, 0.0, 0.0];
+/// reference::backward_renormalized(&shape, (&x, None), &dy, (&batch, &by), &params, gradients);
+/// assert_eq!((dx, dgamma), ([0.75, 0.0, -0.75, 0.0], [-1.5 + 1.0]));
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
+pub fn backward_renormalized<T: Element>(
+    shape: &Shape,
+    tensors: (&[T], Option<&[T]>),
+    dy: &[T],
+    (statistics, corrections): (&[MeanVar], &[Correction]),
+    params: &Params<'_, T>,
+    gradients: Gradients<'_, T>,
+) {
+    gradients_of(shape, tensors, dy, (statistics, Some(corrections)), params, gradients, Through::Statistics(None));
 }
 
 /// [`crate::backward_frozen`].
@@ -285,7 +381,7 @@ pub fn backward_frozen<T: Element>(
     params: &Params<'_, T>,
     gradients: Gradients<'_, T>,
 ) {
-    gradients_of(shape, (x, None), dy, &given(mean, var), params, gradients, Through::Frozen);
+    gradients_of(shape, (x, None), dy, (&given(mean, var), None), params, gradients, Through::Frozen);
 }
 
 /// [`crate::Backward`] through [`forward_inference_with_residual`], likewise.
@@ -298,7 +394,7 @@ pub fn backward_frozen_with_residual<T: Element>(
     params: &Params<'_, T>,
     gradients: Gradients<'_, T>,
 ) {
-    gradients_of(shape, (x, Some(z)), dy, &given(mean, var), params, gradients, Through::Frozen);
+    gradients_of(shape, (x, Some(z)), dy, (&given(mean, var), None), params, gradients, Through::Frozen);
 }
 
 /// What gradients go through, beside the normalization.
@@ -313,7 +409,7 @@ fn gradients_of<T: Element>(
     shape: &Shape,
     (x, z): (&[T], Option<&[T]>),
     dy: &[T],
-    statistics: &[MeanVar],
+    (statistics, corrections): (&[MeanVar], Option<&[Correction]>),
     params: &Params<'_, T>,
     mut gradients: Gradients<'_, T>,
     through: Through<'_>,
@@ -325,17 +421,20 @@ fn gradients_of<T: Element>(
     let samples = weights.map_or(shape.batch() as f64, |weights| weights.iter().sum());
     let m = samples * shape.spatial() as f64;
     for (c, statistics) in statistics.iter().enumerate() {
-        let gamma = parameter(params.gamma, c, 1.0);
+        let Correction { r, d } = correction(corrections, c);
+        let gamma = parameter(params.gamma, c, 1.0) * r;
         let invstd = 1.0 / (statistics.var + params.eps).sqrt();
         let xhat = |i: usize| (x[i].to_f64() - statistics.mean) * invstd;
-        let u = before_activation(c, (x, z), statistics, params);
+        let u = before_activation(c, (x, z), (statistics, Correction { r, d }), params);
         let g = |i: usize| activation_gradient(params.activation, u(i), dy[i].to_f64());
         let weighted = || weighted_elements(shape, c, weights);
         let dbeta: f64 = weighted().map(|(weight, i)| weight * g(i)).sum();
-        let dgamma: f64 = weighted().map(|(weight, i)| weight * g(i) * xhat(i)).sum();
+        let product: f64 = weighted().map(|(weight, i)| weight * g(i) * xhat(i)).sum();
+        // Without d, nothing is multiplied by it: a sum may be infinite.
+        let dgamma = if d == 0.0 { r * product } else { r * product + d * dbeta };
         if let Some(dx) = &mut gradients.dx {
             for i in elements(shape, c) {
-                let through = if through_statistics { dbeta / m + xhat(i) * dgamma / m } else { 0.0 };
+                let through = if through_statistics { dbeta / m + xhat(i) * product / m } else { 0.0 };
                 dx[i] = T::from_f64(gamma * invstd * (g(i) - through));
             }
         }
@@ -346,12 +445,41 @@ fn gradients_of<T: Element>(
             (&mut gradients.dbeta, dbeta),
             (&mut gradients.dgamma, dgamma),
             (&mut gradients.dmean, -gamma * invstd * dbeta),
-            (&mut gradients.dvar, -0.5 * gamma * invstd * invstd * dgamma),
+            (&mut gradients.dvar, -0.5 * gamma * invstd * invstd * product),
         ];
         for (output, value) in per_channel {
             if let Some(output) = output {
                 output[c] = T::from_f64(value);
             }
         }
+    }
+}
+
+/// [`crate::fold_into`], by the formula in f64.
+///
+/// ```
+/// use batchnorm::{Params, WeightShape, reference};
+/// let (mut weight, mut bias) = ([1.0f32, 2.0, 3.0, 4.0], [0.0, 3.0]);
+/// let shape = WeightShape::new(&[2, 2], 0)?;
+/// reference::fold_into(&shape, &[1.0, 2.0], &[4.0, 16.0], &Params::new(0.0), &mut weight, &mut bias);
+/// assert_eq!((weight, bias), ([0.5, 1.0, 0.75, 1.0], [-0.5, 0.25]));
+/// # Ok::<(), batchnorm::Error>(())
+/// ```
+pub fn fold_into<T: Element>(
+    shape: &WeightShape,
+    mean: &[T],
+    var: &[T],
+    params: &Params<'_, T>,
+    weight: &mut [T],
+    bias: &mut [T],
+) {
+    let statistics = given(mean, var);
+    let scale = |c: usize| parameter(params.gamma, c, 1.0) / (statistics[c].var + params.eps).sqrt();
+    for (i, weight) in weight.iter_mut().enumerate() {
+        *weight = T::from_f64(weight.to_f64() * scale(shape.channel(i)));
+    }
+    for (c, bias) in bias.iter_mut().enumerate() {
+        let moved = (bias.to_f64() - statistics[c].mean) * scale(c);
+        *bias = T::from_f64(moved + parameter(params.beta, c, 0.0));
     }
 }

@@ -82,6 +82,13 @@ impl WeightShape {
         groups * outer * channels * inner
     }
 
+    /// The output channel of the weight at an offset.
+    pub(crate) fn channel(&self, offset: usize) -> usize {
+        let Blocks { outer, channels, inner, .. } = self.blocks;
+        let row = offset / (channels * inner);
+        row / outer * channels + offset / inner % channels
+    }
+
     /// That it has the number of channels of what it goes with.
     pub(crate) fn check_channels(&self, with: &'static str, expected: usize) -> Result<(), Error> {
         let got = self.channels();

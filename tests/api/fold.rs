@@ -4,6 +4,7 @@ use std::fmt::Debug;
 
 use batchnorm::{
     Activation, BatchNorm, Inference, Params, Parts, Scalar, Shape, Storage, WeightShape, fold_into,
+    reference,
 };
 
 use crate::common::data::rng;
@@ -189,6 +190,45 @@ fn each_result_is_the_exact_one_rounded_once() {
     }
     for (seed, layout) in layouts().iter().enumerate() {
         for_all!(check(layout, seed as u64));
+    }
+}
+
+/// The scalar form is other code, and plain f64: each result within what that rounds, and one rounding of the element.
+#[test]
+fn the_reference_is_near() {
+    fn check<T: Weight + Storage<Arithmetic = T> + Bits>(layout: &Layout, seed: u64) {
+        let shape = layout.shape();
+        let mut norm = Norm::<T>::new(shape.channels(), seed);
+        let rng = &mut rng(seed + 1);
+        let mut some = |len| (0..len).map(|_| T::from_f64(variate(rng))).collect::<Vec<_>>();
+        let (before, bias) = (some(shape.len()), some(shape.channels()));
+        for affine in [true, false] {
+            if !affine {
+                (norm.gamma, norm.beta) = (None, None);
+            }
+            let [mut got, mut expected] = [(); 2].map(|()| (before.clone(), bias.clone()));
+            norm.fold(&shape, &mut got.0, &mut got.1);
+            let (weight, moved) = (&mut expected.0, &mut expected.1);
+            reference::fold_into(&shape, &norm.mean, &norm.var, &norm.params(), weight, moved);
+            let near = |what: (&str, usize), got: T, expected: T, size: f64| {
+                let bound = (2.0 * T::HALF_ULP + 2f64.powi(-50)) * size;
+                let off = (got.to_f64() - expected.to_f64()).abs();
+                assert!(off <= bound, "{what:?} of {:?}: {got:?}, {expected:?}", layout.dims);
+            };
+            for (i, (got, expected)) in got.0.iter().zip(&expected.0).enumerate() {
+                near(("weight", i), *got, *expected, expected.to_f64().abs());
+            }
+            for (c, (got, expected)) in got.1.iter().zip(&expected.1).enumerate() {
+                let [mean, var, gamma, beta] = norm.channel(c);
+                let scale = gamma.abs() / (var + norm.eps).sqrt();
+                let size = (bias[c].to_f64().abs() + mean.abs()) * scale + beta.abs();
+                near(("bias", c), *got, *expected, size);
+            }
+        }
+    }
+    for (seed, layout) in layouts().iter().enumerate() {
+        check::<f32>(layout, seed as u64);
+        check::<f64>(layout, seed as u64);
     }
 }
 

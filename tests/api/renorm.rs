@@ -2,11 +2,11 @@
 
 use batchnorm::{
     Activation, Backward, BatchNorm, Error, Gather, Gradients, Inference, Mode, Params, Renorm, Renormalized,
-    Shape, Training, Welford, WelfordParts, reference, statistics,
+    Shape, Training, Welford, WelfordParts, reference, reference::Correction, statistics,
 };
 
 use crate::common::fused::forms;
-use crate::common::matrix::{Bits, Guarded, LAYOUTS, Problem, assert_same, layer_of};
+use crate::common::matrix::{Bits, Guarded, LAYOUTS, Problem, assert_same, layer_of, params};
 use crate::partial::in_threads;
 
 const INFINITE: Renorm = Renorm { r_max: f64::INFINITY, d_max: f64::INFINITY };
@@ -20,26 +20,12 @@ const LIMITS: [Renorm; 7] = [
     Renorm { r_max: 3.0, d_max: f64::INFINITY },
     INFINITE,
 ];
+/// Few channels of planes and many of single elements; both end within a vector.
+const DIMS: [&[usize]; 3] = [&[3, 9, 5, 2], &[37, 21], &[2, 3, 131]];
 const TRAINING: [Mode; 2] = [Mode::Training, Mode::TrainingKeepRunning];
 
 fn wide<T: Bits>(values: &[T]) -> Vec<f64> {
     values.iter().map(|value| value.to_f64()).collect()
-}
-
-/// r and d of each channel, as the paper has them.
-fn corrections(
-    limits: Renorm,
-    batch: &[reference::MeanVar],
-    mean: &[f64],
-    var: &[f64],
-    eps: f64,
-) -> Vec<[f64; 2]> {
-    let of = |(c, batch): (usize, &reference::MeanVar)| {
-        let sigma = (var[c] + eps).sqrt();
-        let r = ((batch.var + eps).sqrt() / sigma).max(1.0 / limits.r_max).min(limits.r_max);
-        [r, ((batch.mean - mean[c]) / sigma).max(-limits.d_max).min(limits.d_max)]
-    };
-    batch.iter().enumerate().map(of).collect()
 }
 
 /// The channel of each element.
@@ -53,75 +39,80 @@ fn channels(shape: &Shape) -> Vec<usize> {
     channels
 }
 
-/// y and all gradients, beside plain loops in f64.
+/// y and all gradients, beside the reference in f64.
 #[test]
-fn the_layer_follows_the_formulas() {
-    fn check<T: Bits>(limits: Renorm, activation: Activation) {
-        for layout in LAYOUTS {
-            let problem = Problem::<T>::new(&[3, 9, 5, 2], 1);
+fn the_layer_is_near_the_reference() {
+    fn check<T: Bits>(limits: Renorm, activation: Activation, residual: bool) {
+        for (layout, dims) in LAYOUTS.into_iter().flat_map(|layout| DIMS.map(|dims| (layout, dims))) {
+            let problem = Problem::<T>::new(dims, 1);
             let shape = problem.shape(layout);
-            let [x, dy] = [&problem.x, &problem.dy].map(|tensor| problem.lay_out(layout, tensor));
-            let mut layer = layer_of(&problem).with_renorm(limits).with_activation(activation);
-            let (mut y, mut dx) = (Guarded::new(x.len(), 1), Guarded::new(x.len(), 1));
-            layer.forward_training(&shape, &x, y.get_mut()).unwrap();
-            layer.backward(&shape, &x, &dy, dx.get_mut()).unwrap();
-            let (y, dx) = (y.take("y"), dx.take("dx"));
+            let tensors = [&problem.x, &problem.z, &problem.dy].map(|tensor| problem.lay_out(layout, tensor));
+            let layer = layer_of(&problem).with_renorm(limits).with_activation(activation);
+            let by_layer = tensors.each_ref().map(|tensor| &tensor[..]);
+            let (got, layer) = passes(layer, Mode::Training, &shape, by_layer, residual);
 
-            let (x, dy, channel_of) = (wide(&x), wide(&dy), channels(&shape));
+            let [x, z, dy] = tensors.each_ref().map(|tensor| wide(tensor));
+            let z = residual.then_some(&z[..]);
             let [gamma, beta] =
                 [&problem.gamma, &problem.beta].map(|values| wide(values.as_deref().unwrap()));
-            let batch = reference::statistics(&shape, &x);
-            let rd = corrections(limits, &batch, &wide(&problem.mean), &wide(&problem.var), problem.eps);
-            let xhat = |i: usize| {
-                let batch = &batch[channel_of[i]];
-                (x[i] - batch.mean) / (batch.var + problem.eps).sqrt()
+            let (mean, var) = (wide(&problem.mean), wide(&problem.var));
+            let params = params(Some(&gamma), Some(&beta), problem.eps).activation(activation);
+            let [mut y, mut dx, mut dz] = [(); 3].map(|()| vec![0.0; x.len()]);
+            let [mut dgamma, mut dbeta] = [(); 2].map(|()| vec![0.0; gamma.len()]);
+            let running = (&mean[..], &var[..]);
+            let (batch, by) =
+                reference::forward_renormalized(&shape, (&x, z), &limits, running, &params, &mut y);
+            let gradients = Gradients::new().dx(&mut dx).dz(&mut dz).dgamma(&mut dgamma).dbeta(&mut dbeta);
+            reference::backward_renormalized(&shape, (&x, z), &dy, (&batch, &by), &params, gradients);
+
+            let near = |what: &str, got: f64, expected: f64, bound: f64| {
+                assert!(
+                    (got - expected).abs() <= bound + 1e-12,
+                    "{what} {limits:?} {layout:?} {dims:?}: {got}, expected {expected}, bound {bound}"
+                );
             };
-            let u = |i: usize| {
-                let c = channel_of[i];
-                gamma[c] * (xhat(i) * rd[c][0] + rd[c][1]) + beta[c]
-            };
-            let g: Vec<f64> =
-                (0..x.len()).map(|i| reference::activation_gradient(activation, u(i), dy[i])).collect();
-            // The sums of a channel, and of absolute values.
-            let sums = |c: usize, of: &dyn Fn(usize) -> f64| {
-                let elements = (0..x.len()).filter(|i| channel_of[*i] == c);
-                elements.map(of).fold([0.0, 0.0], |sums, term| [sums[0] + term, sums[1] + term.abs()])
-            };
-            let m = shape.per_channel() as f64;
-            for c in 0..shape.channels() {
-                let [r, d] = rd[c];
-                let ([dbeta, bound], [sum, of_sum]) = (sums(c, &|i| g[i]), sums(c, &|i| g[i] * xhat(i)));
-                let dgamma = r * sum + d * dbeta;
+            let states = layer.states();
+            let by_kernel = limits.renormalize(states, &problem.mean, &problem.var, &problem.params());
+            let by_kernel = by_kernel.unwrap();
+            let channel_of = channels(&shape);
+            for (c, (batch, by)) in batch.iter().zip(&by).enumerate() {
+                let (gamma, beta) = (gamma[c].abs(), beta[c].abs());
+                let invstd = 1.0 / (batch.var + problem.eps).sqrt();
                 // What d is off by where means are large, in u and so in g.
-                let invstd = 1.0 / (batch[c].var + problem.eps).sqrt();
-                let slack = 4.0 * (T::Y + 1e-12 * (1.0 + batch[c].mean.abs() * invstd));
-                let reach = 1.0 + gamma[c].abs() * (r * 3.0 + d.abs()) + beta[c].abs();
-                let near = |what: &str, got: f64, expected: f64, bound: f64| {
-                    assert!(
-                        (got - expected).abs() <= bound + 1e-12,
-                        "{what} {limits:?} {c}: {got}, expected {expected}"
-                    );
-                };
-                near("dbeta", layer.dbeta()[c].to_f64(), dbeta, slack * reach * bound);
-                let bound_of_dgamma = slack * reach * (r * of_sum + d.abs() * bound);
-                near("dgamma", layer.dgamma()[c].to_f64(), dgamma, bound_of_dgamma);
-                for i in (0..x.len()).filter(|i| channel_of[*i] == c) {
-                    let bound = slack * (gamma[c] * xhat(i) * r).abs()
-                        + slack * (beta[c].abs() + (gamma[c] * d).abs());
-                    // SiLU is no steeper than 1.1.
-                    near("y", y[i].to_f64(), reference::activate(activation, u(i)), 1.2 * bound);
-                    let scale = gamma[c] * r * invstd;
-                    let expected = scale * (g[i] - dbeta / m - xhat(i) * sum / m);
-                    let terms = g[i].abs() + 1.0 + xhat(i).abs() * (1.0 + of_sum / m);
-                    near("dx", dx[i].to_f64(), expected, 2.0 * slack * reach * scale.abs() * terms);
+                let off = 1e-12 * (1.0 + batch.mean.abs() * invstd);
+                let slack = 4.0 * (T::Y + off);
+                near("r", by_kernel.r()[c], by.r, slack * by.r);
+                near("d", by_kernel.d()[c], by.d, slack * (1.0 + by.d.abs()));
+                let of_channel: Vec<usize> = (0..x.len()).filter(|i| channel_of[*i] == c).collect();
+                let xhat = |i: usize| ((x[i] - batch.mean) * invstd).abs();
+                let sum = |of: &dyn Fn(usize) -> f64| of_channel.iter().map(|i| of(*i)).sum::<f64>();
+                // SiLU is no steeper than 1.1, and neither is its derivative.
+                let u =
+                    |i: usize| gamma * (xhat(i) * by.r + by.d.abs()) + beta + z.map_or(0.0, |z| z[i].abs());
+                let reach = |i: usize| 1.1 * dy[i].abs() * (1.0 + u(i));
+                let (sum_of_g, sum_of_product) = (sum(&reach), sum(&|i| reach(i) * xhat(i)));
+                near("dbeta", got[4].1[c].to_f64(), dbeta[c], slack * sum_of_g);
+                let bound = slack * (by.r * sum_of_product + by.d.abs() * sum_of_g);
+                near("dgamma", got[3].1[c].to_f64(), dgamma[c], bound);
+                let m = shape.per_channel() as f64;
+                for &i in &of_channel {
+                    near("y", got[0].1[i].to_f64(), y[i], 1.2 * slack * u(i));
+                    let terms = reach(i) + sum_of_g / m + xhat(i) * sum_of_product / m;
+                    let bound = 2.0 * slack * gamma * by.r * invstd * terms;
+                    near("dx", got[1].1[i].to_f64(), dx[i], bound);
+                    if residual {
+                        near("dz", got[2].1[i].to_f64(), dz[i], slack * reach(i));
+                    }
                 }
             }
         }
     }
     for limits in LIMITS {
-        for activation in [Activation::Identity, Activation::Silu] {
-            check::<f32>(limits, activation);
-            check::<f64>(limits, activation);
+        for (activation, residual) in
+            [(Activation::Identity, false), (Activation::Identity, true), (Activation::Silu, false)]
+        {
+            check::<f32>(limits, activation, residual);
+            check::<f64>(limits, activation, residual);
         }
     }
 }
@@ -141,7 +132,7 @@ fn gradients_are_those_of_constant_corrections() {
         layer.running_var_mut().copy_from_slice(&[9.0, 1.0]);
         layer = layer.with_activation(Activation::Silu);
         let batch = reference::statistics(&shape, &x);
-        let rd = corrections(limits, &batch, layer.running_mean(), layer.running_var(), eps);
+        let by = reference::corrections(&batch, layer.running_mean(), layer.running_var(), &limits, eps);
         let (mut y, mut dx) = ([0.0; 12], [0.0; 12]);
         layer.forward(Mode::TrainingKeepRunning, &shape, &x, &mut y).unwrap();
         layer.backward(&shape, &x, &dy, &mut dx).unwrap();
@@ -150,7 +141,7 @@ fn gradients_are_those_of_constant_corrections() {
         let loss = |x: &[f64], gamma: &[f64], beta: &[f64]| -> f64 {
             let batch = reference::statistics(&shape, x);
             let term = |i: usize| {
-                let (c, [r, d]) = (channel_of[i], rd[channel_of[i]]);
+                let (c, Correction { r, d }) = (channel_of[i], by[channel_of[i]]);
                 let xhat = (x[i] - batch[c].mean) / (batch[c].var + eps).sqrt();
                 dy[i] * reference::activate(Activation::Silu, gamma[c] * (xhat * r + d) + beta[c])
             };
