@@ -1,7 +1,5 @@
 //! Parts of a batch: what they refuse, and the layer among others.
 
-use std::sync::{Arc, Barrier, Mutex};
-
 use batchnorm::{
     Activation, Backward, BatchNorm, Error, Gather, Gradients, Inference, Mode, Params, PartialGradients,
     PartialStatistics, RunningUpdate, RunningVariance, Shape, StreamingStatistics, Training, UpdateRule,
@@ -9,6 +7,7 @@ use batchnorm::{
 };
 
 use crate::common::matrix::Guarded;
+use crate::common::others::in_threads;
 
 fn shape(n: usize) -> Shape {
     Shape::nchw(&[n, 3, 7, 7]).unwrap()
@@ -131,46 +130,6 @@ fn bytes_of_others_are_refused() {
         damaged[end..].copy_from_slice(&hash.to_le_bytes());
         assert_eq!(reason(&damaged), expected, "{at}");
     }
-}
-
-/// Threads that tell each other bytes.
-#[derive(Clone)]
-pub struct Others {
-    number: usize,
-    said: Arc<Mutex<Vec<Vec<u8>>>>,
-    barrier: Arc<Barrier>,
-}
-
-impl Others {
-    fn group(count: usize) -> impl Iterator<Item = Self> {
-        let (said, barrier) = (Arc::new(Mutex::new(vec![Vec::new(); count])), Arc::new(Barrier::new(count)));
-        (0..count).map(move |number| Self { number, said: said.clone(), barrier: barrier.clone() })
-    }
-}
-
-impl Gather for Others {
-    fn gather(&mut self, bytes: &[u8], each: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
-        self.said.lock().unwrap()[self.number] = bytes.to_vec();
-        self.barrier.wait();
-        let mut said = self.said.lock().unwrap().clone();
-        said.rotate_left(self.number);
-        said.iter().for_each(|bytes| each(bytes));
-        self.barrier.wait();
-        Ok(())
-    }
-}
-
-/// Runs a part of a batch in a thread each, with where it begins and ends.
-pub fn in_threads<R: Send>(cuts: &[usize], part: impl Fn(usize, usize, Others) -> R + Sync) -> Vec<R> {
-    std::thread::scope(|scope| {
-        let part = &part;
-        let run = |(pair, others): (&[usize], Others)| {
-            let (first, end) = (pair[0], pair[1]);
-            scope.spawn(move || part(first, end, others))
-        };
-        let threads: Vec<_> = cuts.windows(2).zip(Others::group(cuts.len() - 1)).map(run).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    })
 }
 
 /// The layer of each process has y, dx, dz, dgamma, dbeta and running statistics of the whole batch's.

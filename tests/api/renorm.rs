@@ -7,7 +7,7 @@ use batchnorm::{
 
 use crate::common::fused::forms;
 use crate::common::matrix::{Bits, Guarded, LAYOUTS, Problem, assert_same, layer_of, params};
-use crate::partial::in_threads;
+use crate::common::others::in_threads;
 
 const INFINITE: Renorm = Renorm { r_max: f64::INFINITY, d_max: f64::INFINITY };
 const PAPER: Renorm = Renorm { r_max: 3.0, d_max: 5.0 };

@@ -7,3 +7,4 @@ pub mod fused;
 #[cfg(feature = "half")]
 pub mod half;
 pub mod matrix;
+pub mod others;

@@ -1,13 +1,14 @@
 //! What went wrong in other libraries must not go wrong here. Each test names the threads that it is after.
 
 use batchnorm::{
-    BatchNorm, Error, Gradients, Level, Mode, Params, PartialStatistics, RunningUpdate, RunningVariance,
-    Shape, UpdateRule, Welford, backward, backward_frozen, forward_inference, forward_training, reference,
-    statistics, update_running,
+    BatchNorm, Error, Gather, Gradients, Level, Mode, Params, PartialStatistics, RunningUpdate,
+    RunningVariance, Shape, UpdateRule, Welford, backward, backward_frozen, forward_inference,
+    forward_training, reference, statistics, update_running,
 };
 
 use crate::common::exact::{self, Normalization, Statistics};
 use crate::common::matrix::{LAYOUTS, Problem, variate};
+use crate::common::others::in_threads;
 
 /// Elements about a mean, as f32 has them.
 fn about(mean: f64, std: f64, len: usize) -> Vec<f32> {
@@ -592,4 +593,43 @@ fn ranks_with_other_counts() {
     assert!(state.count() == 14 && (state.mean() - 104.0 / 14.0).abs() < 1e-14);
     let squares = 9.0 + 121.0 + 4.0 * 441.0;
     assert!((state.variance() / (squares / 14.0 - (104.0f64 / 14.0).powi(2)) - 1.0).abs() < 1e-14);
+}
+
+/// tensorflow 7439, 18222, tensorflow/models 100: devices that share a batch each moved the averages by their own part, or those of one
+/// device were kept. They are the whole batch's, however unevenly it is split, and one device may have nothing of it.
+#[test]
+fn moving_averages_are_of_the_whole_batch() {
+    const N: usize = 50;
+    let shape = |n| Shape::nchw(&[n, 3, 7, 7]).unwrap();
+    let mut whole = BatchNorm::<f32>::new(3);
+    // Parts that are not alike: the mean over parts of means and variances is not that of the batch.
+    let cuts = [0, 16, 16, 48, N];
+    let batch = |step: usize| {
+        let part = |i: usize| cuts.iter().filter(|cut| **cut <= i / 147).count();
+        let x = about(3.0, 1.0 + step as f64, N * 147);
+        x.iter().enumerate().map(|(i, x)| x + 5.0 * part(i) as f32).collect::<Vec<_>>()
+    };
+    let mut y = vec![0.0; N * 147];
+    (0..3).for_each(|step| whole.forward_training(&shape(N), &batch(step), &mut y).unwrap());
+    let layers = in_threads(&cuts, |first, end, mut others| {
+        let mut layer = BatchNorm::<f32>::new(3);
+        let mut y = vec![0.0; (end - first) * 147];
+        for step in 0..3 {
+            let (x, at) = (batch(step), (first as u64, &mut others as &mut dyn Gather));
+            let part = (&x[first * 147..end * 147], None);
+            layer.forward_among(Mode::Training, &shape(end - first), part, &mut y, at).unwrap();
+        }
+        layer
+    });
+    assert_eq!(layers.len(), 4);
+    for layer in &layers {
+        assert_eq!((layer.running_mean(), layer.running_var()), (whole.running_mean(), whole.running_var()));
+        assert_eq!((layer, layer.batches()), (&whole, 3));
+    }
+    let mut alone = BatchNorm::<f32>::new(3);
+    let part = 16 * 147..48 * 147;
+    for step in 0..3 {
+        alone.forward_training(&shape(32), &batch(step)[part.clone()], &mut y[part.clone()]).unwrap();
+    }
+    assert!(alone.running_var()[0] < 0.9 * whole.running_var()[0], "a part is not the batch");
 }
