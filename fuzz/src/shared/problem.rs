@@ -119,14 +119,18 @@ enum Given {
 
 /// Added to the variance.
 #[derive(Debug, Clone, Copy, Arbitrary)]
-enum Eps {
+pub enum Eps {
+    /// Nothing.
     Zero,
+    /// 1e-5.
     Usual,
+    /// A power of two.
     Power(i8),
 }
 
 impl Eps {
-    fn value(self) -> f64 {
+    /// The number.
+    pub fn value(self) -> f64 {
         match self {
             Eps::Zero => 0.0,
             Eps::Usual => 1e-5,

@@ -1,7 +1,7 @@
 //! Sequences of calls of [`BatchNorm`], compared with a model: the operations on slices, and running statistics worked
 //! out from the exact oracle's. A call that returns an error has changed nothing.
 
-mod sequence;
+pub(super) mod sequence;
 
 pub use sequence::Sequence;
 

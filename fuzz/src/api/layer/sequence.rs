@@ -59,7 +59,7 @@ fn describe<T: Contract>(sequence: &Sequence, f: &mut fmt::Formatter<'_>) -> fmt
 
 /// A number that is mostly a sensible one.
 #[derive(Clone, Copy, Arbitrary)]
-pub(super) enum Scalar {
+pub(in crate::api) enum Scalar {
     Share(u8),
     Small(u8),
     One,
@@ -67,7 +67,7 @@ pub(super) enum Scalar {
 }
 
 impl Scalar {
-    pub(super) fn value(self) -> f64 {
+    pub(in crate::api) fn value(self) -> f64 {
         match self {
             Scalar::Share(share) => f64::from(share) / 256.0,
             Scalar::Small(share) => f64::from(share) * 1e-6,
@@ -84,14 +84,14 @@ impl fmt::Debug for Scalar {
 }
 
 #[derive(Debug, Clone, Copy, Arbitrary)]
-pub(super) enum Rule {
+pub(in crate::api) enum Rule {
     Decay(Scalar),
     Momentum(Scalar),
     Cumulative,
 }
 
 impl Rule {
-    pub(super) fn update(self, unbiased: bool) -> RunningUpdate {
+    pub(in crate::api) fn update(self, unbiased: bool) -> RunningUpdate {
         let rule = match self {
             Rule::Decay(decay) => UpdateRule::Decay(decay.value()),
             Rule::Momentum(momentum) => UpdateRule::Momentum(momentum.value()),
@@ -104,7 +104,7 @@ impl Rule {
 
 /// How a forward pass is called.
 #[derive(Debug, Clone, Copy, Arbitrary)]
-pub(super) enum Pass {
+pub(in crate::api) enum Pass {
     Training,
     TrainingKeepRunning,
     Frozen,
@@ -114,7 +114,7 @@ pub(super) enum Pass {
 }
 
 impl Pass {
-    pub(super) fn mode(self) -> Mode {
+    pub(in crate::api) fn mode(self) -> Mode {
         match self {
             Pass::Training | Pass::ShortTraining => Mode::Training,
             Pass::TrainingKeepRunning => Mode::TrainingKeepRunning,
@@ -176,14 +176,14 @@ pub(super) enum Call {
 
 /// Samples and positions.
 #[derive(Clone, Copy, Arbitrary)]
-pub(super) struct Size(pub(super) u8, pub(super) u8);
+pub(in crate::api) struct Size(pub(super) u8, pub(super) u8);
 
 impl Size {
-    pub(super) fn batch(self) -> usize {
+    pub(in crate::api) fn batch(self) -> usize {
         (self.0 % 7).into()
     }
 
-    pub(super) fn spatial(self) -> usize {
+    pub(in crate::api) fn spatial(self) -> usize {
         (self.1 % 40).into()
     }
 }
