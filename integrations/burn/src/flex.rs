@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
-use batchnorm::{Activation, Gradients, Inference, Layout, Params, Shape, Training, Welford};
+use batchnorm::{
+    Activation, Gradients, Inference, Layout, Params, Renorm, Renormalized, Shape, Training, Welford,
+};
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -80,6 +82,18 @@ pub trait BatchNormBackend: Backend {
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         epsilon: f64,
+        #[extension_type] epilogue: Epilogue<Self>,
+    ) -> Trained<Self>;
+
+    /// Normalizes `x` (dimensions N, C, spatial...) by its own statistics, corrected within limits by a running mean and variance, which
+    /// are taken for constants: batch renormalization. `numbers` are the limits and epsilon.
+    fn batchnorm_renormalized(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        variance: FloatTensor<Self>,
+        numbers: (Renorm, f64),
         #[extension_type] epilogue: Epilogue<Self>,
     ) -> Trained<Self>;
 
@@ -297,6 +311,7 @@ macro_rules! run {
 fn training<S: Number>(
     x: FlexTensor,
     [gamma, beta]: [&FlexTensor; 2],
+    correction: Option<&Correction>,
     epsilon: f64,
     epilogue: Epilogue<Flex>,
     keeps_mask: bool,
@@ -307,7 +322,16 @@ fn training<S: Number>(
     let shape = tensors.x.shape;
     let params = Params::new(epsilon).gamma(elements(&gamma)).beta(elements(&beta)).activation(activation);
     let mut states = vec![Welford::new(); shape.channels()];
-    run!(Training::new(&shape, params).states(&mut states), &mut tensors);
+    let mut renormalized = Renormalized::new();
+    let training = Training::new(&shape, params).states(&mut states);
+    match correction {
+        None => run!(training, &mut tensors),
+        Some(Correction { limits, running }) => {
+            let [mean, variance] = running.each_ref().map(FlexTensor::to_contiguous);
+            let (mean, variance) = (elements(&mean), elements(&variance));
+            run!(training.renorm(*limits, mean, variance, &mut renormalized), &mut tensors);
+        }
+    }
     let of_states = |of: fn(&Welford) -> f64| {
         vector(states.iter().map(|state| <S::Arithmetic as batchnorm::Scalar>::from_f64(of(state))).collect())
     };
@@ -332,10 +356,25 @@ fn inference<S: Number>(
     tensors.finish()
 }
 
+/// By what batch renormalization corrects a batch's statistics: the running mean and variance before the batch.
+#[derive(Debug, Clone)]
+struct Correction {
+    limits: Renorm,
+    running: Box<[FlexTensor; 2]>,
+}
+
+impl Correction {
+    /// What it made of a batch's statistics.
+    fn of<T: Float>(&self, states: &States, params: &Params<'_, T>) -> Renormalized<T> {
+        let [mean, variance] = self.running.each_ref().map(FlexTensor::to_contiguous);
+        done(self.limits.renormalize(states.as_slice(), elements(&mean), elements(&variance), params))
+    }
+}
+
 /// What a forward pass normalized by.
 #[derive(Debug, Clone)]
 enum Statistics {
-    Batch(States),
+    Batch(States, Option<Correction>),
     /// Mean and variance.
     Given(Box<[FlexTensor; 2]>),
 }
@@ -360,7 +399,16 @@ fn gradients_of<S: Number>(
         .beta(elements(&beta))
         .activation(activation);
 
-    let [wants_x, per_channel @ .., wants_residual] = wanted;
+    let renormalized = match &saved.statistics {
+        Statistics::Batch(states, Some(correction)) => Some(correction.of(states, &params)),
+        _ => None,
+    };
+    let params = renormalized.as_ref().map_or(params, |by| by.params(&params));
+
+    let [wants_x, mut per_channel @ .., wants_residual] = wanted;
+    let [wants_gamma, wants_beta, ..] = per_channel;
+    // A part of dgamma is d * dbeta.
+    per_channel[1] |= wants_gamma && renormalized.is_some();
     let mut dx = wants_x.then(|| unwritten::<S>(shape.len()));
     let mut per_channel =
         per_channel.map(|wants| wants.then(|| vec![S::Arithmetic::default(); shape.channels()]));
@@ -379,12 +427,16 @@ fn gradients_of<S: Number>(
         backward = backward.mask(mask);
     }
     match &saved.statistics {
-        Statistics::Batch(states) => done(backward.states(states.as_slice()).run()),
+        Statistics::Batch(states, _) => done(backward.states(states.as_slice()).run()),
         Statistics::Given(given) => {
             let [mean, variance] = given.each_ref().map(FlexTensor::to_contiguous);
             done(backward.frozen(elements(&mean), elements(&variance)).run());
         }
     }
+    if let (Some(by), [Some(dgamma), dbeta, ..]) = (&renormalized, &mut per_channel) {
+        done(by.gamma_gradient(dbeta.as_deref().unwrap_or_default(), dgamma));
+    }
+    per_channel[1].take_if(|_| !wants_beta);
     let dz = match dz {
         Some(dz) => Some(x.like(dz)),
         None => wants_residual.then(|| dy.into_tensor()),
@@ -401,7 +453,21 @@ impl BatchNormBackend for Flex {
         epsilon: f64,
         epilogue: Epilogue<Self>,
     ) -> Trained<Self> {
-        by_type!(x, training(x, [&gamma, &beta], epsilon, epilogue, false)).0
+        by_type!(x, training(x, [&gamma, &beta], None, epsilon, epilogue, false)).0
+    }
+
+    fn batchnorm_renormalized(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        mean: FlexTensor,
+        variance: FlexTensor,
+        numbers: (Renorm, f64),
+        epilogue: Epilogue<Self>,
+    ) -> Trained<Self> {
+        let (limits, epsilon) = numbers;
+        let correction = Correction { limits, running: Box::new([mean, variance]) };
+        by_type!(x, training(x, [&gamma, &beta], Some(&correction), epsilon, epilogue, false)).0
     }
 
     fn batchnorm_inference(
@@ -483,6 +549,34 @@ fn record<C: CheckpointStrategy, const N: usize, R>(
     }
 }
 
+/// Training on tensors that autodiff follows.
+fn tracked_training<C: CheckpointStrategy>(
+    [x, gamma, beta]: [Tracked; 3],
+    correction: Option<Correction>,
+    epsilon: f64,
+    epilogue: Epilogue<Autodiff<Flex, C>>,
+) -> Trained<Autodiff<Flex, C>> {
+    let (activation, residual) = epilogue.into_parts();
+    let of_residual = residual.as_ref().map(Tracked::node);
+    let epilogue = Epilogue::new(activation, residual.map(Tracked::into_primitive));
+    let forward = |[x, gamma, beta]: [FlexTensor; 3], keeps_mask| {
+        let (trained, mask) =
+            by_type!(x, training(x, [&gamma, &beta], correction.as_ref(), epsilon, epilogue, keeps_mask));
+        let Trained { output, mean, variance, states } = trained;
+        (output, mask, Statistics::Batch(states.clone(), correction), (mean, variance, states))
+    };
+    let [of_x, of_gamma, of_beta] = [&x, &gamma, &beta].map(Tracked::node);
+    let (inputs, constants) = ([x, gamma, beta], (epsilon, activation));
+    // A batch's own mean and variance are no parents, nor are running ones.
+    let (output, (mean, variance, states)) = match of_residual {
+        None => record::<C, 3, _>([of_x, of_gamma, of_beta], &[0, 1, 2], inputs, constants, forward),
+        Some(of_z) => {
+            record::<C, 4, _>([of_x, of_gamma, of_beta, of_z], &[0, 1, 2, 5], inputs, constants, forward)
+        }
+    };
+    Trained { output, mean: Tracked::new(mean), variance: Tracked::new(variance), states }
+}
+
 impl<C: CheckpointStrategy> BatchNormBackend for Autodiff<Flex, C> {
     fn batchnorm_training(
         x: Tracked,
@@ -491,24 +585,21 @@ impl<C: CheckpointStrategy> BatchNormBackend for Autodiff<Flex, C> {
         epsilon: f64,
         epilogue: Epilogue<Self>,
     ) -> Trained<Self> {
-        let (activation, residual) = epilogue.into_parts();
-        let of_residual = residual.as_ref().map(Tracked::node);
-        let epilogue = Epilogue::new(activation, residual.map(Tracked::into_primitive));
-        let forward = |[x, gamma, beta]: [FlexTensor; 3], keeps_mask| {
-            let (trained, mask) = by_type!(x, training(x, [&gamma, &beta], epsilon, epilogue, keeps_mask));
-            let Trained { output, mean, variance, states } = trained;
-            (output, mask, Statistics::Batch(states.clone()), (mean, variance, states))
-        };
-        let [of_x, of_gamma, of_beta] = [&x, &gamma, &beta].map(Tracked::node);
-        let (inputs, constants) = ([x, gamma, beta], (epsilon, activation));
-        // A batch's own mean and variance are no parents.
-        let (output, (mean, variance, states)) = match of_residual {
-            None => record::<C, 3, _>([of_x, of_gamma, of_beta], &[0, 1, 2], inputs, constants, forward),
-            Some(of_z) => {
-                record::<C, 4, _>([of_x, of_gamma, of_beta, of_z], &[0, 1, 2, 5], inputs, constants, forward)
-            }
-        };
-        Trained { output, mean: Tracked::new(mean), variance: Tracked::new(variance), states }
+        tracked_training([x, gamma, beta], None, epsilon, epilogue)
+    }
+
+    fn batchnorm_renormalized(
+        x: Tracked,
+        gamma: Tracked,
+        beta: Tracked,
+        mean: Tracked,
+        variance: Tracked,
+        numbers: (Renorm, f64),
+        epilogue: Epilogue<Self>,
+    ) -> Trained<Self> {
+        let (limits, epsilon) = numbers;
+        let running = Box::new([mean, variance].map(Tracked::into_primitive));
+        tracked_training([x, gamma, beta], Some(Correction { limits, running }), epsilon, epilogue)
     }
 
     fn batchnorm_inference(

@@ -37,6 +37,25 @@
 //! assert_eq!(z.grad(&gradients).unwrap().dims(), z.dims());
 //! ```
 //!
+//! # Batch renormalization and domains
+//!
+//! [`BatchNorm::with_renorm`] (or the configuration) trains by batch renormalization within limits: on small batches, y is nearly what
+//! inference will give. [`BatchNorm::with_domains`] gives a module several sets of running statistics, of which [`BatchNorm::domain`]
+//! chooses one for a call.
+//!
+//! ```
+//! use batchnorm_burn::{BatchNormConfig, Renorm};
+//! use burn::tensor::{Device, Distribution, Tensor};
+//!
+//! let device = Device::default().autodiff();
+//! let limits = Renorm { r_max: 1., d_max: 0. }; // batch norm
+//! let mut norm = BatchNormConfig::new(16).with_renorm(Some(limits)).with_domains(Some(2)).init(&device);
+//! let x = Tensor::<4>::random([8, 16, 12, 12], Distribution::Default, &device);
+//! norm.domain(1).forward(x.clone());
+//! norm.renorm = Some(Renorm { r_max: 3., d_max: 5. });
+//! norm.domain(1).forward(x);
+//! ```
+//!
 //! # Which input goes where
 //!
 //! f32, f64, bf16 and f16 on flex, of any rank from 2 on, channels in dimension 1:
@@ -76,9 +95,9 @@ mod memory;
 mod module;
 mod ops;
 
-pub use batchnorm::Activation;
+pub use batchnorm::{Activation, Renorm};
 pub use flex::{BatchNormBackend, Epilogue, States, Trained};
-pub use module::{BatchNorm, BatchNormConfig};
+pub use module::{BatchNorm, BatchNormConfig, Domain};
 pub use ops::{batch_norm, batch_norm_train};
 
 /// The README's lines, as a test.

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use batchnorm::Activation;
+use batchnorm::{Activation, Renorm};
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Flag, Module, ModuleDisplay, Param, RunningState};
 use burn::tensor::{Device, Tensor};
@@ -21,6 +21,11 @@ pub struct BatchNormConfig {
     /// The weight of a new batch in the running statistics, 0 to 1.
     #[config(default = 0.1)]
     pub momentum: f64,
+    /// The limits of batch renormalization, by which training goes; `None` for batch norm, also where a file says nothing of it. (JSON
+    /// has no infinity; `f64::MAX` does the same.)
+    pub renorm: Option<Renorm>,
+    /// The number of domains, each with running statistics of its own; 1 where it is `None` or a file says nothing of it.
+    pub domains: Option<usize>,
 }
 
 impl BatchNormConfig {
@@ -43,7 +48,8 @@ impl BatchNormConfig {
             module.running_mean = RunningState::new(Tensor::zeros(len, options));
             module.running_var = RunningState::new(Tensor::ones(len, options));
         }
-        module
+        module.renorm = self.renorm;
+        module.with_domains(self.domains.unwrap_or(1))
     }
 }
 
@@ -51,7 +57,8 @@ impl BatchNormConfig {
 /// the other, and the kernels of [`batchnorm`]. Made by [`BatchNormConfig`] or from burn's module.
 ///
 /// Beyond burn's it may have an [activation](Self::with_activation), and take a [residual](Self::forward_with_residual): both are
-/// done in the pass that normalizes, and give the bits that they give one after the other.
+/// done in the pass that normalizes, and give the bits that they give one after the other. Training may be
+/// [renormalized](Self::with_renorm), and there may be running statistics for each of several [domains](Self::with_domains).
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct BatchNorm {
@@ -72,18 +79,42 @@ pub struct BatchNorm {
     /// What is applied in the end; no part of a record.
     #[module(skip)]
     pub activation: Activation,
+    /// The limits of batch renormalization, by which training goes; no part of a record.
+    #[module(skip)]
+    pub renorm: Option<Renorm>,
+    /// The running statistics of domains 1, 2 and so on; those of domain 0 are the fields above.
+    pub domains: Vec<Domain>,
+}
+
+/// The running statistics of a domain: of [`BatchNorm::domains`].
+#[derive(Module, Debug)]
+pub struct Domain {
+    /// The running mean of each channel.
+    pub running_mean: RunningState<Tensor<1>>,
+    /// The running variance of each channel, of biased ones.
+    pub running_var: RunningState<Tensor<1>>,
 }
 
 impl From<burn::nn::BatchNorm> for BatchNorm {
     fn from(module: burn::nn::BatchNorm) -> Self {
         let burn::nn::BatchNorm { gamma, beta, training, running_mean, running_var, momentum, epsilon } =
             module;
-        let activation = Activation::Identity;
-        Self { gamma, beta, training, running_mean, running_var, momentum, epsilon, activation }
+        Self {
+            gamma,
+            beta,
+            training,
+            running_mean,
+            running_var,
+            momentum,
+            epsilon,
+            activation: Activation::Identity,
+            renorm: None,
+            domains: Vec::new(),
+        }
     }
 }
 
-/// burn's module has no activation: what was applied in the end is not any more.
+/// burn's module has no activation, no renormalization and no domains but the first: what was done by these is not any more.
 impl From<BatchNorm> for burn::nn::BatchNorm {
     fn from(module: BatchNorm) -> Self {
         let BatchNorm { gamma, beta, training, running_mean, running_var, momentum, epsilon, .. } = module;
@@ -105,6 +136,65 @@ impl BatchNorm {
     /// ```
     pub fn with_activation(self, activation: Activation) -> Self {
         Self { activation, ..self }
+    }
+
+    /// With batch renormalization within these limits: training corrects the batch's statistics by the running ones, as they are before
+    /// the batch, and gradients take r and d for constants ([`Renorm`]). Training panics if the limits are none. A schedule that raises
+    /// them sets the field `renorm`.
+    ///
+    /// ```
+    /// use batchnorm_burn::{BatchNormConfig, Renorm};
+    /// use burn::tensor::{Device, Tensor};
+    ///
+    /// let device = Device::default().autodiff();
+    /// let norm = BatchNormConfig::new(1).with_epsilon(1e-12).init(&device);
+    /// let norm = norm.with_renorm(Renorm { r_max: 3., d_max: 5. });
+    /// // The batch's mean is 8 and its deviation 2: r = 2, and d = 8, of which 5 is left.
+    /// let y = norm.forward(Tensor::<2>::from_floats([[6.], [10.]], &device));
+    /// assert_eq!(y.into_data().to_vec::<f32>().unwrap(), [3., 7.]);
+    /// ```
+    pub fn with_renorm(self, limits: Renorm) -> Self {
+        Self { renorm: Some(limits), ..self }
+    }
+
+    /// With running statistics for so many domains, at least one, all with the same gamma and beta: data of several kinds go through one
+    /// network, a batch of one kind at a time. New domains begin with copies of what domain 0 has now; those beyond `count` are dropped.
+    /// A record that is loaded has to have as many.
+    ///
+    /// ```
+    /// use batchnorm_burn::BatchNormConfig;
+    /// use burn::tensor::{Device, Tensor};
+    ///
+    /// let device = Device::default().autodiff();
+    /// let norm = BatchNormConfig::new(1).init(&device).with_domains(2);
+    /// norm.domain(1).forward(Tensor::<2>::from_floats([[10.], [30.]], &device));
+    /// let mean = |norm: &batchnorm_burn::BatchNorm| norm.running_mean.value_sync().into_data().to_vec::<f32>();
+    /// assert_eq!((mean(&norm).unwrap(), mean(&norm.domain(1)).unwrap()), (vec![0.], vec![2.]));
+    /// ```
+    pub fn with_domains(mut self, count: usize) -> Self {
+        self.domains.truncate(count.saturating_sub(1));
+        while self.domains.len() + 1 < count {
+            let [running_mean, running_var] =
+                [&self.running_mean, &self.running_var].map(|state| RunningState::new(state.value_sync()));
+            self.domains.push(Domain { running_mean, running_var });
+        }
+        self
+    }
+
+    /// The module of a domain, for a call: it shares this one's parameters, and of the running statistics those of the domain. This
+    /// module itself is domain 0's.
+    ///
+    /// # Panics
+    /// If there is none of this number.
+    pub fn domain(&self, domain: usize) -> Self {
+        let mut module = Self { domains: Vec::new(), ..self.clone() };
+        if domain > 0 {
+            let count = 1 + self.domains.len();
+            assert!(domain < count, "batch norm: domain is {domain}, must be below {count}");
+            let Domain { running_mean, running_var } = &self.domains[domain - 1];
+            (module.running_mean, module.running_var) = (running_mean.clone(), running_var.clone());
+        }
+        module
     }
 
     /// Normalizes a tensor of dimensions N, C, spatial...: by its own statistics, which the running ones take in, on a
@@ -156,7 +246,11 @@ impl BatchNorm {
 
     fn forward_train<const D: usize>(&self, input: Tensor<D>, after: After<D>, device: &Device) -> Tensor<D> {
         let empty = input.shape().num_elements() == 0;
-        let trained = training(input, [self.gamma.val(), self.beta.val()], self.epsilon, after);
+        let running = self.renorm.map(|limits| {
+            let states = [&self.running_mean, &self.running_var];
+            (limits, states.map(|state| state.value_sync().to_device(device)))
+        });
+        let trained = training(input, [self.gamma.val(), self.beta.val()], running, self.epsilon, after);
         if !empty {
             for (running, batch) in
                 [(&self.running_mean, trained.mean), (&self.running_var, trained.variance)]
@@ -180,9 +274,17 @@ impl ModuleDisplay for BatchNorm {
             .add("num_features", &num_features)
             .add("momentum", &self.momentum)
             .add("epsilon", &self.epsilon);
-        match self.activation {
-            Activation::Identity => content.optional(),
-            activation => content.add("activation", &activation.to_string()).optional(),
+        let content = match self.activation {
+            Activation::Identity => content,
+            activation => content.add("activation", &activation.to_string()),
+        };
+        let content = match self.renorm {
+            None => content,
+            Some(Renorm { r_max, d_max }) => content.add("r_max", &r_max).add("d_max", &d_max),
+        };
+        match self.domains.len() {
+            0 => content.optional(),
+            more => content.add("domains", &(1 + more)).optional(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use batchnorm::Activation;
+use batchnorm::{Activation, Renorm};
 use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::module::BatchNormTrainOutput;
 use burn::tensor::{Device, Tensor, activation, module};
@@ -171,27 +171,102 @@ pub fn batch_norm_train<const D: usize>(
     beta: Tensor<1>,
     epsilon: f64,
 ) -> BatchNormTrainOutput<D> {
-    training(input, [gamma, beta], epsilon, After::NOTHING)
+    training(input, [gamma, beta], None, epsilon, After::NOTHING)
 }
 
-/// [`batch_norm_train`] with what follows.
+/// Batch renormalization: the limits, and the running mean and variance before the batch.
+pub(crate) type Running = (Renorm, [Tensor<1>; 2]);
+
+/// [`batch_norm_train`] with what follows, and renormalized if running statistics are given.
 pub(crate) fn training<const D: usize>(
     input: Tensor<D>,
     [gamma, beta]: [Tensor<1>; 2],
+    running: Option<Running>,
     epsilon: f64,
     after: After<D>,
 ) -> BatchNormTrainOutput<D> {
-    let takes = takes(&input, &[("gamma", &gamma), ("beta", &beta)]);
+    let mut parameters = vec![("gamma", &gamma), ("beta", &beta)];
+    if let Some((_, [mean, variance])) = &running {
+        parameters.extend([("running mean", mean), ("running variance", variance)]);
+    }
+    let takes = takes(&input, &parameters);
     let (epilogue, rest) = after.split(&input, takes);
     if !takes {
+        let affine = match running {
+            Some(running) => corrected(input.clone(), [gamma, beta], running, epsilon),
+            None => [gamma, beta],
+        };
+        let [gamma, beta] = affine;
         let trained = module::batch_norm_train(input, gamma, beta, epsilon);
         return BatchNormTrainOutput { output: rest.apply(trained.output), ..trained };
     }
     let [gamma, beta] = [gamma, beta].map(Tensor::into_dispatch);
-    let trained = Dispatch::batchnorm_training(input.into_dispatch(), gamma, beta, epsilon, epilogue);
+    let input = input.into_dispatch();
+    let trained = match running {
+        None => Dispatch::batchnorm_training(input, gamma, beta, epsilon, epilogue),
+        Some((limits, running)) => {
+            let [mean, variance] = running.map(Tensor::into_dispatch);
+            Dispatch::batchnorm_renormalized(input, gamma, beta, mean, variance, (limits, epsilon), epilogue)
+        }
+    };
     BatchNormTrainOutput {
         output: rest.apply(Tensor::from_dispatch(trained.output)),
         mean: Tensor::from_dispatch(trained.mean),
         variance: Tensor::from_dispatch(trained.variance),
+    }
+}
+
+/// gamma * r and beta + gamma * d by burn's operations, for inputs that the kernels do not take.
+fn corrected<const D: usize>(
+    input: Tensor<D>,
+    [gamma, beta]: [Tensor<1>; 2],
+    (limits, [mean, variance]): Running,
+    epsilon: f64,
+) -> [Tensor<1>; 2] {
+    let Renorm { r_max, d_max } = limits;
+    let batch =
+        module::batch_norm_train(input.detach(), gamma.clone().detach(), beta.clone().detach(), epsilon);
+    let deviation = |variance: Tensor<1>| variance.detach().add_scalar(epsilon).sqrt();
+    let sigma = deviation(variance);
+    let r = deviation(batch.variance).div(sigma.clone()).clamp(1.0 / r_max, r_max);
+    let d = batch.mean.detach().sub(mean.detach()).div(sigma).clamp(-d_max, d_max);
+    [gamma.clone().mul(r), beta.add(gamma.mul(d))]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What other backends do, on flex: near what the kernels do there, with gradients that take r and d for constants.
+    #[test]
+    fn corrections_by_burns_operations_are_near_the_kernels() {
+        let device = Device::default().autodiff();
+        let x = Tensor::<2>::from_floats([[1., 5.], [3., -4.], [8., 0.5]], &device);
+        let run = |by_kernels: bool| {
+            let vector = |values: [f32; 2]| Tensor::<1>::from_floats(values, &device);
+            let [gamma, beta] = [[1.5, -0.5], [0.25, 1.]].map(|values| vector(values).require_grad());
+            let running = (Renorm { r_max: 1.5, d_max: 0.5 }, [[2., 0.], [4., 1.]].map(vector));
+            let (x, affine) = (x.clone().require_grad(), [gamma.clone(), beta.clone()]);
+            let output = if by_kernels {
+                training(x.clone(), affine, Some(running), 1e-5, After::NOTHING).output
+            } else {
+                let [gamma, beta] = corrected(x.clone(), affine, running, 1e-5);
+                module::batch_norm_train(x.clone(), gamma, beta, 1e-5).output
+            };
+            let gradients = output.clone().powi_scalar(2).sum().backward();
+            let vectors = [gamma, beta].map(|parameter| parameter.grad(&gradients).unwrap());
+            let vectors = vectors.map(Tensor::into_data);
+            let tensors = [output, x.grad(&gradients).unwrap()].map(Tensor::into_data);
+            let all = tensors.iter().chain(&vectors);
+            all.flat_map(|data| data.iter::<f32>().collect::<Vec<_>>()).collect::<Vec<_>>()
+        };
+        let (got, expected) = (run(false), run(true));
+        assert_eq!(got.len(), 16);
+        for (got, expected) in got.iter().zip(&expected) {
+            assert!(
+                (got - expected).abs() < 1e-4 * (1. + expected.abs()),
+                "{got}, {expected} by the kernels"
+            );
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! The operations and the module next to burn's own, on random shapes, strides, data and parameters.
 
-use batchnorm_burn::{Activation, BatchNorm, BatchNormConfig, batch_norm, batch_norm_train};
+use batchnorm_burn::{Activation, BatchNorm, BatchNormConfig, Renorm, batch_norm, batch_norm_train};
 use burn::backend::Flex;
+use burn::config::Config;
 use burn::module::{Module, Param, RunningState};
 use burn::tensor::{DType, Device, Tensor, TensorData, activation, module};
 use half::{bf16, f16};
@@ -692,4 +693,156 @@ fn parameters_of_another_length() {
     let device = Device::default();
     let vector = |len: usize| Tensor::<1>::ones([len], &device);
     batch_norm_train(Tensor::<2>::zeros([4, 3], &device), vector(2), vector(3), 1e-5);
+}
+
+const LIMITS: Renorm = Renorm { r_max: 1.25, d_max: 0.5 };
+
+/// Output, dx, dgamma and dbeta of a training step on running statistics that are not the batch's, then these.
+fn step(norm: &BatchNorm, x: &Tensor<3>, dy: &Tensor<3>) -> Vec<Vec<f64>> {
+    let x = x.clone().detach().require_grad();
+    let y = norm.forward(x.clone());
+    let gradients = (y.clone() * dy.clone()).sum().backward();
+    let of_parameters = [&norm.gamma, &norm.beta].map(|parameter| parameter.val().grad(&gradients));
+    let running = [&norm.running_mean, &norm.running_var].map(|state| values(state.value_sync()));
+    let mut all = vec![values(y), values(x.grad(&gradients).unwrap())];
+    all.extend(of_parameters.into_iter().flatten().map(values));
+    all.extend(running);
+    all
+}
+
+/// A module over three channels, with parameters and running statistics that are not those of the beginning.
+fn started(device: &Device) -> BatchNorm {
+    let mut norm = BatchNormConfig::new(3).init(device);
+    norm.gamma = Param::from_data([1.5, -0.5, 2.], device);
+    norm.beta = Param::from_data([0., 1., -1.], device);
+    norm.running_mean.update(Tensor::from_floats([0.5, -1., 0.], device));
+    norm.running_var.update(Tensor::from_floats([2., 0.5, 1.], device));
+    norm
+}
+
+/// Within limits: to the bit what the layer of the library gives; limits that leave no choice are batch norm.
+#[test]
+fn renorm_is_that_of_the_library() {
+    let (rng, device) = (&mut Xoshiro256PlusPlus::seed_from_u64(4), Device::default().autodiff());
+    let dims = [5, 3, 7];
+    let [x, dy] = [(); 2].map(|()| random::<3>(rng, (-1., 3.), &dims, DType::F32, &device));
+    let numbers =
+        |tensor: &Tensor<3>| values(tensor.clone()).into_iter().map(|value| value as f32).collect::<Vec<_>>();
+    let (shape, mut layer) = (batchnorm::Shape::nchw(&dims).unwrap(), batchnorm::BatchNorm::<f32>::new(3));
+    layer.gamma_mut().unwrap().copy_from_slice(&[1.5, -0.5, 2.]);
+    layer.beta_mut().unwrap().copy_from_slice(&[0., 1., -1.]);
+    layer.running_mean_mut().copy_from_slice(&[0.5, -1., 0.]);
+    layer.running_var_mut().copy_from_slice(&[2., 0.5, 1.]);
+    layer.set_renorm(Some(LIMITS)).unwrap();
+    let [mut y, mut dx] = [(); 2].map(|()| numbers(&x));
+    layer.forward(batchnorm::Mode::TrainingKeepRunning, &shape, &numbers(&x), &mut y).unwrap();
+    layer.backward(&shape, &numbers(&x), &numbers(&dy), &mut dx).unwrap();
+    let wide = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect::<Vec<_>>();
+    let expected = [&y, &dx, layer.dgamma(), layer.dbeta()].map(wide);
+    let plain = step(&started(&device), &x, &dy);
+    let got = step(&started(&device).with_renorm(LIMITS), &x, &dy);
+    assert_eq!(got[..4], expected);
+    assert!(got[0] != plain[0] && got[4..] == plain[4..]);
+    let none = Renorm { r_max: 1., d_max: 0. };
+    assert_eq!(step(&started(&device).with_renorm(none), &x, &dy), plain);
+
+    // dgamma where beta has no gradient, which is a part of it.
+    let mut norm = started(&device).with_renorm(LIMITS);
+    norm.beta = norm.beta.set_require_grad(false);
+    let without = step(&norm, &x, &dy);
+    assert_eq!((without.len(), &without[2]), (5, &got[2]));
+    // Elsewhere than in training there is nothing to correct.
+    let inference = |norm: BatchNorm| values(norm.valid().forward(x.clone().inner()));
+    assert_eq!(inference(started(&device).with_renorm(LIMITS)), inference(started(&device)));
+}
+
+/// A channels-last view, an activation and a residual: as apart.
+#[test]
+fn renorm_with_what_follows() {
+    let (rng, device) = (&mut Xoshiro256PlusPlus::seed_from_u64(5), Device::default().autodiff());
+    let [x, z] = [(); 2].map(|()| random::<4>(rng, (-1., 3.), &[4, 2, 5, 3], DType::F32, &device));
+    let [x, z] = [x, z].map(|tensor| tensor.permute([0, 3, 1, 2]));
+    let run = |together: bool| {
+        let (norm, z) = (started(&device).with_renorm(LIMITS), z.clone().detach().require_grad());
+        let x = x.clone().detach().require_grad();
+        let y = match together {
+            true => norm.with_activation(Activation::Relu).forward_with_residual(x.clone(), z.clone()),
+            false => activation::relu(norm.forward(x.clone()).add(z.clone())),
+        };
+        let gradients = y.clone().powi_scalar(2).sum().backward();
+        [values(y), values(x.grad(&gradients).unwrap()), values(z.grad(&gradients).unwrap())]
+    };
+    assert_eq!(run(true), run(false));
+}
+
+/// A module with domains is a module for each, with one gamma and beta; records hold all of them.
+#[test]
+fn domains_are_modules_with_shared_parameters() {
+    let (rng, device) = (&mut Xoshiro256PlusPlus::seed_from_u64(6), Device::default().autodiff());
+    let config = BatchNormConfig::new(3).with_renorm(Some(LIMITS)).with_domains(Some(3));
+    let norm = config.init(&device);
+    let alone = [(); 3].map(|()| {
+        let mut alone = BatchNormConfig::new(3).with_renorm(Some(LIMITS)).init(&device);
+        (alone.gamma, alone.beta) = (norm.gamma.clone(), norm.beta.clone());
+        alone
+    });
+    for domain in [1, 0, 2, 1, 1, 0] {
+        let range = (-1., 1. + domain as f64);
+        let [x, dy] = [(); 2].map(|()| random::<3>(rng, range, &[4, 3, 5], DType::F32, &device));
+        let (got, expected) = (step(&norm.domain(domain), &x, &dy), step(&alone[domain], &x, &dy));
+        assert_eq!((got.len(), got), (6, expected));
+        let running =
+            |norm: &BatchNorm| [&norm.running_mean, &norm.running_var].map(|s| values(s.value_sync()));
+        for (domain, alone) in alone.iter().enumerate() {
+            assert_eq!(running(&norm.domain(domain)), running(alone), "domain {domain}");
+        }
+    }
+    assert!(format!("{norm}").contains("domains: 3"), "{norm}");
+
+    // Records, evaluation, and what burn's module has of it: the first domain.
+    let loaded = config.init(&device).load_record(norm.clone().into_record());
+    let x = random::<3>(rng, (-1., 3.), &[4, 3, 5], DType::F32, &device).inner();
+    for (domain, alone) in alone.iter().enumerate() {
+        let expected = values(alone.valid().forward(x.clone()));
+        for norm in [&norm, &loaded] {
+            assert_eq!(values(norm.valid().domain(domain).forward(x.clone())), expected);
+        }
+    }
+    let burns = burn::nn::BatchNorm::from(norm.valid());
+    let error = values(burns.forward(x.clone())).into_iter().zip(values(alone[0].valid().forward(x)));
+    assert!(largest(error.map(|(got, expected)| got - expected)) < 1e-5);
+    let fewer = norm.with_domains(2);
+    assert_eq!((fewer.domains.len(), fewer.clone().with_domains(0).domains.len()), (1, 0));
+    // A new domain begins as the first is.
+    assert_eq!(
+        values(fewer.clone().with_domains(3).domain(2).running_mean.value()),
+        values(fewer.running_mean.value_sync())
+    );
+}
+
+/// A file of before says neither limits nor domains.
+#[test]
+fn a_configuration_of_burns_fields() {
+    let old = br#"{"num_features":3,"epsilon":1e-5,"momentum":0.1}"#;
+    let config = BatchNormConfig::load_binary(old).unwrap();
+    assert_eq!((config.renorm, config.domains), (None, None));
+    let config = config.with_renorm(Some(LIMITS)).with_domains(Some(2));
+    let again = BatchNormConfig::load_binary(config.to_string().as_bytes()).unwrap();
+    assert_eq!((again.renorm, again.domains), (Some(LIMITS), Some(2)));
+    let norm = again.init(&Device::default());
+    assert_eq!((norm.renorm, norm.domains.len()), (Some(LIMITS), 1));
+}
+
+#[test]
+#[should_panic(expected = "r_max is 0.5")]
+fn limits_that_are_none() {
+    let device = Device::default().autodiff();
+    let norm = BatchNormConfig::new(1).init(&device).with_renorm(Renorm { r_max: 0.5, d_max: 0. });
+    norm.forward(Tensor::<2>::zeros([4, 1], &device));
+}
+
+#[test]
+#[should_panic(expected = "domain is 2, must be below 2")]
+fn a_domain_that_there_is_not() {
+    BatchNormConfig::new(1).init(&Device::default()).with_domains(2).domain(2);
 }

@@ -44,6 +44,27 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 //!
+//! # Batch renormalization and domains
+//!
+//! [`BatchNorm::with_renorm`] trains by batch renormalization within limits: on small batches, y is nearly what evaluation will give.
+//! [`BatchNorm::with_domains`] and [`batch_norm_with_domains`] give a module several sets of running statistics, of which
+//! [`BatchNorm::domain`] chooses one for a call.
+//!
+//! ```
+//! use batchnorm_candle::{Renorm, batch_norm_with_domains};
+//! use candle_core::{DType, Device, Tensor};
+//! use candle_nn::{ModuleT, VarBuilder, VarMap};
+//!
+//! let variables = VarMap::new();
+//! let vb = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
+//! let mut norm = batch_norm_with_domains(16, 1e-5, 2, vb)?.with_renorm(Renorm { r_max: 1., d_max: 0. }); // batch norm
+//! let x = Tensor::randn(0f32, 1., (8, 16, 12, 12), &Device::Cpu)?;
+//! norm.domain(1)?.forward_t(&x, true)?;
+//! norm.set_renorm(Some(Renorm { r_max: 3., d_max: 5. }));
+//! norm.domain(1)?.forward_t(&x, true)?;
+//! # Ok::<(), candle_core::Error>(())
+//! ```
+//!
 //! # Which input goes where
 //!
 //! f32, f64, bf16 and f16 on the CPU, of any rank from 2 on, channels in dimension 1:
@@ -54,7 +75,8 @@
 //! - other strides are made contiguous first.
 //!
 //! What the kernels do not do, the module leaves to candle's own: other devices, and training with `remove_mean: false`. Then
-//! candle's operations add the residual and apply the activation, and so they do for hard swish and SiLU behind a residual.
+//! candle's operations add the residual and apply the activation, and so they do for hard swish and SiLU behind a residual. Such
+//! training with limits of renormalization is an error.
 //!
 //! # bf16 and f16
 //!
@@ -90,9 +112,9 @@ mod module;
 mod op;
 mod view;
 
-pub use batchnorm::Activation;
+pub use batchnorm::{Activation, Renorm};
 pub use candle_nn::BatchNormConfig;
-pub use module::{BatchNorm, batch_norm};
+pub use module::{BatchNorm, batch_norm, batch_norm_with_domains};
 pub use op::{forward_inference, forward_training};
 
 /// The README's lines, as a test.

@@ -2,9 +2,9 @@
 
 #![forbid(unsafe_code)]
 
-use batchnorm::{Activation, RunningUpdate, RunningVariance, UpdateRule, Welford, update_running};
+use batchnorm::{Activation, Renorm, RunningUpdate, RunningVariance, UpdateRule, Welford, update_running};
 use candle_core::{DType, Device, Error, Result, Tensor, Var};
-use candle_nn::{BatchNormConfig, Module, ModuleT, VarBuilder};
+use candle_nn::{BatchNormConfig, Init, Module, ModuleT, VarBuilder};
 
 use crate::op::{Epilogue, Float, check_dtypes, fused_inference, fused_training, parameter_dtype};
 
@@ -18,12 +18,16 @@ use crate::op::{Epilogue, Float, check_dtypes, fused_inference, fused_training, 
 ///
 /// Beyond candle's it may have an [activation](Self::with_activation), and take a
 /// [residual](Self::forward_t_with_residual): both are done in the pass that normalizes, and give the bits that they give one
-/// after the other.
+/// after the other. Training may be [renormalized](Self::with_renorm), and there may be running statistics for each of several
+/// [domains](Self::with_domains).
 #[derive(Clone, Debug)]
 pub struct BatchNorm {
     inner: candle_nn::BatchNorm,
     remove_mean: bool,
     activation: Activation,
+    renorm: Option<Renorm>,
+    /// Of domains 1, 2 and so on, with the same weight and bias.
+    domains: Vec<candle_nn::BatchNorm>,
 }
 
 /// A module over `num_features` channels with candle's names in `vb`: `running_mean`, `running_var` and, if the
@@ -38,7 +42,45 @@ pub fn batch_norm<C: Into<BatchNormConfig>>(
 ) -> Result<BatchNorm> {
     let config = config.into();
     let inner = candle_nn::batch_norm(num_features, config, vb)?;
-    Ok(BatchNorm { inner, remove_mean: config.remove_mean, activation: Activation::Identity })
+    Ok(BatchNorm { remove_mean: config.remove_mean, ..BatchNorm::of(inner) })
+}
+
+/// [`batch_norm()`] with running statistics for so many domains ([`BatchNorm::domain`]), at least one. Those of domain 0 have candle's
+/// names, the others `domains.1.running_mean`, `domains.1.running_var` and so on.
+///
+/// # Errors
+/// As [`batch_norm()`]; for more than one domain with `remove_mean: false`.
+///
+/// ```
+/// use batchnorm_candle::{BatchNormConfig, batch_norm_with_domains};
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_nn::{ModuleT, VarBuilder, VarMap};
+///
+/// let variables = VarMap::new();
+/// let vb = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
+/// let norm = batch_norm_with_domains(1, BatchNormConfig::default(), 2, vb)?;
+/// let x = Tensor::new(&[[10f32], [30.]], &Device::Cpu)?;
+/// norm.domain(1)?.forward_t(&x, true)?;
+/// let names = variables.data().lock().unwrap();
+/// assert_eq!(names["running_mean"].to_vec1::<f32>()?, [0.]);
+/// assert_eq!(names["domains.1.running_mean"].to_vec1::<f32>()?, [2.]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn batch_norm_with_domains<C: Into<BatchNormConfig>>(
+    num_features: usize,
+    config: C,
+    domains: usize,
+    vb: VarBuilder,
+) -> Result<BatchNorm> {
+    let mut norm = batch_norm(num_features, config, vb.clone())?;
+    for domain in 1..domains {
+        let vb = vb.pp("domains").pp(domain);
+        let mean = vb.get_with_hints(num_features, "running_mean", Init::Const(0.))?;
+        let var = vb.get_with_hints(num_features, "running_var", Init::Const(1.))?;
+        let other = norm.with_running(mean, var)?;
+        norm.domains.push(other);
+    }
+    Ok(norm)
 }
 
 impl BatchNorm {
@@ -118,7 +160,23 @@ impl BatchNorm {
 
     /// candle's other constructors all remove the mean.
     fn of(inner: candle_nn::BatchNorm) -> Self {
-        Self { inner, remove_mean: true, activation: Activation::Identity }
+        let (activation, renorm, domains) = (Activation::Identity, None, Vec::new());
+        Self { inner, remove_mean: true, activation, renorm, domains }
+    }
+
+    /// candle's module with the same weight and bias and other running statistics.
+    fn with_running(&self, mean: Tensor, var: Tensor) -> Result<candle_nn::BatchNorm> {
+        if !self.remove_mean {
+            candle_core::bail!("domains need remove_mean: true, which candle's constructors have")
+        }
+        let (len, eps, momentum) = (mean.elem_count(), self.eps(), self.momentum());
+        match self.weight_and_bias() {
+            Some((weight, bias)) => {
+                let (weight, bias) = (weight.clone(), bias.clone());
+                candle_nn::BatchNorm::new_with_momentum(len, mean, var, weight, bias, eps, momentum)
+            }
+            None => candle_nn::BatchNorm::new_no_bias_with_momentum(len, mean, var, eps, momentum),
+        }
     }
 
     /// With an activation in the end; calls return an error if its numbers are none that it can have. It is no part of a
@@ -142,6 +200,86 @@ impl BatchNorm {
     /// What is applied in the end.
     pub fn activation(&self) -> Activation {
         self.activation
+    }
+
+    /// With batch renormalization within these limits: training corrects the batch's statistics by the running ones, as they are
+    /// before the batch, and gradients take r and d for constants ([`Renorm`]). Training returns an error if the limits are none. They
+    /// are no part of a checkpoint.
+    ///
+    /// ```
+    /// use batchnorm_candle::{BatchNorm, Renorm};
+    /// use candle_core::{Device, Tensor};
+    /// use candle_nn::ModuleT;
+    ///
+    /// let vector = |value: f32| Tensor::new(&[value], &Device::Cpu);
+    /// let norm = BatchNorm::new_no_bias(1, vector(0.)?, vector(1.)?, 0.)?;
+    /// let norm = norm.with_renorm(Renorm { r_max: 3., d_max: 5. });
+    /// let x = Tensor::new(&[[6f32], [10.]], &Device::Cpu)?;
+    /// // The batch's mean is 8 and its deviation 2: r = 2, and d = 8, of which 5 is left.
+    /// assert_eq!(norm.forward_t(&x, true)?.to_vec2::<f32>()?, [[3.], [7.]]);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    pub fn with_renorm(self, limits: Renorm) -> Self {
+        Self { renorm: Some(limits), ..self }
+    }
+
+    /// Sets the limits of batch renormalization from here on, `None` for batch norm: for a schedule that raises them.
+    pub fn set_renorm(&mut self, limits: Option<Renorm>) {
+        self.renorm = limits;
+    }
+
+    /// The limits of batch renormalization, if training goes by some.
+    pub fn renorm(&self) -> Option<Renorm> {
+        self.renorm
+    }
+
+    /// With running statistics for so many domains, at least one, all with the same weight and bias: data of several kinds go through
+    /// one network, a batch of one kind at a time. New domains begin with copies of what domain 0 has now; those beyond `count` are
+    /// dropped. [`batch_norm_with_domains`] makes them of a checkpoint.
+    ///
+    /// # Errors
+    /// For more than one domain of a module with `remove_mean: false`.
+    ///
+    /// ```
+    /// use batchnorm_candle::BatchNorm;
+    /// use candle_core::{Device, Tensor};
+    /// use candle_nn::ModuleT;
+    ///
+    /// let vector = |value: f32| Tensor::new(&[value], &Device::Cpu);
+    /// let norm = BatchNorm::new_no_bias(1, vector(0.)?, vector(1.)?, 1e-5)?.with_domains(2)?;
+    /// norm.domain(1)?.forward_t(&Tensor::new(&[[10f32], [30.]], &Device::Cpu)?, true)?;
+    /// assert_eq!(norm.domain(1)?.running_mean().to_vec1::<f32>()?, [2.]);
+    /// assert_eq!(norm.running_mean().to_vec1::<f32>()?, [0.]);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    pub fn with_domains(mut self, count: usize) -> Result<Self> {
+        self.domains.truncate(count.saturating_sub(1));
+        while self.domains() < count {
+            let copy = self.with_running(self.running_mean().copy()?, self.running_var().copy()?)?;
+            self.domains.push(copy);
+        }
+        Ok(self)
+    }
+
+    /// The number of domains.
+    pub fn domains(&self) -> usize {
+        1 + self.domains.len()
+    }
+
+    /// The module of a domain, for a call: it has this one's variables, and of the running statistics those of the domain. This module
+    /// itself is domain 0's.
+    ///
+    /// # Errors
+    /// If there is none of this number.
+    pub fn domain(&self, domain: usize) -> Result<Self> {
+        let inner = match domain {
+            0 => Some(&self.inner),
+            _ => self.domains.get(domain - 1),
+        };
+        let Some(inner) = inner else {
+            candle_core::bail!("domain is {domain}, must be below {}", self.domains())
+        };
+        Ok(Self { inner: inner.clone(), domains: Vec::new(), ..*self })
     }
 
     /// The running mean.
@@ -267,6 +405,11 @@ impl BatchNorm {
     fn train(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         self.check_activation()?;
         if !(self.remove_mean && self.takes(x)?) {
+            if self.renorm.is_some() {
+                candle_core::bail!(
+                    "batch renormalization is for inputs that the kernels take, with remove_mean: true"
+                )
+            }
             return self.follow(self.inner.forward_train(x)?, residual);
         }
         if x.elem_count() != 0 && x.elem_count() == x.dims()[1] {
@@ -276,8 +419,9 @@ impl BatchNorm {
             )
         }
         let epilogue = self.epilogue(residual);
-        let (y, states) =
-            fused_training(x, self.weight_and_bias(), self.eps(), epilogue.unwrap_or_default())?;
+        let running = self.renorm.map(|limits| (limits, self.running_mean(), self.running_var()));
+        let (affine, fused) = (self.weight_and_bias(), epilogue.unwrap_or_default());
+        let (y, states) = fused_training(x, affine, self.eps(), running, fused)?;
         match x.dtype() {
             DType::F64 => self.update::<f64>(&states)?,
             _ => self.update::<f32>(&states)?,

@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, OnceLock};
 
-use batchnorm::{Activation, Backward, Element, Gradients, Inference, Params, Shape, Training, Welford};
+use batchnorm::{
+    Activation, Backward, Element, Gradients, Inference, Params, Renorm, Renormalized, Shape, Training,
+    Welford,
+};
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Error, Layout, Result, Storage, Tensor,
     WithDType,
@@ -78,10 +81,28 @@ pub(crate) struct Epilogue<'a> {
     pub(crate) residual: Option<&'a Tensor>,
 }
 
+/// Batch renormalization: the limits, and the running mean and variance as they are before the batch.
+pub(crate) type Running<'a> = (Renorm, &'a Tensor, &'a Tensor);
+
+/// The same of an operation.
+struct Correction<T: Float> {
+    limits: Renorm,
+    mean: Vec<T>,
+    var: Vec<T>,
+    /// What came of it, known once the forward pass has run.
+    by: OnceLock<Renormalized<T>>,
+}
+
+impl<T: Float> Correction<T> {
+    fn new((limits, mean, var): Running<'_>) -> Result<Self> {
+        Ok(Self { limits, mean: mean.to_vec1()?, var: var.to_vec1()?, by: OnceLock::new() })
+    }
+}
+
 /// What an operation normalizes by.
 enum Statistics<T: Float> {
-    /// The batch's own, known once the forward pass has run.
-    Batch(OnceLock<Vec<Welford>>),
+    /// The batch's own, known once the forward pass has run, and how they are corrected if they are.
+    Batch(OnceLock<Vec<Welford>>, Option<Correction<T>>),
     /// Constants, as they were in the forward pass.
     Given { mean: Vec<T>, var: Vec<T> },
 }
@@ -142,8 +163,9 @@ impl<S: Number> Op<S> {
         let mut y = unwritten::<S>(self.shape.len())?;
         let mut mask = self.keeps_mask.then(|| vec![0; self.shape.mask_len()]);
         match &self.statistics {
-            Statistics::Batch(states) => {
+            Statistics::Batch(states, correction) => {
                 let mut batch = vec![Welford::new(); self.shape.channels()];
+                let mut by = Renormalized::new();
                 let mut training = Training::new(&self.shape, params).x(x).y(&mut y).states(&mut batch);
                 if let Some(z) = z {
                     training = training.residual(z);
@@ -151,8 +173,14 @@ impl<S: Number> Op<S> {
                 if let Some(mask) = &mut mask {
                     training = training.mask(mask);
                 }
+                if let Some(Correction { limits, mean, var, .. }) = correction {
+                    training = training.renorm(*limits, mean, var, &mut by);
+                }
                 training.run().map_err(Error::wrap)?;
                 states.get_or_init(|| batch);
+                if let Some(correction) = correction {
+                    correction.by.get_or_init(|| by);
+                }
             }
             Statistics::Given { mean, var } => {
                 let mut inference = Inference::new(&self.shape, params).x(x).y(&mut y).frozen(mean, var);
@@ -178,12 +206,14 @@ impl<S: Number> Op<S> {
         affine: Affine<'_, S::Arithmetic>,
         gradients: Gradients<'_, S>,
     ) -> Result<()> {
-        let mut backward = Backward::new(&self.shape, self.params(affine)).x(x).dy(dy).gradients(gradients);
+        let params = self.params(affine);
+        let params = self.renormalized().map_or(params, |by| by.params(&params));
+        let mut backward = Backward::new(&self.shape, params).x(x).dy(dy).gradients(gradients);
         if let Some(mask) = self.mask.get() {
             backward = backward.mask(mask);
         }
         match &self.statistics {
-            Statistics::Batch(_) => backward.states(self.states()),
+            Statistics::Batch(..) => backward.states(self.states()),
             Statistics::Given { mean, var } => backward.frozen(mean, var),
         }
         .run()
@@ -193,8 +223,16 @@ impl<S: Number> Op<S> {
     /// The batch's statistics, once the forward pass has run.
     fn states(&self) -> &[Welford] {
         match &self.statistics {
-            Statistics::Batch(states) => states.get().map_or(&[], Vec::as_slice),
+            Statistics::Batch(states, _) => states.get().map_or(&[], Vec::as_slice),
             Statistics::Given { .. } => &[],
+        }
+    }
+
+    /// What the batch's statistics were corrected by, if they were.
+    fn renormalized(&self) -> Option<&Renormalized<S::Arithmetic>> {
+        match &self.statistics {
+            Statistics::Batch(_, Some(correction)) => correction.by.get(),
+            _ => None,
         }
     }
 
@@ -218,12 +256,17 @@ impl<S: Number> Op<S> {
         };
         let mut dgamma = per_channel(affine.map(|(gamma, _)| gamma));
         let mut dbeta = per_channel(affine.map(|(_, beta)| beta));
+        // A part of dgamma is d * dbeta.
+        let mut part = match (self.renormalized(), &dgamma, &dbeta) {
+            (Some(_), Some(_), None) => Some(vec![S::Arithmetic::default(); channels]),
+            _ => None,
+        };
 
         let mut gradients = Gradients::new();
         gradients.dx = dx.as_deref_mut();
         gradients.dz = dz.as_deref_mut();
         gradients.dgamma = dgamma.as_deref_mut();
-        gradients.dbeta = dbeta.as_deref_mut();
+        gradients.dbeta = dbeta.as_deref_mut().or(part.as_deref_mut());
         let dy = dy.contiguous()?;
         with_elements(x, |x| {
             with_elements(&dy, |dy| match affine {
@@ -233,6 +276,12 @@ impl<S: Number> Op<S> {
                 }),
             })
         })?;
+
+        if let (Some(by), Some(dgamma), Some(dbeta)) =
+            (self.renormalized(), &mut dgamma, dbeta.as_ref().or(part.as_ref()))
+        {
+            by.gamma_gradient(dbeta, dgamma).map_err(Error::wrap)?;
+        }
 
         let tensor = |values: Vec<S>| Tensor::from_vec(values, self.memory.as_slice(), &Device::Cpu);
         let dx = dx.map(|dx| tensor(dx)?.permute(from_memory(self.shape.layout(), self.memory.len())));
@@ -404,9 +453,11 @@ fn training<S: Number>(
     x: &Tensor,
     affine: Option<(&Tensor, &Tensor)>,
     eps: f64,
+    running: Option<Running<'_>>,
     epilogue: Epilogue<'_>,
 ) -> Result<(Tensor, Vec<Welford>)> {
-    let (y, op) = apply::<S>(x, affine, eps, epilogue, Statistics::Batch(OnceLock::new()))?;
+    let correction = running.map(Correction::new).transpose()?;
+    let (y, op) = apply::<S>(x, affine, eps, epilogue, Statistics::Batch(OnceLock::new(), correction))?;
     Ok((y, op.states().to_vec()))
 }
 
@@ -449,18 +500,19 @@ pub fn forward_training(
     affine: Option<(&Tensor, &Tensor)>,
     eps: f64,
 ) -> Result<(Tensor, Vec<Welford>)> {
-    fused_training(x, affine, eps, Epilogue::default())
+    fused_training(x, affine, eps, None, Epilogue::default())
 }
 
-/// [`forward_training`] with what follows.
+/// [`forward_training`] with what follows, and renormalized if running statistics are given.
 pub(crate) fn fused_training(
     x: &Tensor,
     affine: Option<(&Tensor, &Tensor)>,
     eps: f64,
+    running: Option<Running<'_>>,
     epilogue: Epilogue<'_>,
 ) -> Result<(Tensor, Vec<Welford>)> {
     check_dtypes(x.dtype(), named(affine))?;
-    by_dtype!(x, training(x, affine, eps, epilogue))
+    by_dtype!(x, training(x, affine, eps, running, epilogue))
 }
 
 /// Normalizes `x` (dimensions N, C, spatial...) by a given mean and variance per channel, which have the type of gamma and beta.

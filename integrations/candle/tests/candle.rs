@@ -1,7 +1,8 @@
 //! The module next to candle's own, on random shapes, strides, data and parameters.
 
 use batchnorm_candle::{
-    Activation, BatchNorm, BatchNormConfig, batch_norm, forward_inference, forward_training,
+    Activation, BatchNorm, BatchNormConfig, Renorm, batch_norm, batch_norm_with_domains, forward_inference,
+    forward_training,
 };
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Linear, ModuleT, Optimizer, SGD, VarBuilder, VarMap};
@@ -762,5 +763,181 @@ fn gradients_of_a_residual_block_that_are_tracked() -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// Limits that leave no choice are batch norm, to the bit.
+fn renorm_without_a_choice(case: &Case) -> Result<()> {
+    let (channels, config, none) = (case.dims[1], case.config, Renorm { r_max: 1., d_max: 0. });
+    if case.dims.iter().product::<usize>() == channels {
+        return Ok(());
+    }
+    let plain = |vb: VarBuilder| forward(batch_norm(channels, config, vb)?, true);
+    let renormalized = |vb: VarBuilder| forward(batch_norm(channels, config, vb)?.with_renorm(none), true);
+    let plain = results(case, plain, None, case.dtype)?;
+    for ((name, got), (_, expected)) in results(case, renormalized, None, case.dtype)?.iter().zip(&plain) {
+        assert_eq!(largest(&(got - expected)?)?, 0., "{name}, {case:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn renorm_of_r_1_and_d_0_is_batch_norm() {
+    let check = (|case| renorm_without_a_choice(&case).is_ok()) as fn(Case) -> bool;
+    QuickCheck::new().tests(100).quickcheck(check);
+}
+
+const LIMITS: Renorm = Renorm { r_max: 1.25, d_max: 0.5 };
+
+/// What [`results`] gives, by the library's layer, on a contiguous x.
+fn layer<T: batchnorm::Element + candle_core::WithDType>(case: &Case) -> Result<Vec<Vec<f64>>> {
+    let rng = &mut Xoshiro256PlusPlus::seed_from_u64(case.seed);
+    let flat = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<T>();
+    let x = flat(&case.x(rng)?)?;
+    let vectors = case.parameters(rng)?;
+    let vectors = vectors.iter().map(|(_, vector)| flat(vector)).collect::<Result<Vec<_>>>()?;
+    let dy = flat(&random(rng, (-1., 1.), &case.dims, case.dtype)?)?;
+    let rule = batchnorm::UpdateRule::Momentum(case.config.momentum);
+    let mut layer = batchnorm::BatchNorm::from_parts(batchnorm::Parts {
+        gamma: vectors.get(2).cloned(),
+        beta: vectors.get(3).cloned(),
+        running_mean: vectors[0].clone(),
+        running_var: vectors[1].clone(),
+        eps: case.config.eps,
+        update: batchnorm::RunningUpdate { rule, variance: batchnorm::RunningVariance::Unbiased },
+        renorm: Some(LIMITS),
+        ..batchnorm::Parts::new(0)
+    })
+    .unwrap();
+    let shape = batchnorm::Shape::nchw(&case.dims).unwrap();
+    let (mut y, mut dx) = (x.clone(), x.clone());
+    layer.forward_training(&shape, &x, &mut y).unwrap();
+    layer.backward(&shape, &x, &dy, &mut dx).unwrap();
+    let mut all = vec![y, layer.running_mean().to_vec(), layer.running_var().to_vec(), dx];
+    if case.config.affine {
+        all.extend([layer.dgamma().to_vec(), layer.dbeta().to_vec()]);
+    }
+    let wide = |values: &Vec<T>| values.iter().map(|value| batchnorm::Scalar::to_f64(*value)).collect();
+    Ok(all.iter().map(wide).collect())
+}
+
+/// Within limits: to the bit what the library's layer gives, output, gradients and running statistics.
+fn renorm_is_the_layers(case: &Case) -> Result<()> {
+    let (channels, config) = (case.dims[1], case.config);
+    if case.dims.iter().product::<usize>() == channels {
+        return Ok(());
+    }
+    let expected = match case.dtype {
+        DType::F64 => layer::<f64>(case)?,
+        _ => layer::<f32>(case)?,
+    };
+    let make = |vb: VarBuilder| forward(batch_norm(channels, config, vb)?.with_renorm(LIMITS), true);
+    let got = results(case, make, None, case.dtype)?;
+    assert_eq!(got.len(), expected.len());
+    for ((name, got), expected) in got.iter().zip(&expected) {
+        assert_eq!(got.flatten_all()?.to_vec1::<f64>()?, *expected, "{name}, {case:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn renorm_is_that_of_the_library() {
+    let check = (|case| renorm_is_the_layers(&case).is_ok()) as fn(Case) -> bool;
+    QuickCheck::new().tests(100).quickcheck(check);
+}
+
+/// The weight's gradient, a part of which is the bias's, is right where the bias has none.
+#[test]
+fn renorm_with_a_bias_that_is_no_variable() -> Result<()> {
+    let rng = &mut Xoshiro256PlusPlus::seed_from_u64(1);
+    let [x, dy] = [(), ()].map(|()| random(rng, (-1., 3.), &[6, 2, 4], DType::F32).unwrap());
+    let vector = |values: [f32; 2]| Tensor::new(&values, &Device::Cpu);
+    let (weight, bias) = (Var::from_tensor(&vector([1.5, -0.5])?)?, Var::from_tensor(&vector([0.5, 1.])?)?);
+    let gradient = |bias: &Tensor| -> Result<Vec<f32>> {
+        let (mean, var) = (vector([0.5, -1.])?, vector([2., 0.5])?);
+        let norm = BatchNorm::new(2, mean, var, weight.as_tensor().clone(), bias.clone(), 1e-5)?;
+        let norm = norm.with_renorm(Renorm { r_max: 1.5, d_max: 0.5 });
+        let gradients = (norm.forward_t(&x, true)? * &dy)?.sum_all()?.backward()?;
+        assert_eq!(gradients.get(bias).is_some(), bias.is_variable());
+        gradients.get(&weight).unwrap().to_vec1()
+    };
+    assert_eq!(gradient(&bias.as_detached_tensor())?, gradient(bias.as_tensor())?);
+    Ok(())
+}
+
+/// A module with domains is a module for each, with one weight and bias.
+#[test]
+fn domains_are_modules_with_shared_variables() -> Result<()> {
+    let rng = &mut Xoshiro256PlusPlus::seed_from_u64(2);
+    let variables = VarMap::new();
+    let vb = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
+    let limits = Renorm { r_max: 1.5, d_max: 0.5 };
+    let norm = batch_norm_with_domains(3, 1e-5, 3, vb)?.with_renorm(limits);
+    let copied = norm.clone().with_domains(1)?.with_domains(3)?;
+    assert_eq!((norm.domains(), copied.domains(), norm.domain(2)?.domains()), (3, 3, 1));
+    let (weight, bias) = norm.weight_and_bias().unwrap();
+    let vector = |value: f32| Tensor::full(value, 3, &Device::Cpu);
+    let alone = [(); 3].map(|()| {
+        let (mean, var) = (vector(0.).unwrap(), vector(1.).unwrap());
+        BatchNorm::new(3, mean, var, weight.clone(), bias.clone(), 1e-5).unwrap().with_renorm(limits)
+    });
+    for domain in [1, 0, 2, 1, 1, 0] {
+        let x = random(rng, (-1., 1. + domain as f64), &[4, 3, 5], DType::F32)?;
+        for train in [true, false] {
+            let [y, expected] = [norm.domain(domain)?, alone[domain].clone()].map(|module| {
+                let y = module.forward_t(&x, train).unwrap();
+                let gradients = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+                let of_weight = gradients.get(weight).unwrap();
+                [y.flatten_all().unwrap(), of_weight.clone()].map(|t| t.to_vec1::<f32>().unwrap())
+            });
+            assert_eq!(y, expected);
+        }
+        // Domain 0 of the copy is the module's own.
+        if domain != 0 {
+            copied.domain(domain)?.forward_t(&x, true)?;
+        }
+        for (domain, alone) in alone.iter().enumerate() {
+            for module in [&norm, &copied] {
+                let module = module.domain(domain)?;
+                for (got, expected) in [
+                    (module.running_mean(), alone.running_mean()),
+                    (module.running_var(), alone.running_var()),
+                ] {
+                    assert_eq!(got.to_vec1::<f32>()?, expected.to_vec1::<f32>()?, "domain {domain}");
+                }
+            }
+        }
+    }
+    let names = variables.data().lock().unwrap();
+    assert_eq!(names.len(), 8);
+    assert!(names.contains_key("domains.2.running_var"));
+    Ok(())
+}
+
+/// Limits that are none, domains that there are not, and what candle's module does: errors, and nothing has changed.
+#[test]
+fn errors_of_renorm_and_domains() -> Result<()> {
+    let vector = |value: f32| Tensor::new(&[value], &Device::Cpu).unwrap();
+    let x = Tensor::new(&[[1f32], [3.]], &Device::Cpu)?;
+    let norm = || BatchNorm::new_no_bias(1, vector(0.), vector(1.), 1e-5).unwrap();
+    for (r_max, d_max, text) in
+        [(0.5, 0., "r_max is 0.5"), (1., -1., "d_max is -1"), (1., f64::NAN, "d_max is NaN")]
+    {
+        let norm = norm().with_renorm(Renorm { r_max, d_max });
+        let error = norm.forward_t(&x, true).unwrap_err().to_string();
+        assert!(error.contains(text), "{error}");
+        assert_eq!(norm.running_mean().to_vec1::<f32>()?, [0.]);
+        norm.forward_t(&x, false)?;
+    }
+    let error = norm().with_domains(2)?.domain(2).unwrap_err().to_string();
+    assert!(error.contains("domain is 2, must be below 2"), "{error}");
+    let variables = VarMap::new();
+    let vb = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
+    let config = BatchNormConfig { remove_mean: false, ..BatchNormConfig::default() };
+    let module = batch_norm(1, config, vb.clone())?;
+    assert!(module.clone().with_domains(2).is_err() && batch_norm_with_domains(1, config, 2, vb).is_err());
+    module.forward_t(&x, true)?;
+    let error = module.with_renorm(Renorm { r_max: 1., d_max: 0. }).forward_t(&x, true).unwrap_err();
+    assert!(error.to_string().contains("remove_mean"), "{error}");
     Ok(())
 }
