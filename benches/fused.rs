@@ -1,4 +1,4 @@
-//! Activation and residual fused with the operation, next to the bare operation and to separate ones:
+//! Activation and residual fused with the operation, and batch renormalization, next to the bare operation and to separate ones:
 //! `cargo bench --bench fused`, some three minutes.
 //!
 //! f32, from the main thread, on the twelve shapes of shapes/table.txt in both layouts. All forms of an operation on a shape, the
@@ -16,7 +16,10 @@ mod shapes;
 
 use std::fmt;
 
-use batchnorm::{Activation, Backward, Gradients, Inference, Params, Shape, Tensor, Training, Welford};
+use batchnorm::{
+    Activation, Backward, Gradients, Inference, Params, Renorm, Renormalized, Shape, Tensor, Training,
+    Welford,
+};
 use options::{Options, noise};
 use plain_loops::{Form, Operation, PlainLoops, Times, times};
 use rayon::prelude::*;
@@ -30,6 +33,9 @@ const SECONDS: &str = "1";
 /// Elements that a separate operation takes at a time: 16 KiB, so that what it reads again is still in L1.
 const CHUNK: usize = 4096;
 
+/// The limits of batch renormalization.
+const LIMITS: Renorm = Renorm { r_max: 3.0, d_max: 5.0 };
+
 /// What follows the normalization, and what is kept of it for backward.
 #[derive(Debug, Clone, Copy)]
 struct Fused {
@@ -38,11 +44,13 @@ struct Fused {
     add: bool,
     /// Whether the mask is written, or in backward read.
     mask: bool,
+    /// Whether it is batch renormalization; apart, by calls for statistics, for r and d, and by states.
+    renorm: bool,
 }
 
 impl Fused {
     const fn new(activation: Activation) -> Self {
-        Self { activation, add: false, mask: false }
+        Self { activation, add: false, mask: false, renorm: false }
     }
 
     const fn mask(self) -> Self {
@@ -61,6 +69,9 @@ impl Fused {
 
 impl fmt::Display for Fused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.renorm {
+            return f.pad("+ renorm");
+        }
         let add = if self.add { "+ add " } else { "" };
         let mask = if self.mask { ", mask" } else { "" };
         f.pad(&format!("{add}+ {}{mask}", self.activation))
@@ -68,14 +79,15 @@ impl fmt::Display for Fused {
 }
 
 const NOTHING: Fused = Fused::new(Activation::Identity);
+const RENORM: Fused = Fused { renorm: true, ..NOTHING };
 const RELU: Fused = Fused::new(Activation::Relu);
 const SILU: Fused = Fused::new(Activation::Silu);
 
 /// The forms of each operation.
 const FORMS: [(Operation, &[Fused]); 3] = [
-    (Operation::Training, &[RELU, RELU.mask(), RELU.add().mask(), SILU]),
+    (Operation::Training, &[RELU, RELU.mask(), RELU.add().mask(), SILU, RENORM]),
     (Operation::Inference, &[RELU, RELU.add(), SILU]),
-    (Operation::Backward, &[RELU, RELU.mask(), RELU.add().mask(), SILU]),
+    (Operation::Backward, &[RELU, RELU.mask(), RELU.add().mask(), SILU, RENORM]),
 ];
 
 /// One call, and whether what follows the normalization is part of it.
@@ -127,6 +139,9 @@ struct Call<'a> {
     dgamma: Vec<f32>,
     dbeta: Vec<f32>,
     states: Vec<Welford>,
+    /// Of `states` and running statistics that differ from them, as a forward pass leaves it.
+    renormalized: Renormalized<f32>,
+    running: [Vec<f32>; 2],
 }
 
 impl<'a> Call<'a> {
@@ -138,9 +153,14 @@ impl<'a> Call<'a> {
         let params = Params::default().gamma(&gamma).beta(&beta);
         batchnorm::forward_training(&shape, x, &params, &mut buffers.u[..len], &mut states)
             .expect("tensors of the shape");
+        let running = [per_channel(0.25), per_channel(0.5)];
+        let renormalized = LIMITS.renormalize(&states, &running[0], &running[1], &params);
+        let renormalized = renormalized.expect("vectors of the shape");
         Self {
             shape,
             x,
+            renormalized,
+            running,
             dy: &buffers.dy[..len],
             z: &buffers.z[..len],
             u: &buffers.u[..len],
@@ -160,6 +180,7 @@ impl<'a> Call<'a> {
     fn run(&mut self, operation: Operation, way: Way) {
         match (operation, way) {
             (_, Way::Fused(fused)) => self.fused(operation, fused),
+            (_, Way::Apart(Fused { renorm: true, .. })) => self.renormalize(operation),
             (Operation::Backward, Way::Apart(fused)) => {
                 activation_backward(fused.activation, self.u, self.dy, self.dz);
                 self.backward_of_dz();
@@ -177,7 +198,7 @@ impl<'a> Call<'a> {
 
     /// In one call.
     fn fused(&mut self, operation: Operation, fused: Fused) {
-        let Fused { activation, add, mask } = fused;
+        let Fused { activation, add, mask, renorm } = fused;
         let params = Params::default().gamma(&self.gamma).beta(&self.beta).activation(activation);
         let shape = &self.shape;
         match operation {
@@ -189,6 +210,10 @@ impl<'a> Call<'a> {
                 }
                 if mask {
                     call = call.mask(&mut self.mask);
+                }
+                if renorm {
+                    let [mean, var] = &self.running;
+                    call = call.renorm(LIMITS, mean, var, &mut self.renormalized);
                 }
                 call.run()
             }
@@ -206,14 +231,37 @@ impl<'a> Call<'a> {
                 if add {
                     gradients = gradients.dz(self.dz);
                 }
+                let params = if renorm { self.renormalized.params(&params) } else { params };
                 let mut call = Backward::new(shape, params).x(self.x).dy(self.dy).states(&self.states);
                 if mask {
                     call = call.mask(&self.mask);
                 }
-                call.gradients(gradients).run()
+                let result = call.gradients(gradients).run();
+                if renorm {
+                    self.renormalized
+                        .gamma_gradient(&self.dbeta, &mut self.dgamma)
+                        .expect("vectors of the shape");
+                }
+                result
             }
         }
         .expect("arguments of the shape");
+    }
+
+    /// Batch renormalization by the operations under it; of backward r and d, which a forward pass would have kept, too.
+    fn renormalize(&mut self, operation: Operation) {
+        let params = Params::default().gamma(&self.gamma).beta(&self.beta);
+        if operation == Operation::Training {
+            batchnorm::statistics(&self.shape, self.x, &mut self.states).expect("tensors of the shape");
+        }
+        let [mean, var] = &self.running;
+        let renormalized = LIMITS.renormalize(&self.states, mean, var, &params);
+        self.renormalized = renormalized.expect("vectors of the shape");
+        if operation == Operation::Backward {
+            return self.fused(operation, RENORM);
+        }
+        let inference = Inference::new(&self.shape, self.renormalized.params(&params)).x(self.x);
+        inference.states(&self.states).y(self.out).run().expect("arguments of the shape");
     }
 
     /// The bare backward pass from what the activation's own left.
