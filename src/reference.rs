@@ -327,7 +327,15 @@ pub fn weighted_backward<T: Element>(
     params: &Params<'_, T>,
     gradients: Gradients<'_, T>,
 ) {
-    gradients_of(shape, (x, None), dy, (statistics, None), params, gradients, Through::Statistics(Some(weights)));
+    gradients_of(
+        shape,
+        (x, None),
+        dy,
+        (statistics, None),
+        params,
+        gradients,
+        Through::Statistics(Some(weights)),
+    );
 }
 
 /// [`crate::Backward`] through [`forward_training_with_residual`]: what the activation lets through is found from x and z anew, in
@@ -368,7 +376,15 @@ pub fn backward_renormalized<T: Element>(
     params: &Params<'_, T>,
     gradients: Gradients<'_, T>,
 ) {
-    gradients_of(shape, tensors, dy, (statistics, Some(corrections)), params, gradients, Through::Statistics(None));
+    gradients_of(
+        shape,
+        tensors,
+        dy,
+        (statistics, Some(corrections)),
+        params,
+        gradients,
+        Through::Statistics(None),
+    );
 }
 
 /// [`crate::backward_frozen`].

@@ -6,7 +6,7 @@ use batchnorm::{
 };
 
 use crate::common::matrix::{Guarded, LAYOUTS, Problem, assert_same, fresh_layer_of};
-use crate::partial::in_threads;
+use crate::common::others::in_threads;
 
 const MODES: [Mode; 3] = [Mode::Training, Mode::TrainingKeepRunning, Mode::Frozen];
 
