@@ -3,8 +3,9 @@
 #![cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 
 use batchnorm::{
-    Activation, Params, RunningUpdate, RunningVariance, Shape, StreamingStatistics, UpdateRule, WeightShape,
-    Welford, fold_into, forward_training, step, update_running,
+    Activation, Backward, Gradients, Params, PartialStatistics, RunningUpdate, RunningVariance, Shape,
+    StreamingStatistics, Training, UpdateRule, WeightShape, Welford, fold_into, forward_training, step,
+    update_running,
 };
 
 use crate::common::matrix::{LAYOUTS, Placement, Problem, Results, Subset, assert_same, run};
@@ -196,10 +197,23 @@ fn vectors_are_the_same_in_every_environment() {
         }
         let other = streaming.clone();
         streaming.merge(&other).unwrap();
+        let (batch, weights) = (Shape::nchw(&[5, 1]).unwrap(), [0.1, 0.7, 0.0, 1.3, 0.2]);
+        streaming.update_weighted(&batch, &[0.3f32, 1e-39, 5.0, 0.1, 3e-39], &weights).unwrap();
+        let mut part = PartialStatistics::new(1);
+        part.add_weighted(&batch, 3, &[0.3f64, 1e-310, 5.0, 0.1, 3e-310], &weights).unwrap();
+        let part = PartialStatistics::<f64>::from_bytes(&part.to_bytes().unwrap()).unwrap();
+        let (x, mut y, mut states) = ([0.3f32, 0.1, 7.0, 0.9, 1e-39], [0.0; 5], [Welford::new()]);
+        let training = Training::new(&batch, Params::new(1e-5)).x(&x).y(&mut y).states(&mut states);
+        training.weights(&weights).run().unwrap();
+        let (mut dx, mut dgamma) = ([0.0; 5], [0.0]);
+        let backward =
+            Backward::new(&batch, Params::new(1e-5)).x(&x).dy(&y).states(&states).weights(&weights);
+        backward.gradients(Gradients::new().dx(&mut dx).dgamma(&mut dgamma)).run().unwrap();
+        let weighted = (part.states().unwrap(), y, states, dx, dgamma);
         let (shape, params) = (WeightShape::new(&[2, 2], 0).unwrap(), Params::new(5e-324));
         let (mut weight, mut bias) = ([0.1f32, 1e-39, 0.7, 3e-39], [1e-39f32, 0.3]);
         fold_into(&shape, &mean, &var, &params, &mut weight, &mut bias).unwrap();
-        (mean, var, parameter, subnormal, streaming, weight, bias)
+        (mean, var, parameter, subnormal, streaming, weighted, weight, bias)
     };
     let expected = format!("{:?}", results());
     for host in control::HOSTS {

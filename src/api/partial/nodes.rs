@@ -145,19 +145,36 @@ impl Nodes {
     pub fn add<V: Sum>(
         &mut self,
         shape: &Shape,
-        (first, weights): (u64, Option<&[f64]>),
+        part: (u64, Option<&[f64]>),
         mut sum: impl FnMut(Output<'_, V>, Samples<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let (kind, channels) = (self.kind, self.channels);
+        let mut sums = filled(channels, V::default())?;
+        self.add_numbers(shape, part, &mut |samples| {
+            sum(Output::new(&mut sums), samples)?;
+            let mut numbers = room(kind, channels)?;
+            numbers.chunks_exact_mut(V::COUNT).zip(&sums).for_each(|(numbers, sums)| sums.put(numbers));
+            Ok(numbers)
+        })
+    }
+
+    /// The same with sums as numbers: once for all of them.
+    fn add_numbers(
+        &mut self,
+        shape: &Shape,
+        (first, weights): (u64, Option<&[f64]>),
+        sum: &mut dyn FnMut(Samples<'_>) -> Result<Vec<u64>, Error>,
     ) -> Result<(), Error> {
         let (all, spatial) = (self.part(shape, first)?, shape.spatial() as u64);
         check_sample_weights(shape, weights)?;
-        let (mut nodes, mut sums) = (Vec::new(), filled(self.channels, V::default())?);
+        let mut nodes = Vec::new();
         for samples in cut(leaf_of(weights.is_some(), spatial), all) {
             let [from, end] = [samples.start, samples.end].map(|sample| (sample - first) as usize);
             let part = Samples { first: from, end, weights };
-            sum(Output::new(&mut sums), part)?;
+            let sums = sum(part)?;
             reserved(&mut nodes, 1)?;
-            let weight = weights.map(|_| shape.geometry().map_or(0.0, |geometry| part.count_all(&geometry)));
-            nodes.push(Node { spatial, samples, weight, sums: self.numbers(&sums)? });
+            let weight = weights.map(|_| weight_of(shape, &part));
+            nodes.push(Node { spatial, samples, weight, sums });
         }
         self.take(nodes, weights.is_some())
     }
@@ -169,18 +186,6 @@ impl Nodes {
             Some(end) if can_be_counted(end, shape.spatial() as u64) => Ok(first..end),
             _ => Err(Error::Partial { reason: TOO_MANY }),
         }
-    }
-
-    /// Sums of one more node.
-    fn numbers<V: Sum>(&self, sums: &[V]) -> Result<Vec<u64>, Error> {
-        let mut numbers = self.room()?;
-        numbers.chunks_exact_mut(V::COUNT).zip(sums).for_each(|(numbers, sums)| sums.put(numbers));
-        Ok(numbers)
-    }
-
-    /// Room for them.
-    fn room(&self) -> Result<Vec<u64>, Error> {
-        filled(self.channels.saturating_mul(self.kind.arithmetic().numbers), 0)
     }
 
     /// Takes in nodes of some other samples, in order.
@@ -223,7 +228,7 @@ impl Nodes {
         let mut nodes = Vec::new();
         reserved(&mut nodes, other.len())?;
         for Node { spatial, samples, weight, sums } in &other.nodes {
-            let mut copy = self.room()?;
+            let mut copy = room(self.kind, self.channels)?;
             copy.copy_from_slice(sums);
             nodes.push(Node { spatial: *spatial, samples: samples.clone(), weight: *weight, sums: copy });
         }
@@ -296,7 +301,7 @@ impl Nodes {
         let mut sums: Vec<Vec<u64>> = Vec::new();
         reserved(&mut sums, self.nodes.len())?;
         for node in &self.nodes {
-            let mut copy = self.room()?;
+            let mut copy = room(self.kind, self.channels)?;
             copy.copy_from_slice(&node.sums);
             sums.push(copy);
         }
@@ -306,7 +311,7 @@ impl Nodes {
         });
         match sums.into_iter().next() {
             Some(sums) => Ok(sums),
-            None => self.room(),
+            None => room(self.kind, self.channels),
         }
     }
 
@@ -335,7 +340,9 @@ impl Nodes {
         weighted: bool,
         nodes: Vec<Node>,
     ) -> Result<Option<Self>, Error> {
-        if !Self::are_nodes(kind, channels, weighted, &nodes) {
+        let mut are_nodes = false;
+        environment::in_default(|| are_nodes = Self::are_nodes(kind, channels, weighted, &nodes));
+        if !are_nodes {
             return Ok(None);
         }
         let mut checked = Self { weighted: weighted && !nodes.is_empty(), ..Self::new(kind, channels) };
@@ -370,23 +377,36 @@ impl Nodes {
     }
 }
 
+/// Room for the numbers of one more node.
+fn room(kind: Kind, channels: usize) -> Result<Vec<u64>, Error> {
+    filled(channels.saturating_mul(kind.arithmetic().numbers), 0)
+}
+
 const TOO_MANY: &str = "are of samples whose elements are too many to be counted";
 
 /// The weight as a whole number, which is one at least of elements that have any.
 fn count_of(weight: f64) -> u64 {
-    if weight > 0.0 { weight.round().clamp(1.0, MOST as f64) as u64 } else { 0 }
+    let mut count = 0;
+    if weight > 0.0 {
+        environment::in_default(|| count = weight.round().clamp(1.0, MOST as f64) as u64);
+    }
+    count
+}
+
+/// Elements per channel of some samples, as often as they count.
+fn weight_of(shape: &Shape, samples: &Samples<'_>) -> f64 {
+    let mut weight = 0.0;
+    if let Some(geometry) = shape.geometry() {
+        environment::in_default(|| weight = samples.count_all(&geometry));
+    }
+    weight
 }
 
 /// How many elements the states of a batch of this shape are of, with these weights of its samples.
 pub fn count_of_batch(shape: &Shape, weights: Option<&[f64]>) -> u64 {
-    match (shape.geometry(), weights) {
-        (Some(geometry), Some(_)) => {
-            let samples = Samples { first: 0, end: shape.batch(), weights };
-            let mut count = 0.0;
-            environment::in_default(|| count = samples.count_all(&geometry));
-            count_of(count)
-        }
-        _ => shape.per_channel() as u64,
+    match weights {
+        Some(_) => count_of(weight_of(shape, &Samples { first: 0, end: shape.batch(), weights })),
+        None => shape.per_channel() as u64,
     }
 }
 
