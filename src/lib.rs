@@ -70,7 +70,7 @@
 //! For tensors of bf16 and f16 ([`Storage`]), results are to the bit those of f32 on the widened tensors, each rounded once.
 //!
 //! With weights of samples these bounds are those of the batch of copies, for weights whose sums are f64s (whole numbers, or
-//! multiples of one power of two); others add 2^-48 of a variance, a standard deviation and the sums.
+//! multiples of one power of two) and up to 2^30 copies; others add 2^-46 of a variance, a standard deviation and the sums.
 //!
 //! What is folded into weights ([`fold_into`]) is the nearest number to the formula's value.
 //!

@@ -116,7 +116,11 @@ pub fn all_gradients<T: Element>(
         }
         all.join(&PartialGradients::from_bytes(bytes)?)
     })?;
-    if counts.is_some_and(|count| count != FROZEN && count != all.nodes.count()) {
+    let by_batch = counts.is_some_and(|count| count != FROZEN);
+    if by_batch {
+        all.nodes.check_weights()?;
+    }
+    if by_batch && counts != Some(all.nodes.count()) {
         return Err(Error::Partial { reason: "are of another number of elements than the states" });
     }
     Ok(all)

@@ -78,8 +78,9 @@ impl StreamingStatistics {
         self.take_in(shape, x, None)
     }
 
-    /// Takes in one batch whose samples have weights, one each: [`PartialStatistics::add_weighted`]. Batches with weights that come one
-    /// after the other are one batch, cut anywhere.
+    /// Takes in one batch whose samples have weights, one each: [`PartialStatistics::add_weighted`]. Batches of one arithmetic with weights
+    /// that come one after the other are one batch, cut anywhere, of samples of any sizes. What comes beside, without weights or by
+    /// [`merge`](Self::merge), merges by the states' counts, which are whole numbers: sums of weights should be large, or whole, then.
     ///
     /// ```
     /// use batchnorm::{Shape, StreamingStatistics};
@@ -106,7 +107,9 @@ impl StreamingStatistics {
         let c = self.states.len();
         let mut last = PartialStatistics::<S::Arithmetic>::new(c);
         let goes_on = |so_far: &&Nodes| {
-            let as_large = so_far.iter().all(|node| node.spatial == shape.spatial() as u64);
+            // With weights, positions may differ: merging by the states' whole counts would lose some.
+            let as_large =
+                weights.is_some() || so_far.iter().all(|node| node.spatial == shape.spatial() as u64);
             so_far.kind == last.nodes.kind && so_far.weighted == weights.is_some() && as_large
         };
         let continued = self.last.as_ref().filter(goes_on);

@@ -178,7 +178,7 @@ pub struct BackwardArgs {
     /// How many bytes.
     pub sums_len: usize,
     /// The forward pass's weights, one per sample: dy and dx are of one copy of a sample, gradients per channel of all. Null for
-    /// none; not looked at beside sums.
+    /// none; beside sums, which have them, they change nothing.
     pub weights: *const f64,
 }
 

@@ -59,12 +59,13 @@ impl Moments {
 impl Form for Moments {
     #[inline(always)]
     fn merge(self, right: Self, weights: MergeWeights) -> Self {
-        let delta = (right.mean - self.mean) + (right.mean_low - self.mean_low);
-        let Double { high: mean, low: error } = Double::sum(self.mean, delta * weights.share);
+        let (left, right) = if weights.swapped { (right, self) } else { (self, right) };
+        let delta = (right.mean - left.mean) + (right.mean_low - left.mean_low);
+        let Double { high: mean, low: error } = Double::sum(left.mean, delta * weights.share);
         Self {
             mean,
-            mean_low: self.mean_low + error,
-            m2: (self.m2 + right.m2) + delta * (delta * weights.weight),
+            mean_low: left.mean_low + error,
+            m2: (left.m2 + right.m2) + delta * (delta * weights.weight),
         }
         .canonical()
     }
@@ -172,7 +173,7 @@ impl FineMoments {
 impl Form for FineMoments {
     #[inline(always)]
     fn merge(self, right: Self, weights: MergeWeights) -> Self {
-        let (mut left, mut right) = (self, right);
+        let (mut left, mut right) = if weights.swapped { (right, self) } else { (self, right) };
         if left.exponent != right.exponent {
             let exponent = left.exponent.max(right.exponent);
             (left, right) = (left.with_exponent(exponent), right.with_exponent(exponent));
@@ -249,7 +250,7 @@ impl Sum for FineMoments {
     }
 
     fn weighed(self, weight: f64) -> Self {
-        Self { m2: self.m2.times(Double { high: weight, low: 0.0 }), ..self }
+        Self { m2: self.m2.times(Double { high: weight, low: 0.0 }), ..self }.canonical()
     }
 
     const COUNT: usize = 5;

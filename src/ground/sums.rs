@@ -7,6 +7,8 @@ use super::double::Double;
 /// The factors of a merge, which follow from the two counts alone and so are the same for all channels of a tile.
 #[derive(Clone, Copy)]
 pub struct MergeWeights {
+    /// Whether right takes in left: then they are by `new(right, left)`.
+    pub swapped: bool,
     pub share: f64,
     pub weight: f64,
     pub fine_share: Double,
@@ -20,13 +22,25 @@ impl MergeWeights {
             // What follows from there, without divisions: most nodes of a tree are of equal halves.
             let exact = |high| Double { high, low: 0.0 };
             let weight = left * 0.5;
-            return Self { share: 0.5, weight, fine_share: exact(0.5), fine_weight: exact(weight) };
+            return Self {
+                swapped: false,
+                share: 0.5,
+                weight,
+                fine_share: exact(0.5),
+                fine_weight: exact(weight),
+            };
         }
         let total = left + right;
         let share = right / total;
         let fine_share = Double { high: right, low: 0.0 }.over(total);
         let fine_weight = fine_share.times(Double { high: left, low: 0.0 });
-        Self { share, weight: left * share, fine_share, fine_weight }
+        Self { swapped: false, share, weight: left * share, fine_share, fine_weight }
+    }
+
+    /// The same of weights, whose sum may be rounded: the mean is that of the heavier side, corrected by a small share. One near 1
+    /// would be off by as much as the lighter side weighs.
+    pub fn of_weights(left: f64, right: f64) -> Self {
+        if right > left { Self { swapped: true, ..Self::new(right, left) } } else { Self::new(left, right) }
     }
 }
 

@@ -52,8 +52,8 @@ pub struct Backward<'a, T: Vectorized, M: Memory<T> = Own> {
 pub enum Sums<'a, T: Vectorized> {
     /// Of the tensors.
     Own,
-    /// Of all parts of the batch, over elements of so much weight per channel.
-    Joined(&'a [T::Gradients], f64),
+    /// Of all parts of the batch; with weights of samples, over elements of so much weight per channel.
+    Joined(&'a [T::Gradients], Option<f64>),
     /// Of some samples, which are not followed any further.
     Part(Output<'a, T::Gradients>, Samples<'a>),
 }
@@ -414,11 +414,11 @@ where
                 T::dispatch(task.level, Deviations { rows: SCALE, at, scratch: task.scratch });
                 // Frozen statistics' dx has no part in them, and must not: it is the same with other gradients and without.
                 let sums = if matches!(self.given, Given::Batch(..)) { states } else { &[] };
-                let count = match self.sums {
-                    Sums::Joined(_, weight) => weight,
-                    _ => self.summed(task),
-                };
+                let weight = if let Sums::Joined(_, weight) = self.sums { weight } else { None };
+                let count = weight.unwrap_or(self.summed(task));
                 T::dispatch(task.level, GradientFactors { sums, count, at, scratch: task.scratch });
+                // Samples of weight 0 are in no sum: there may be a NaN among them, which only other channels' formula looks for.
+                task.scratch.ordinary &= weight.is_none();
             }
         });
     }

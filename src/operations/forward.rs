@@ -125,7 +125,9 @@ where
         if !self.sum_and_map(task, part) {
             M::sums(task, T::Plain::default(), [self.x], part);
         }
-        for look in 0..T::LOOKS {
+        // One f32 element is its own mean, exactly, and deviates by nothing.
+        let looks = if count == 1.0 && !T::PAIRS { 0 } else { T::LOOKS };
+        for look in 0..looks {
             let again = T::look_again(task.level, &mut task.scratch.sums, (channels.len(), count), look == 0);
             if !again {
                 break;
@@ -138,7 +140,10 @@ where
     }
 
     fn merge(&self, level: Level, left: (&mut [T::Moments], f64), right: (&[T::Moments], f64)) {
-        let weights = MergeWeights::new(left.1, right.1);
+        let weights = match self.samples() {
+            Some(Samples { weights: Some(_), .. }) => MergeWeights::of_weights(left.1, right.1),
+            _ => MergeWeights::new(left.1, right.1),
+        };
         T::dispatch(level, Merge { left: left.0, right: right.0, weights });
     }
 

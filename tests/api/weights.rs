@@ -5,7 +5,7 @@ use batchnorm::{
     Statistics, StreamingStatistics, Training, Welford,
 };
 
-use crate::common::matrix::{Guarded, LAYOUTS, Problem, assert_same, fresh_layer_of};
+use crate::common::matrix::{Bits, Guarded, LAYOUTS, Problem, assert_same, fresh_layer_of};
 use crate::common::others::in_threads;
 
 const MODES: [Mode; 3] = [Mode::Training, Mode::TrainingKeepRunning, Mode::Frozen];
@@ -104,6 +104,37 @@ fn weights_are_of_all_parts_or_of_none() {
     );
 }
 
+/// A NaN spoils its own channel and no message; no channels are no error.
+#[test]
+fn weights_beside_a_nan_and_without_channels() {
+    fn check<T: Bits>() {
+        let (shape, x) = (Shape::nchw(&[1, 2]).unwrap(), [T::NAN, T::from_f64(3.0)]);
+        let mut part = PartialStatistics::<T>::new(2);
+        part.add_weighted(&shape, 0, &x, &[0.7]).unwrap();
+        let again = PartialStatistics::<T>::from_bytes(&part.to_bytes().unwrap()).unwrap();
+        assert_eq!(again.samples(), 1);
+        let (mut y, mut states) = ([T::from_f64(7.0); 2], [Welford::new(); 2]);
+        let mut alone = |bytes: &[u8], each: &mut dyn FnMut(&[u8])| {
+            each(bytes);
+            Ok(())
+        };
+        let training = Training::new(&shape, Params::new(1e-5)).x(&x).y(&mut y).states(&mut states);
+        training.weights(&[0.7]).run_among(0, &mut alone).unwrap();
+        assert!(y[0].to_f64().is_nan() && y[1].to_f64() == 0.0);
+        assert!(states.iter().all(|state| Welford::from_parts(state.into_parts()).is_ok()), "{states:?}");
+
+        let (none, empty): (_, [T; 0]) = (Shape::nchw(&[2, 0, 3]).unwrap(), []);
+        let mut nothing = empty;
+        let training = Training::new(&none, Params::new(1e-5)).x(&empty).y(&mut nothing).states(&mut []);
+        training.weights(&[1.0, 0.0]).run().unwrap();
+        Statistics::new(&none).x(&empty).states(&mut []).weights(&[1.0; 2]).run().unwrap();
+        let backward = Backward::new(&none, Params::new(1e-5)).x(&empty).dy(&empty).states(&[]);
+        backward.weights(&[1.0; 2]).run().unwrap();
+    }
+    check::<f32>();
+    check::<f64>();
+}
+
 /// Batches with weights are one batch, wherever they are cut, and go on from one to the next.
 #[test]
 fn weighted_batches_are_one_batch() {
@@ -119,6 +150,11 @@ fn weighted_batches_are_one_batch() {
         }
         assert_eq!(batches, whole, "{size}");
     }
+    // Of samples of another size, too: 0 and 5, 4, 5, 4.
+    let mut sizes = StreamingStatistics::new(1);
+    sizes.update_weighted(&Shape::nchw(&[1, 1, 1]).unwrap(), &[0.0f32], &[0.1]).unwrap();
+    sizes.update_weighted(&Shape::nchw(&[1, 1, 4]).unwrap(), &[5.0f32, 4.0, 5.0, 4.0], &[0.1]).unwrap();
+    assert!((sizes.states()[0].mean() - 3.6).abs() <= 1e-14, "{:?}", sizes.states());
     // Beside others without: as states merge.
     let mut mixed = StreamingStatistics::new(5);
     mixed.update(&shape(61), &problem.x).unwrap();

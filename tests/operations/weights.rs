@@ -208,6 +208,54 @@ fn any_weights_are_the_references() {
     check::<f64>(f64::EPSILON);
 }
 
+/// A light sample beside heavy ones: it moves the mean by little, which has to be right all the same. (Found by a user.)
+#[test]
+fn light_samples_are_not_lost_in_the_sum_of_weights() {
+    fn of<T: Bits>(x: &[f64], weights: &[f64], dy: f64) -> Weighted<T> {
+        let tensor = |value: &dyn Fn(usize) -> f64| (0..x.len()).map(|i| T::from_f64(value(i))).collect();
+        let problem = Problem::<T>::new(&[x.len(), 1], 0).plain();
+        let problem = Problem { x: tensor(&|i| x[i]), dy: tensor(&|_| dy), eps: 0.0, ..problem };
+        let [straight, turned] = [false, true].map(|turned| {
+            let (mut problem, mut weights) = (problem.clone(), weights.to_vec());
+            if turned {
+                problem.x.reverse();
+                weights.reverse();
+            }
+            Weighted::of(&problem, Layout::Nchw, &weights)
+        });
+        let near = |a: f64, b: f64| (a - b).abs() <= 1e-12 * b.abs();
+        let [one, other] = [straight.states[0], turned.states[0]];
+        assert!(
+            near(one.mean(), other.mean()) && near(one.variance(), other.variance()),
+            "{one:?} {other:?}"
+        );
+        straight
+    }
+    let near = |got: f64, expected: f64, share: f64| {
+        assert!((got - expected).abs() <= share * expected.abs(), "{got:e}, must be {expected:e}");
+    };
+    // By hand: of two samples, xhat of the heavy one is -sqrt(light / heavy).
+    let results = of::<f64>(&[1.0, 0.0], &[1e-9, 0.3], 1.0);
+    near(results.states[0].mean(), 1e-9 / 0.300000001, 1e-15);
+    near(results.y[1], -(1e-9f64 / 0.3).sqrt(), 1e-13);
+    assert!(results.dx[0].abs() <= 1e-10, "{:e}", results.dx[0]);
+
+    let (tiny, huge) = (2f64.powi(-60), 2f64.powi(60));
+    let results = of::<f32>(&[1e30, 6e13], &[tiny, huge], 1.0);
+    near(results.states[0].mean(), 6e13, 1e-6);
+    assert!(results.y[1].abs() <= 1e-12, "{}", results.y[1]);
+    let results = of::<f32>(&[1e9, 1e-10, 1e-10, 3e-10], &[tiny, huge, huge, huge], 1.0);
+    near(results.states[0].variance(), 2.597e-19, 1e-3);
+    near(results.states[0].mean(), 5e-10 / 3.0, 1e-6);
+    for light in [1.0, 2f64.powi(-47) / 16.0 * 2f64.powi(50)] {
+        let weights = [light, 2f64.powi(50)];
+        let results = of::<f32>(&[1_654_841.375, -6_517_877.0], &weights, 1.0);
+        let xhat = -(weights[0] / weights[1]).sqrt();
+        assert!((f64::from(results.y[1]) - xhat).abs() <= 1e-12, "{:e}, must be {xhat:e}", results.y[1]);
+        assert!(results.sums[0][0].abs() <= 1100.0, "dgamma is {:e}, must be 0", results.sums[0][0]);
+    }
+}
+
 /// A sample without a weight is in no statistics and no sum, whatever it holds; its own y and dx are its own.
 #[test]
 fn samples_of_weight_0_are_not_looked_at() {
@@ -231,6 +279,8 @@ fn samples_of_weight_0_are_not_looked_at() {
                     .map(|pair| pair.map(|tensor| &tensor[i * each..(i + 1) * each]));
                 assert!(*weight == 0.0 || (y[0] == y[1] && dx[0] == dx[1]), "{dims:?}, sample {i}");
                 assert!(*weight != 0.0 || y[0].iter().all(|y| !y.is_finite()));
+                let canonical = |value: &f32| !value.is_nan() || value.to_bits() == f32::NAN.to_bits();
+                assert!(y[0].iter().chain(dx[0]).all(canonical), "{dims:?}, sample {i}");
             }
         }
     }

@@ -189,7 +189,7 @@ impl<'a, S: Storage> Backward<'a, S> {
     /// The forward pass's weights of samples, N of them ([`Training::weights`](crate::Training::weights)): gradients are those of the
     /// batch in which a sample is so many times. So dy is the gradient of one copy's y and dx that of its x, while dgamma, dbeta, dmean and dvar
     /// are sums over all copies, dbeta = sum(w * dy). Who has the gradient of a loss in which samples have their weights already, w * dy,
-    /// divides by w before and multiplies dx by it after. Not looked at beside [`sums`](Self::sums), which have them.
+    /// divides by w before and multiplies dx by it after. Beside [`sums`](Self::sums), which have them, they change nothing.
     ///
     /// ```
     /// use batchnorm::{Backward, Gradients, Params, Shape, Welford};
@@ -358,14 +358,15 @@ fn follow<T: Element>(
     mut per_channel: PerChannel<'_, T>,
 ) -> Result<(), Error> {
     shape.check_channels("partial sums", sums.nodes.channels)?;
-    let (joined, weight) = (sums.nodes.joined()?, sums.nodes.weight());
-    if weight == 0.0 && job.count().is_some() {
-        if sums.nodes.elements() > 0 {
-            return Err(Error::NoSampleWeight);
-        }
+    let joined = sums.nodes.joined()?;
+    if job.count().is_some() {
+        sums.nodes.check_weights()?;
+    }
+    if sums.nodes.elements() == 0 {
         no_sums(&mut per_channel);
         return Ok(());
     }
+    let weight = sums.nodes.weighted.then(|| sums.nodes.weight());
     let outputs = per_channel.map(|(_, output)| output.map(Output::new));
     if shape.len() == 0 {
         // What is per channel is that of the whole all the same.

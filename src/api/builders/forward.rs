@@ -212,7 +212,7 @@ impl<'a, S: Storage> Statistics<'a, S> {
 fn of_weighted<T: Element>(shape: &Shape, x: Source<'_, T>, weights: &[f64]) -> Result<Vec<Welford>, Error> {
     let mut batch = PartialStatistics::new(shape.channels());
     batch.add_source(shape, (0, Some(weights)), x)?;
-    batch.check_weights()?;
+    batch.nodes.check_weights()?;
     batch.states()
 }
 
@@ -400,7 +400,7 @@ impl<'a, S: Storage> Training<'a, S> {
         });
         let all = all_statistics::<S::Arithmetic>(&shape, part, gather)?;
         let checked = checked?;
-        all.check_weights()?;
+        all.nodes.check_weights()?;
         let all = all.states()?;
         check(all.first().map_or(0, Welford::count))?;
         checked.normalize_by(&shape, &all)

@@ -46,7 +46,7 @@ impl Node {
     /// Takes in its neighbour.
     fn append(&mut self, kind: Kind, right: &Self) {
         let counts = (self.count(), right.count());
-        merge(kind, (&mut self.sums, counts.0), (&right.sums, counts.1));
+        merge(kind, self.weight.is_some(), (&mut self.sums, counts.0), (&right.sums, counts.1));
         self.samples.end = right.samples.end;
         self.weight = self.weight.map(|weight| weight + counts.1);
     }
@@ -133,6 +133,11 @@ impl Nodes {
     /// As often as they count.
     pub fn weight(&self) -> f64 {
         self.join_by(&mut |_, _| ())
+    }
+
+    /// That there are elements that count, if there are any.
+    pub fn check_weights(&self) -> Result<(), Error> {
+        if self.elements() > 0 && self.count() == 0 { Err(Error::NoSampleWeight) } else { Ok(()) }
     }
 
     /// How many elements the states of this are of: the weight as a whole number.
@@ -307,7 +312,8 @@ impl Nodes {
         }
         self.join_by(&mut |left, right| {
             let (before, from) = sums.split_at_mut(right.place);
-            merge(self.kind, (&mut before[left.place], left.count), (&from[0], right.count));
+            let left = (&mut before[left.place][..], left.count);
+            merge(self.kind, self.weighted, left, (&from[0], right.count));
         });
         match sums.into_iter().next() {
             Some(sums) => Ok(sums),
@@ -361,7 +367,8 @@ impl Nodes {
                 return false;
             }
             let elements = ((samples.end - samples.start) * spatial) as f64;
-            if weight.is_some_and(|weight| !(0.0..=elements * LARGEST_WEIGHT).contains(&weight)) {
+            let weights = *spatial as f64 / LARGEST_WEIGHT..=elements * LARGEST_WEIGHT;
+            if weight.is_some_and(|weight| weight != 0.0 && !weights.contains(&weight)) {
                 return false;
             }
             before = (*spatial, samples.end);
@@ -396,7 +403,9 @@ fn count_of(weight: f64) -> u64 {
 /// Elements per channel of some samples, as often as they count.
 fn weight_of(shape: &Shape, samples: &Samples<'_>) -> f64 {
     let mut weight = 0.0;
-    if let Some(geometry) = shape.geometry() {
+    // Of one channel, if there is none.
+    let single = || Shape::new(shape.layout(), shape.batch(), 1, shape.spatial_dims()).ok()?.geometry();
+    if let Some(geometry) = shape.geometry().or_else(single) {
         environment::in_default(|| weight = samples.count_all(&geometry));
     }
     weight
@@ -430,11 +439,12 @@ fn join_tree(weighted: bool, (first, nodes): (usize, &[Node]), merge: &mut dyn F
 }
 
 /// left := left and right together, by the elements per channel of each, as often as they count.
-fn merge(kind: Kind, left: (&mut [u64], f64), right: (&[u64], f64)) {
+fn merge(kind: Kind, weighted: bool, left: (&mut [u64], f64), right: (&[u64], f64)) {
     // Of tensors without positions, and elements without weights, there is nothing to merge.
     if left.1 == 0.0 {
         left.0.copy_from_slice(right.0);
     } else if right.1 != 0.0 {
-        (kind.arithmetic().merge)(left.0, right.0, MergeWeights::new(left.1, right.1));
+        let weights = if weighted { MergeWeights::of_weights } else { MergeWeights::new };
+        (kind.arithmetic().merge)(left.0, right.0, weights(left.1, right.1));
     }
 }

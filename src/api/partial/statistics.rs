@@ -95,7 +95,11 @@ impl<T: Element> PartialStatistics<T> {
     /// the same bits wherever the batch is split.
     ///
     /// The states' count is the sum of the weights times S as a whole number, one at least: weights that are importances of samples and no numbers of
-    /// copies are best made 1 on average, so that the unbiased variance is that of as many elements as there are.
+    /// copies are best made 1 on average, so that the unbiased variance is that of as many elements as there are. (Of one there is none:
+    /// running statistics by it are [`Error::SingleElement`].)
+    ///
+    /// Each sample is a block of its own. Where planes have few positions, of `[N, C]` most of all, that takes many times as long as
+    /// without weights.
     ///
     /// ```
     /// use batchnorm::{PartialStatistics, Shape};
@@ -165,12 +169,6 @@ impl<T: Element> PartialStatistics<T> {
             });
         }
         Ok(states)
-    }
-
-    /// That there are elements that count, if there are any.
-    pub(crate) fn check_weights(&self) -> Result<(), Error> {
-        let none = self.nodes.elements() > 0 && self.nodes.count() == 0;
-        if none { Err(Error::NoSampleWeight) } else { Ok(()) }
     }
 
     /// All of it as bytes, to be stored or sent: a header with a version, some 24 bytes (f64: 40) per channel of each of its nodes
