@@ -125,9 +125,7 @@ where
         if !self.sum_and_map(task, part) {
             M::sums(task, T::Plain::default(), [self.x], part);
         }
-        // One f32 element is its own mean, exactly, and deviates by nothing.
-        let looks = if count == 1.0 && !T::PAIRS { 0 } else { T::LOOKS };
-        for look in 0..looks {
+        for look in 0..T::LOOKS {
             let again = T::look_again(task.level, &mut task.scratch.sums, (channels.len(), count), look == 0);
             if !again {
                 break;
