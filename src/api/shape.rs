@@ -9,7 +9,7 @@ use crate::ground::geometry::{Geometry, Pattern};
 use crate::kernel::bits::words;
 use crate::schedule::blocks::granularity;
 #[cfg(feature = "tuning")]
-use crate::schedule::{plan::Plan, policies::Traffic};
+use crate::schedule::{blocks::Samples, plan::Plan, policies::Traffic};
 
 /// The spatial axes that a shape keeps one by one.
 const SPATIAL_AXES: usize = 6;
@@ -316,7 +316,7 @@ impl TryFrom<Dims> for Shape {
 pub fn plan<T>(shape: &Shape, (reads, reduces, maps): (usize, bool, bool)) -> String {
     let traffic =
         Traffic { element: size_of::<T>(), arithmetic: size_of::<T>(), reads, beside: 0, reduces, maps };
-    let plan = |geometry: Geometry| Plan::of(&geometry, 0..geometry.samples(), traffic);
+    let plan = |geometry: Geometry| Plan::of(&geometry, &Samples::all(&geometry), traffic);
     shape.geometry().map_or_else(String::new, |geometry| format!("{:?}", plan(geometry)))
 }
 

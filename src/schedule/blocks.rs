@@ -52,6 +52,11 @@ pub struct Samples<'a> {
 }
 
 impl Samples<'_> {
+    /// All of a problem, without weights.
+    pub fn all(geometry: &Geometry) -> Self {
+        Self { first: 0, end: geometry.samples(), weights: None }
+    }
+
     /// The weight of a block's elements, which are of one sample if there are weights.
     pub fn weight(&self, geometry: &Geometry, block: &Block) -> f64 {
         let sample = if geometry.positions_are_samples() { &block.positions } else { &block.samples };
@@ -91,7 +96,7 @@ impl Blocks {
     /// Of all samples.
     #[cfg(test)]
     pub fn of(geometry: &Geometry) -> Self {
-        Self::of_samples(geometry, &Samples { first: 0, end: geometry.samples(), weights: None })
+        Self::of_samples(geometry, &Samples::all(geometry))
     }
 
     /// Of these samples, the first of which is taken for a multiple of the granularity; with weights each is a block of its own.

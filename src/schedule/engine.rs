@@ -125,7 +125,7 @@ pub fn run<T: Vectorized, O: Operation<T>>(
 
 /// The samples that an operation reduces.
 fn samples_of<'a, T: Vectorized, O: Operation<T>>(geometry: &Geometry, operation: &'a O) -> Samples<'a> {
-    operation.samples().unwrap_or(Samples { first: 0, end: geometry.samples(), weights: None })
+    operation.samples().unwrap_or(Samples::all(geometry))
 }
 
 /// The same by a plan of the caller's.
