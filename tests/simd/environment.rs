@@ -19,6 +19,7 @@ mod control {
     /// Of those only, the flags are set before a call and looked at after it.
     pub const FLAGS: u64 = 0b01_0101;
     /// All of them.
+    #[cfg(feature = "rayon")]
     pub const STICKY: u64 = 0b11_1111;
     /// Of exceptions that are not to end the program.
     pub const MASKS: u64 = 0x1F80;
@@ -55,6 +56,7 @@ mod control {
     pub const DEFAULT: u64 = 0;
     pub const FLAGS: u64 = 0;
     /// They are in another register.
+    #[cfg(feature = "rayon")]
     pub const STICKY: u64 = 0;
     pub const MASKS: u64 = 0;
     /// FZ, up, down, towards zero, the latter with FZ, and default NaNs.
