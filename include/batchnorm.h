@@ -505,7 +505,7 @@ typedef struct batchnorm_backward_args {
   size_t sums_len;
   /**
    * The forward pass's weights, one per sample: dy and dx are of one copy of a sample, gradients per channel of all. Null for
-   * none; not looked at beside sums.
+   * none; beside sums, which have them, they change nothing.
    */
   const double *weights;
 } batchnorm_backward_args;

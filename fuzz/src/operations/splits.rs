@@ -58,7 +58,9 @@ pub fn parts<T: Contract>(problem: &Problem, run: Run, split: &Split) {
         let mut sums = [(); 2].map(|()| zeros(c));
         let training = Training::new(&shape, params).x(&x).y(&mut y).states(&mut states);
         let trained = weights.into_iter().fold(training, Training::weights).run();
-        if weights.is_some_and(|weights| weights.iter().all(|weight| *weight == 0.0)) && shape.per_channel() > 0 {
+        if weights.is_some_and(|weights| weights.iter().all(|weight| *weight == 0.0))
+            && shape.per_channel() > 0
+        {
             assert_eq!(trained, Err(Error::NoSampleWeight));
             return;
         }
