@@ -1,12 +1,12 @@
 //! Sets of running statistics per domain, in one layer: a call changes and uses those of its domain alone.
 
 use batchnorm::{
-    BatchNorm, Domain, Error, Gather, Mode, Parts, Renorm, RunningUpdate, RunningVariance, Shape, UpdateRule,
+    BatchNorm, Domain, Error, Mode, Parts, Renorm, RunningUpdate, RunningVariance, Shape, UpdateRule,
     WeightShape,
 };
 
 use crate::common::matrix::{Bits, Guarded, LAYOUTS, Problem, assert_same, fresh_layer_of};
-use crate::common::others::in_threads;
+use crate::common::others::{in_threads, pass_among};
 
 const MODES: [Mode; 3] = [Mode::Training, Mode::TrainingKeepRunning, Mode::Frozen];
 
@@ -201,11 +201,8 @@ fn layers_among_others_are_one_layer() {
     in_threads(&[0, 32, N], |first, end, mut others| {
         let (range, shape) = (first * 147..end * 147, shape(end - first));
         let (x, dy) = (&problem.x[range.clone()], &problem.dy[range.clone()]);
-        let (mut layer, mut part_y, mut part_dx) = (layer(), vec![0.0; x.len()], vec![0.0; x.len()]);
-        let at = (first as u64, &mut others as &mut dyn Gather);
-        layer.forward_among(Mode::Training, &shape, (x, None), &mut part_y, at).unwrap();
-        let at = (first as u64, &mut others as &mut dyn Gather);
-        layer.backward_among(&shape, (x, dy), (&mut part_dx, None), at).unwrap();
+        let mut layer = layer();
+        let [part_y, part_dx] = pass_among(&mut layer, &shape, (x, dy), (first, &mut others));
         assert_same("y", &part_y, &y[range.clone()]);
         assert_same("dx", &part_dx, &dx[range]);
         assert_eq!((&layer, layer.dgamma()), (&whole, whole.dgamma()));

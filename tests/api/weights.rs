@@ -1,12 +1,12 @@
 //! Weights of samples: what is refused, the layer, data that come batch by batch.
 
 use batchnorm::{
-    Backward, BatchNorm, Error, Gather, Gradients, Mode, Params, PartialGradients, PartialStatistics, Shape,
+    Backward, BatchNorm, Error, Gradients, Mode, Params, PartialGradients, PartialStatistics, Shape,
     Statistics, StreamingStatistics, Training, Welford,
 };
 
 use crate::common::matrix::{Bits, Guarded, LAYOUTS, Problem, assert_same, fresh_layer_of};
-use crate::common::others::in_threads;
+use crate::common::others::{in_threads, pass_among};
 
 const MODES: [Mode; 3] = [Mode::Training, Mode::TrainingKeepRunning, Mode::Frozen];
 
@@ -224,11 +224,7 @@ fn processes_share_weights() {
         layer.set_weights(Some(weights[first..end].to_vec())).unwrap();
         let (shape, range) = (Shape::nchw(&[end - first, 5, 3, 2]).unwrap(), first * each..end * each);
         let [x, dy] = [&problem.x, &problem.dy].map(|tensor| &tensor[range.clone()]);
-        let [mut part_y, mut part_dx] = [(); 2].map(|()| vec![0.0; x.len()]);
-        let at = (first as u64, &mut others as &mut dyn Gather);
-        layer.forward_among(Mode::Training, &shape, (x, None), &mut part_y, at).unwrap();
-        let at = (first as u64, &mut others as &mut dyn Gather);
-        layer.backward_among(&shape, (x, dy), (&mut part_dx, None), at).unwrap();
+        let [part_y, part_dx] = pass_among(&mut layer, &shape, (x, dy), (first, &mut others));
         assert_same("y", &part_y, &y[range.clone()]);
         assert_same("dx", &part_dx, &dx[range]);
         assert_eq!((layer.dgamma(), layer.dbeta()), (whole.dgamma(), whole.dbeta()));

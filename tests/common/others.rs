@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Barrier, Mutex};
 
-use batchnorm::{Error, Gather};
+use batchnorm::{BatchNorm, Error, Gather, Mode, Shape};
 
 /// Threads that tell each other bytes.
 #[derive(Clone)]
@@ -29,6 +29,19 @@ impl Gather for Others {
         self.barrier.wait();
         Ok(())
     }
+}
+
+/// A training pass and its backward pass over a part of a batch, from this sample of it on: y and dx.
+pub fn pass_among(
+    layer: &mut BatchNorm<f32>,
+    shape: &Shape,
+    (x, dy): (&[f32], &[f32]),
+    (first, others): (usize, &mut Others),
+) -> [Vec<f32>; 2] {
+    let [mut y, mut dx] = [(); 2].map(|()| vec![0.0; x.len()]);
+    layer.forward_among(Mode::Training, shape, (x, None), &mut y, (first as u64, &mut *others)).unwrap();
+    layer.backward_among(shape, (x, dy), (&mut dx, None), (first as u64, others)).unwrap();
+    [y, dx]
 }
 
 /// Runs a part of a batch in a thread each, with where it begins and ends.
