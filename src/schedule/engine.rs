@@ -232,6 +232,7 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
         let mut partial = Vec::new();
         if self.operation.reduces() {
             partial = filled(chunks.saturating_mul(c), O::State::default())?;
+            let nodes = self.chunk_nodes()?;
             let states = Output::new(&mut partial);
             // A task's range of units is a range of chunks, of one group mostly.
             self.tasks(chunks * groups, (tasks, false), |units, task: &mut Task<'_, T>, waiting| {
@@ -248,7 +249,7 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
                 }
             });
             if chunks > 1 {
-                self.merge_chunks(&states, tasks);
+                self.merge_chunks(&states, &nodes, tasks);
             }
         }
         if self.operation.concludes() {
@@ -299,8 +300,8 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
     }
 
     /// Merges the chunks' states into the first chunk's, which become the channels'.
-    fn merge_chunks(&self, states: &Output<'_, O::State>, tasks: usize) {
-        let (c, chunks) = (self.geometry.c, self.plan.blocks.chunks());
+    fn merge_chunks(&self, states: &Output<'_, O::State>, nodes: &[Node], tasks: usize) {
+        let c = self.geometry.c;
         let tasks = if self.plan.merge_in_parallel { tasks } else { 1 };
         self.tasks(c.div_ceil(GROUP), (tasks, false), |groups, task: &mut Task<'_, T>, _| {
             for channels in groups.flatten().map(|group| self.derived(group)) {
@@ -312,11 +313,9 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
                     self.merge((of(left.place), left.count), (of(right.place), right.count));
                 };
                 let mut tree = Tree::EMPTY;
-                for place in 0..chunks {
-                    let blocks = self.plan.blocks.chunk(place);
-                    let leaf = self.plan.blocks.leaf(blocks.start);
-                    tree.complete(leaf, &mut merge);
-                    tree.push(Node { leaf, count: self.count(blocks), place });
+                for node in nodes {
+                    tree.complete(node.leaf, &mut merge);
+                    tree.push(*node);
                 }
                 tree.finish(&mut merge);
                 self.operation.follow(task, &channels, of(0), OUTPUTS);
@@ -329,10 +328,18 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
         group * GROUP..((group + 1) * GROUP).min(self.geometry.c)
     }
 
-    /// The elements per channel of some blocks.
-    fn count(&self, blocks: Range<usize>) -> f64 {
-        let leaf = |index| (self.plan.blocks.leaf(index), self.count_of(&self.plan.blocks.get(index)));
-        Tree::count(blocks.map(leaf))
+    /// The chunks as nodes of the tree, which are the same for all channels; none where nothing merges.
+    fn chunk_nodes(&self) -> Result<Vec<Node>, Error> {
+        let blocks = &self.plan.blocks;
+        let mut nodes = filled(if blocks.chunks() > 1 { blocks.chunks() } else { 0 }, Node::default())?;
+        let leaf = |index| (blocks.leaf(index), self.count_of(&blocks.get(index)));
+        environment::in_default(|| {
+            for (place, node) in nodes.iter_mut().enumerate() {
+                let chunk = blocks.chunk(place);
+                *node = Node { leaf: blocks.leaf(chunk.start), count: Tree::count(chunk.map(leaf)), place };
+            }
+        });
+        Ok(nodes)
     }
 
     fn count_of(&self, block: &Block) -> f64 {

@@ -30,9 +30,9 @@ impl Pool for Rayon {
     }
 
     /// Whether the last large call of this thread ended so short a while ago that the threads that took part in it are awake:
-    /// they look for work for ten to twenty microseconds. If none took part, as in the first of many calls in a row, they
-    /// wake up once.
+    /// they look for more for a while. If none took part, as in the first of many calls in a row, they wake up once.
     fn awake(&self) -> bool {
+        // As long as rayon's threads look for work before they sleep.
         const AWAKE: Duration = Duration::from_micros(20);
         ENDED.get().is_some_and(|ended| ended.elapsed() < AWAKE)
     }

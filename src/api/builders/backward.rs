@@ -358,7 +358,7 @@ fn follow<T: Element>(
     mut per_channel: PerChannel<'_, T>,
 ) -> Result<(), Error> {
     shape.check_channels("partial sums", sums.nodes.channels)?;
-    let joined = sums.nodes.joined()?;
+    let (joined, weight) = sums.nodes.joined()?;
     if job.count().is_some() {
         sums.nodes.check_weights()?;
     }
@@ -366,7 +366,7 @@ fn follow<T: Element>(
         no_sums(&mut per_channel);
         return Ok(());
     }
-    let weight = sums.nodes.weighted.then(|| sums.nodes.weight());
+    let weight = sums.nodes.weighted.then_some(weight);
     let outputs = per_channel.map(|(_, output)| output.map(Output::new));
     if shape.len() == 0 {
         // What is per channel is that of the whole all the same.

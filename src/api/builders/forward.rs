@@ -412,7 +412,6 @@ impl<'a, S: Storage> Training<'a, S> {
         let affine = params.checked(shape.channels())?;
         let states = given("states", states)?;
         check_len("states", states.len(), shape.channels())?;
-        check_sample_weights(&shape, weights)?;
         if let Some(Renormalize { limits, running, .. }) = &renorm {
             limits.check_with(shape.channels(), *running, &params)?;
         }

@@ -130,11 +130,6 @@ impl Nodes {
         self.nodes.iter().map(Node::elements).sum()
     }
 
-    /// As often as they count.
-    pub fn weight(&self) -> f64 {
-        self.join_by(&mut |_, _| ())
-    }
-
     /// That there are elements that count, if there are any.
     pub fn check_weights(&self) -> Result<(), Error> {
         if self.elements() > 0 && self.count() == 0 { Err(Error::NoSampleWeight) } else { Ok(()) }
@@ -142,7 +137,7 @@ impl Nodes {
 
     /// How many elements the states of this are of: the weight as a whole number.
     pub fn count(&self) -> u64 {
-        if self.weighted { count_of(self.weight()) } else { self.elements() }
+        if self.weighted { count_of(self.join_by(&mut |_, _| ())) } else { self.elements() }
     }
 
     /// Takes in a part of this shape, from sample `first` of the batch on, node by node, with a weight for each sample or none: `sum`
@@ -294,15 +289,15 @@ impl Nodes {
         }
     }
 
-    /// The sums of all samples that there are.
-    pub fn joined<V: Sum>(&self) -> Result<Vec<V>, Error> {
-        let (numbers, mut sums) = (self.joined_numbers()?, filled(self.channels, V::default())?);
+    /// The sums of all samples that there are, and how often their elements count.
+    pub fn joined<V: Sum>(&self) -> Result<(Vec<V>, f64), Error> {
+        let ((numbers, weight), mut sums) = (self.joined_numbers()?, filled(self.channels, V::default())?);
         let each = numbers.chunks_exact(V::COUNT);
         sums.iter_mut().zip(each).for_each(|(sums, numbers)| *sums = V::of_numbers(numbers));
-        Ok(sums)
+        Ok((sums, weight))
     }
 
-    fn joined_numbers(&self) -> Result<Vec<u64>, Error> {
+    fn joined_numbers(&self) -> Result<(Vec<u64>, f64), Error> {
         let mut sums: Vec<Vec<u64>> = Vec::new();
         reserved(&mut sums, self.nodes.len())?;
         for node in &self.nodes {
@@ -310,14 +305,14 @@ impl Nodes {
             copy.copy_from_slice(&node.sums);
             sums.push(copy);
         }
-        self.join_by(&mut |left, right| {
+        let weight = self.join_by(&mut |left, right| {
             let (before, from) = sums.split_at_mut(right.place);
             let left = (&mut before[left.place][..], left.count);
             merge(self.kind, self.weighted, left, (&from[0], right.count));
         });
         match sums.into_iter().next() {
-            Some(sums) => Ok(sums),
-            None => room(self.kind, self.channels),
+            Some(sums) => Ok((sums, weight)),
+            None => Ok((room(self.kind, self.channels)?, weight)),
         }
     }
 

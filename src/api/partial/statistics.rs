@@ -157,12 +157,12 @@ impl<T: Element> PartialStatistics<T> {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn states(&self) -> Result<Vec<Welford>, Error> {
-        let (count, sums) = (self.nodes.count(), self.nodes.joined::<T::Moments>()?);
+        let (count, (sums, weight)) = (self.nodes.count(), self.nodes.joined::<T::Moments>()?);
         let mut states = filled(sums.len(), Welford::new())?;
         if count > 0 {
             environment::in_default(|| {
                 // The variance is m2 over the count, not over the weight.
-                let by = self.nodes.weighted.then(|| count as f64 / self.nodes.weight());
+                let by = self.nodes.weighted.then(|| count as f64 / weight);
                 let of =
                     |moments: T::Moments| Welford::of(count, by.map_or(moments, |by| moments.weighed(by)));
                 states.iter_mut().zip(&sums).for_each(|(state, moments)| *state = of(*moments));
