@@ -1,5 +1,5 @@
 // batchnorm for C++17: batchnorm.h with its types back. Elements are template parameters, tensors and vectors are anything
-// contiguous (or pointer and size), whose lengths are checked; what is wrong with a call is thrown as batchnorm::error.
+// contiguous (or pointer and size), whose lengths are checked; what is wrong with a call is thrown as batchnorm::error, by run().
 // Tensors may be of 16-bit numbers too: then everything that has one value per channel is of float.
 //
 //   std::vector<float> x = {1, 8, 3, 12, 1, 8, 3, 12}, y(8);
@@ -289,33 +289,47 @@ class operation {
     args_.size = sizeof args_;
   }
 
+  // A wrong length is thrown by run(), so that run_among() has told the other processes before.
   template <typename Value>
-  static Value *of_length(const char *name, span<Value> values, std::size_t len) {
-    if (values.data() != nullptr && values.size() != len) {
-      throw error(BATCHNORM_STATUS_SIZE, std::string(name) + " has length " + std::to_string(values.size()) +
-                                             ", must have length " + std::to_string(len));
+  Value *of_length(const char *name, span<Value> values, std::size_t len) {
+    if (values.data() != nullptr && values.size() != len && wrong_.empty()) {
+      wrong_ = std::string(name) + " has length " + std::to_string(values.size()) + ", must have length " +
+               std::to_string(len);
     }
     return values.data();
   }
   template <typename Value>
-  Value *tensor(const char *name, span<Value> values) const {
+  Value *tensor(const char *name, span<Value> values) {
     return of_length(name, values, len_);
   }
   template <typename Value>
-  Value *vector(const char *name, span<Value> values) const {
+  Value *vector(const char *name, span<Value> values) {
     return of_length(name, values, channels_);
   }
   template <typename Value>
-  Value *bits(const char *name, span<Value> words) const {
+  Value *bits(const char *name, span<Value> words) {
     return of_length(name, words, mask_len_);
   }
   template <typename Value>
-  Value *per_sample(const char *name, span<Value> values) const {
+  Value *per_sample(const char *name, span<Value> values) {
     return of_length(name, values, problem_.batch);
+  }
+
+  // Calls the C interface, by way of a null x where a length is wrong: it tells the other processes that there is an error.
+  template <typename Call>
+  void run_with(Args args, Call call) const {
+    if (!wrong_.empty()) args.x = nullptr;
+    const batchnorm_status status = call(&problem_, &args);
+    check_lengths();
+    check(status);
+  }
+  void check_lengths() const {
+    if (!wrong_.empty()) throw error(BATCHNORM_STATUS_SIZE, wrong_);
   }
 
   template <typename Call>
   batchnorm::part part_of(Call call) const {
+    check_lengths();
     std::size_t len = batchnorm_part_len(&problem_);
     if (len == 0) {
       throw error(BATCHNORM_STATUS_OVERFLOW, "the bytes of a part overflow");
@@ -331,6 +345,9 @@ class operation {
   std::size_t mask_len_;
   std::size_t channels_;
   Args args_ = {};
+
+ private:
+  std::string wrong_;
 };
 
 }  // namespace detail
@@ -365,7 +382,10 @@ class statistics : detail::operation<T, batchnorm_statistics_args> {
   BATCHNORM_ARGUMENT(vector, statistics, state, states)
   // How often each sample counts; also of a part, whose samples' they are.
   BATCHNORM_ARGUMENT(per_sample, statistics, const double, weights)
-  void run() const { check(batchnorm_statistics(&this->problem_, &this->args_)); }
+  void run() const {
+    this->check_lengths();
+    check(batchnorm_statistics(&this->problem_, &this->args_));
+  }
   // The sums of a part of a batch, whose first sample has this number in the batch.
   batchnorm::part part(std::uint64_t first) const {
     auto args = this->args_;
@@ -393,13 +413,16 @@ class training : detail::operation<T, batchnorm_training_args, Y> {
   BATCHNORM_ARGUMENT(per_sample, training, const double, weights)
   BATCHNORM_ACTIVATION(training)
   BATCHNORM_EPS(training)
-  void run() const { check(batchnorm_training(&this->problem_, &this->args_)); }
+  void run() const {
+    this->check_lengths();
+    check(batchnorm_training(&this->problem_, &this->args_));
+  }
   // Where x is a part of a batch, whose first sample has this number in the batch, and other processes have the others.
   void run_among(std::uint64_t first, const batchnorm_gather &gather) const {
     auto args = this->args_;
     args.first = first;
     args.gather = &gather;
-    check(batchnorm_training(&this->problem_, &args));
+    this->run_with(args, batchnorm_training);
   }
 };
 
@@ -420,7 +443,10 @@ class inference : detail::operation<T, batchnorm_inference_args, Y> {
   BATCHNORM_ARGUMENT(bits, inference, std::uint64_t, mask)
   BATCHNORM_ACTIVATION(inference)
   BATCHNORM_EPS(inference)
-  void run() const { check(batchnorm_inference(&this->problem_, &this->args_)); }
+  void run() const {
+    this->check_lengths();
+    check(batchnorm_inference(&this->problem_, &this->args_));
+  }
 };
 
 // The gradients of training (with its states) or of inference (with its mean and var). dy and dz are of y's element.
@@ -447,14 +473,16 @@ class backward : detail::operation<T, batchnorm_backward_args, Y> {
   BATCHNORM_EPS(backward)
   // The joined sums of all parts of the batch that x is a part of, which have to stay where they are.
   backward &sums(const batchnorm::part &sums) {
-    if (sums.empty()) {
-      throw error(BATCHNORM_STATUS_BYTES, "sums has no bytes, must be joined parts");
-    }
-    this->args_.sums = sums.data();
+    // No bytes are an error, where null would be no sums.
+    static const unsigned char none = 0;
+    this->args_.sums = sums.empty() ? &none : sums.data();
     this->args_.sums_len = sums.size();
     return *this;
   }
-  void run() const { check(batchnorm_backward(&this->problem_, &this->args_)); }
+  void run() const {
+    this->check_lengths();
+    check(batchnorm_backward(&this->problem_, &this->args_));
+  }
   // The sums of a part of a batch, whose first sample has this number in the batch; states are those of the whole.
   batchnorm::part part(std::uint64_t first) const {
     auto args = this->args_;
@@ -470,7 +498,7 @@ class backward : detail::operation<T, batchnorm_backward_args, Y> {
     auto args = this->args_;
     args.first = first;
     args.gather = &gather;
-    check(batchnorm_backward(&this->problem_, &args));
+    this->run_with(args, batchnorm_backward);
   }
 };
 
@@ -492,7 +520,10 @@ class update_running : detail::operation<T, batchnorm_update_running_args> {
     this->args_.unbiased = unbiased ? 1 : 0;
     return *this;
   }
-  void run() const { check(batchnorm_update_running(&this->problem_, &this->args_)); }
+  void run() const {
+    this->check_lengths();
+    check(batchnorm_update_running(&this->problem_, &this->args_));
+  }
 
  private:
   update_running &rule(std::uint32_t rule, double factor, std::uint64_t batches) {
@@ -514,7 +545,10 @@ class step : detail::operation<T, batchnorm_step_args> {
     this->args_.lr = lr;
     return *this;
   }
-  void run() const { check(batchnorm_step(&this->problem_, &this->args_)); }
+  void run() const {
+    this->check_lengths();
+    check(batchnorm_step(&this->problem_, &this->args_));
+  }
 };
 
 // Batch renormalization: r and d of each channel within these limits, and the gamma and beta that inference and backward by the
@@ -537,7 +571,10 @@ class renorm : detail::operation<T, batchnorm_renorm_args> {
   BATCHNORM_ARGUMENT(vector, renorm, arithmetic<T>, renorm_gamma)
   BATCHNORM_ARGUMENT(vector, renorm, arithmetic<T>, renorm_beta)
   BATCHNORM_EPS(renorm)
-  void run() const { check(batchnorm_renorm(&this->problem_, &this->args_)); }
+  void run() const {
+    this->check_lengths();
+    check(batchnorm_renorm(&this->problem_, &this->args_));
+  }
 };
 
 // Folds inference by a mean and a variance into the weights and the bias of the layer before, whose output channels the
@@ -563,7 +600,10 @@ class fold : detail::operation<T, batchnorm_fold_args, B> {
   BATCHNORM_ARGUMENT(tensor, fold, T, weight)
   BATCHNORM_ARGUMENT(vector, fold, B, bias)
   BATCHNORM_EPS(fold)
-  void run() const { check(batchnorm_fold(&this->problem_, &this->args_)); }
+  void run() const {
+    this->check_lengths();
+    check(batchnorm_fold(&this->problem_, &this->args_));
+  }
 };
 
 #undef BATCHNORM_ARGUMENT

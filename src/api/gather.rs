@@ -14,7 +14,7 @@ use crate::operations::Element;
 /// Every process of the group calls it as often as the others, in the same order of calls; a call of an operation is one call of
 /// this. A process whose own part is in error tells no bytes, so that the operation is an error in all and no one waits; an
 /// operation that returns an error of its arguments has told so. Whether a process that is gone is noticed, and when, is the
-/// transport's.
+/// transport's; a gather that fails in one process should fail in all, or the others go on to their next one, and wait.
 ///
 /// ```
 /// use batchnorm::{Error, Gather};

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::api::builders::operands::check_sample_weights;
 use crate::api::partial::nodes::Nodes;
 use crate::api::partial::statistics::PartialStatistics;
 use crate::api::shape::Shape;
@@ -80,7 +81,8 @@ impl StreamingStatistics {
 
     /// Takes in one batch whose samples have weights, one each: [`PartialStatistics::add_weighted`]. Batches of one arithmetic with weights
     /// that come one after the other are one batch, cut anywhere, of samples of any sizes. What comes beside, without weights or by
-    /// [`merge`](Self::merge), merges by the states' counts, which are whole numbers: sums of weights should be large, or whole, then.
+    /// [`merge`](Self::merge), merges by the states' counts, which are whole numbers: sums of weights should be large, or whole, then. A batch without elements, or what has
+    /// seen none, changes nothing.
     ///
     /// ```
     /// use batchnorm::{Shape, StreamingStatistics};
@@ -104,6 +106,12 @@ impl StreamingStatistics {
 
     fn take_in<S: Storage>(&mut self, shape: &Shape, x: &[S], weights: Option<&[f64]>) -> Result<(), Error> {
         shape.check_channels("statistics", self.states.len())?;
+        shape.check_tensor("x", x.len())?;
+        check_sample_weights(shape, weights)?;
+        // What has no elements leaves what comes before and after it one batch.
+        if shape.per_channel() == 0 {
+            return Ok(());
+        }
         let c = self.states.len();
         let mut last = PartialStatistics::<S::Arithmetic>::new(c);
         let goes_on = |so_far: &&Nodes| {
@@ -132,6 +140,9 @@ impl StreamingStatistics {
     /// [`Error::Length`] if it has another number of channels.
     pub fn merge(&mut self, other: &Self) -> Result<(), Error> {
         check_len("other", other.states.len(), self.states.len())?;
+        if other.states.iter().all(|state| state.count() == 0) {
+            return Ok(());
+        }
         merge_all(&mut self.states, &other.states);
         self.before.clone_from(&self.states);
         self.last = None;

@@ -22,7 +22,8 @@ pub type Collect = unsafe extern "C" fn(argument: *mut c_void, bytes: *const c_v
 /// How the processes that have parts of a batch hear of each other: a function that gets `context`, and neither throws nor jumps out.
 ///
 /// All processes call the same operations in the same order, with their parts of one batch each. One whose arguments are in error
-/// tells the others so, by no bytes, and the operation fails in all; but for args and gather themselves, which it could not. With MPI:
+/// tells the others so, by no bytes, and the operation fails in all; but for args and gather themselves, which it could not. Where
+/// gather itself fails in one process alone, the others go on to their next call, and wait there. With MPI:
 ///
 ///   static int32_t gather(void *context, const void *bytes, size_t len, batchnorm_collect collect, void *argument) {
 ///     MPI_Comm *comm = context;
@@ -273,14 +274,14 @@ pub unsafe extern "C" fn batchnorm_part_states(
             )
         };
         let nodes = bytes::read(part)?;
+        if nodes.channels != channels {
+            let message = format!("part has {} channels, must have {channels}", nodes.channels);
+            return Err(Failure(Status::Part, message));
+        }
         let all = match nodes.kind.double {
             true => PartialStatistics::<f64>::of_nodes(nodes)?.states()?,
             false => PartialStatistics::<f32>::of_nodes(nodes)?.states()?,
         };
-        if all.len() != channels {
-            let message = format!("part has {} channels, must have {channels}", all.len());
-            return Err(Failure(Status::Part, message));
-        }
         states.copy_from_slice(&all);
         Ok(())
     })

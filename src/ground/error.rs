@@ -130,7 +130,7 @@ pub enum Error {
         channel: usize,
         /// The count of its state.
         got: u64,
-        /// The elements per channel of the shape.
+        /// The elements per channel of the shape, or of the sums over all of a batch that are given.
         expected: u64,
     },
     /// `backward` on a layer that has had no forward pass to go back through, but for inference.
@@ -243,6 +243,9 @@ impl fmt::Display for Error {
                  was asked to write by its mask"
             ),
             Error::Missing { argument } => write!(f, "{argument} is missing, must be given"),
+            Error::Twice { argument: "sums" } => {
+                write!(f, "sums is given where the sums of all parts are gathered, must be left out")
+            }
             Error::Twice { argument } => {
                 write!(f, "{argument} has more than one place to go to, must have one: its own or an input's")
             }
@@ -276,11 +279,12 @@ impl fmt::Display for Error {
             ),
             Error::SingleElement => write!(
                 f,
-                "running variance is unbiased (m / (m - 1)), so m = N * S must be at least 2, but is 1"
+                "running variance is unbiased (m / (m - 1)), so m, N * S or the weights' sum times S, must be at least 2, but is 1"
             ),
             Error::Count { channel, got, expected } => write!(
                 f,
-                "states[{channel}] counts {got} elements, must count the {expected} elements per channel of the shape"
+                "states[{channel}] counts {got} elements, must count the {expected} elements per channel of the shape, or of the sums \
+                 that are given"
             ),
             Error::NoForward => {
                 write!(

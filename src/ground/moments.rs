@@ -218,6 +218,9 @@ pub fn are_moments(mean: f64, m2: f64, low: [f64; 2]) -> bool {
     small && (poisoned || finite)
 }
 
+/// What m2 of f32 elements cannot be: 2^64 of them, of weights up to 2^60, whose deviations are below 2^129.
+const LARGEST_M2: f64 = f64::from_bits((1023 + 382) << 52);
+
 impl Sum for Moments {
     fn with(self, others: Self, weights: MergeWeights) -> Self {
         self.merge(others, weights)
@@ -240,7 +243,8 @@ impl Sum for Moments {
     }
 
     fn are_possible(&self) -> bool {
-        are_moments(self.mean, self.m2, [self.mean_low, 0.0])
+        let of_singles = !(self.mean.abs() > f32::MAX.into() || self.m2 > LARGEST_M2);
+        of_singles && are_moments(self.mean, self.m2, [self.mean_low, 0.0])
     }
 }
 

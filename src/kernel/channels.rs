@@ -235,6 +235,9 @@ fn lay_out<T: Scalar>(row: &mut [T], channels: usize, columns: Columns) {
     }
 }
 
+/// What a standard deviation must be at least for the roundings of the mean's low part, a subnormal number, to be 2^-50 of it.
+const LOW_PART: f64 = 1.0 / (1u128 << 100) as f64;
+
 /// The scales of normalization with a batch's own statistics.
 pub struct BatchScales<'a, T: Precision> {
     pub moments: &'a [T::Moments],
@@ -263,12 +266,13 @@ impl<T: Precision> Kernel<T> for BatchScales<'_, T> {
             let shifted = var + eps;
             let invstd = 1.0 / shifted.sqrt();
             let invstd = if shifted == 0.0 { 0.0 } else { invstd };
-            // Equal elements deviate by nothing, whatever eps makes of it.
-            let flat = normalize & (var == 0.0);
-            let gain = scales.gain[i] * if flat { 0.0 } else { invstd };
-            // Deviations of about 1, whatever eps is (of a constant channel, exactly 0); less where what they are
-            // multiplied by would leave the range of normal f32.
-            let wanted = if ordinary(var) { 1.0 } else { 0.5 * inverse_power(half_power(var)) };
+            let gain = scales.gain[i] * invstd;
+            // Deviations of about 1 (of a constant channel, exactly 0), but no more than eps leaves of them, as far as the mean's low
+            // part stays exact: x may be far from these statistics. Less where what they are multiplied by would leave the range of
+            // normal f32.
+            let of_one = 0.5 * inverse_power(half_power(var));
+            let left = power_of_two(invstd).max(of_one * LOW_PART);
+            let wanted = if ordinary(var) { 1.0 } else { at_most(of_one, left) };
             let limited = normalize & (gain != 0.0);
             let most = gain.abs() * (1u128 << 100) as f64;
             let wanted = at_most(wanted, if limited { most } else { f64::INFINITY });
@@ -297,7 +301,7 @@ impl<T: Precision> BatchScales<'_, T> {
     fn in_units<S: Lanes<T>>(self, _: S) {
         let scales = &mut self.scratch.scales;
         scales.start(self.moments.len(), self.gamma);
-        let Self { normalize, eps, count, .. } = self;
+        let Self { eps, count, .. } = self;
         let mut others = false;
         scales.unit = [1.0; GROUP];
         for (i, moments) in self.moments.iter().enumerate().take(GROUP) {
@@ -305,8 +309,7 @@ impl<T: Precision> BatchScales<'_, T> {
             let shifted = var + eps;
             let invstd = 1.0 / shifted.sqrt();
             let invstd = if shifted == 0.0 { 0.0 } else { invstd };
-            let flat = normalize & (var == 0.0);
-            let gain = scales.gain[i] * if flat { 0.0 } else { invstd };
+            let gain = scales.gain[i] * invstd;
             others |= (moments.exponent() != 0) | !ordinary(var);
             scales.set(i, moments.mean(), (invstd, gain), 1.0);
         }
@@ -316,8 +319,7 @@ impl<T: Precision> BatchScales<'_, T> {
                 let (var, exponent) = (moments.m2() / count, moments.exponent());
                 let unit = unit_exponent(var, exponent, eps);
                 let invstd = inverse_std(var, exponent, eps, unit);
-                let flat = normalize & (var == 0.0);
-                let gain = scales.gain[i] * if flat { 0.0 } else { invstd };
+                let gain = scales.gain[i] * invstd;
                 scales.set(i, in_unit(moments.mean(), exponent + unit), (invstd, gain), 1.0);
                 scales.unit[i] = power(unit);
             }

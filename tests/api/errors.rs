@@ -1019,7 +1019,8 @@ fn states_of_another_number_of_elements_are_refused() {
             assert_eq!(
                 message(result),
                 format!(
-                    "states[{channel}] counts {count} elements, must count the 10 elements per channel of the shape"
+                    "states[{channel}] counts {count} elements, must count the 10 elements per channel of the shape, or of the \
+                     sums that are given"
                 )
             );
             dx.assert_untouched("dx");
@@ -1135,8 +1136,7 @@ fn one_element_per_channel_gives_beta() {
 #[test]
 fn the_unbiased_variance_of_one_element_is_an_error_before_any_write() {
     let shape = Shape::nchw(&[1, 2, 1]).unwrap();
-    const TEXT: &str =
-        "running variance is unbiased (m / (m - 1)), so m = N * S must be at least 2, but is 1";
+    const TEXT: &str = "running variance is unbiased (m / (m - 1)), so m, N * S or the weights' sum times S, must be at least 2, but is 1";
     for rule in [UpdateRule::Momentum(0.1), UpdateRule::Decay(0.9), UpdateRule::Cumulative] {
         let unbiased = RunningUpdate { rule, variance: RunningVariance::Unbiased };
         let mut layer = BatchNorm::<f32>::new(2).with_update(unbiased);

@@ -341,3 +341,50 @@ fn what_only_one_process_could_know_is_told() {
         dx.assert_untouched("dx");
     });
 }
+
+/// Of frozen statistics dx takes no sums, and is written with sums of no samples, too.
+#[test]
+fn frozen_gradients_take_sums_of_nothing() {
+    let shape = Shape::nchw(&[2, 1]).unwrap();
+    let (sums, mut dx, mut dbeta) = (PartialGradients::new(1), [99.0f32; 2], [99.0f32]);
+    let call = Backward::new(&shape, Params::new(0.0)).x(&[1.0, 3.0]).dy(&[1.0, 3.0]).frozen(&[0.0], &[1.0]);
+    call.sums(&sums).gradients(Gradients::new().dx(&mut dx).dbeta(&mut dbeta)).run().unwrap();
+    assert_eq!((dx, dbeta), ([1.0, 3.0], [0.0]));
+}
+
+/// Batches without elements, and statistics that have seen none, leave the batches before and after one.
+#[test]
+fn nothing_changes_no_streaming_statistics() {
+    let shape = |n| Shape::nchw(&[n, 1]).unwrap();
+    let batches: [(&[f32], &[f64]); 2] = [(&[3.0, 9.0], &[0.25, 0.125]), (&[20.0, 5.0], &[4.0, 1.0])];
+    let [mut plain, mut disturbed] = [StreamingStatistics::new(1), StreamingStatistics::new(1)];
+    for (x, weights) in batches {
+        plain.update_weighted(&shape(2), x, weights).unwrap();
+        disturbed.update_weighted(&shape(2), x, weights).unwrap();
+        disturbed.update(&shape(0), &[0.0f32; 0]).unwrap();
+        disturbed.update_weighted(&shape(0), &[0.0f64; 0], &[]).unwrap();
+        disturbed.merge(&StreamingStatistics::new(1)).unwrap();
+    }
+    assert_eq!(plain, disturbed);
+    assert!(disturbed.update(&shape(0), &[1.0f32]).is_err());
+}
+
+/// Numbers that no sums over f32 come to, with the right checksum.
+#[test]
+fn sums_beyond_those_of_f32_are_refused() {
+    let part = PartialStatistics::of(&Shape::nchw(&[2, 1]).unwrap(), 0, &[1.0f32, 3.0]).unwrap();
+    let bytes = part.to_bytes().unwrap();
+    let number = |value: f64| value.to_le_bytes();
+    let at = |value: f64| bytes.windows(8).position(|eight| eight == number(value)).unwrap();
+    for (place, value) in [(at(2.0), 1e39), (at(2.0), -1e300)] {
+        let mut forged = bytes.clone();
+        forged[place..place + 8].copy_from_slice(&number(value));
+        let (all, sum) = forged.split_at_mut(bytes.len() - 8);
+        let hash = all.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+        });
+        sum.copy_from_slice(&hash.to_le_bytes());
+        let refused = PartialStatistics::<f32>::from_bytes(&forged);
+        assert_eq!(refused, Err(Error::Bytes { reason: "have numbers that no elements give" }), "{value}");
+    }
+}

@@ -90,7 +90,7 @@ static void fused(const batchnorm::problem &problem, const std::vector<T> &x, co
   }
 
   THROWS(SIZE, "mask has length 2, must have length 1",
-         mask.push_back(0); batchnorm::inference<T>(problem).mask(mask));
+         mask.push_back(0); batchnorm::inference<T>(problem).mask(mask).run());
   THROWS(ACTIVATION, "SiLU goes with no residual",
          batchnorm::inference<T>(problem).x(x).mean(mean).var(var).residual(z).activation(activation::silu()).y(y).run());
   THROWS(CLIP, "clip is from 1.0 to 0.0",
@@ -145,7 +145,7 @@ static void everything(const char *name) {
   renorm(1, 0).run();
   CHECK(r[2] == 1 && d[2] == 0 && scaled[2] == gamma[2] && shifted[2] == beta[2]);
   THROWS(LIMIT, "r_max is 0.5, must be at least 1.0", renorm(0.5, 0).run());
-  THROWS(SIZE, "r has length 24, must have length 3", batchnorm::renorm<T>(problem, 1, 0).r(long_r));
+  THROWS(SIZE, "r has length 24, must have length 3", batchnorm::renorm<T>(problem, 1, 0).r(long_r).run());
   std::vector<T> parameter(gamma.begin(), gamma.end());
   batchnorm::step<T>(problem).lr(0.5).gradient(dbeta).parameter(parameter).run();
   CHECK(std::abs(parameter[1] - (2 - 0.5 * dbeta[1])) < 1e-5);
@@ -165,11 +165,11 @@ static void everything(const char *name) {
 
   fused<T>(problem, x, gamma, states);
 
-  THROWS(SIZE, "x has length 3, must have length 24", batchnorm::training<T>(problem).x(gamma));
-  THROWS(SIZE, "gamma has length 24, must have length 3", batchnorm::training<T>(problem).gamma(x));
+  THROWS(SIZE, "x has length 3, must have length 24", batchnorm::training<T>(problem).x(gamma).run());
+  THROWS(SIZE, "gamma has length 24, must have length 3", batchnorm::training<T>(problem).gamma(x).run());
   THROWS(SIZE, "from has length 3, must have length 1", batchnorm::merge({states.data(), 1}, others));
-  THROWS(SIZE, "weight has length 12, must have length 24", batchnorm::fold<T>(problem, 2, 4).weight(weight));
-  THROWS(SIZE, "bias has length 12, must have length 3", batchnorm::fold<T>(problem, 1, 4).bias(weight));
+  THROWS(SIZE, "weight has length 12, must have length 24", batchnorm::fold<T>(problem, 2, 4).weight(weight).run());
+  THROWS(SIZE, "bias has length 12, must have length 3", batchnorm::fold<T>(problem, 1, 4).bias(weight).run());
   THROWS(GROUPS, "groups is 2, must divide the number of channels, 3",
          batchnorm::fold<T>(problem, 2, 6, 2).mean(mean).var(var).weight(weight).bias(bias).run());
   THROWS(OVERFLOW, "more elements", batchnorm::fold<T>(problem, SIZE_MAX, 2));
@@ -257,7 +257,27 @@ static void halves(const char *name, H (*of)(std::uint16_t), const std::array<st
   batchnorm::fold<H, float>(problem, 1, 4).mean(gamma).var(var).beta(beta).eps(0).weight(over).bias(mean).run();
   CHECK(over[1].bits == number(2).bits && over[0].bits == number(2).bits && mean[0] == 0.5f && mean[1] == 0);
 
-  THROWS(SIZE, "x has length 2, must have length 8", batchnorm::statistics<H>(problem).x({x.data(), 2}));
+  // The other processes hear of a wrong length, too.
+  struct Heard {
+    std::size_t calls, bytes;
+  } heard = {0, 0};
+  batchnorm_gather gather = {};
+  gather.size = sizeof gather;
+  gather.context = &heard;
+  gather.gather = [](void *context, const void *, std::size_t len, batchnorm_collect, void *) -> std::int32_t {
+    auto &heard = *static_cast<Heard *>(context);
+    heard.calls++;
+    heard.bytes += len;
+    return 0;
+  };
+  THROWS(SIZE, "gamma has length 8, must have length 2",
+         batchnorm::training<H>(problem).x(x).gamma({wide_dy.data(), 8}).y(y).states(states).run_among(0, gather));
+  CHECK(heard.calls == 1 && heard.bytes == 0);
+  THROWS(SIZE, "dx has length 1, must have length 8",
+         batchnorm::backward<H>(problem).x(x).dy(dy).states(states).dx({dx.data(), 1}).run_among(0, gather));
+  CHECK(heard.calls == 2 && heard.bytes == 0);
+
+  THROWS(SIZE, "x has length 2, must have length 8", batchnorm::statistics<H>(problem).x({x.data(), 2}).run());
   THROWS(OVERLAP, "x overlaps y",
          batchnorm::inference<float, H>(problem).x(wide).mean(mean).var(var)
              .y({reinterpret_cast<H *>(wide.data()), 8}).run());

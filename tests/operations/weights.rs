@@ -1,7 +1,7 @@
 //! Weights of samples: how often each counts.
 
 use batchnorm::reference::{self, MeanVar};
-use batchnorm::{Gradients, Layout, Training, Welford};
+use batchnorm::{Activation, Gradients, Layout, Params, Shape, Training, Welford};
 use rand::Rng;
 
 use crate::common::data::rng;
@@ -304,5 +304,64 @@ fn far_weights_are_taken() {
                 assert!(near(*far, one * weight), "{far:e}, must be {:e}", one * weight);
             }
         }
+    }
+}
+
+/// y and dx of a sample of weight 0, of whose channel the others are alike, or whose deviation from them is out of any proportion: by
+/// the formulas.
+#[test]
+fn samples_of_weight_0_far_from_the_others() {
+    fn of<T: Bits>(cases: &[[f64; 3]], eps: f64) {
+        for (x, layout, activation) in
+            cases.iter().flat_map(|x| LAYOUTS.map(|layout| (x, layout))).flat_map(|(x, layout)| {
+                [Activation::Identity, Activation::Relu].map(|activation| (x, layout, activation))
+            })
+        {
+            let (shape, weights) = (Shape::new(layout, 3, 1, &[]).unwrap(), [0.0, 1.0, 1.0]);
+            let params = Params::new(eps).activation(activation);
+            let x = x.map(T::from_f64);
+            let dy = [1.0, -2.0, 0.5].map(T::from_f64);
+            let mut states = [Welford::new()];
+            let [mut y, mut dx] = [[T::from_f64(7.0); 3]; 2];
+            Training::new(&shape, params)
+                .x(&x)
+                .y(&mut y)
+                .states(&mut states)
+                .weights(&weights)
+                .run()
+                .unwrap();
+            let backward = batchnorm::Backward::new(&shape, params).x(&x).dy(&dy).states(&states);
+            backward.weights(&weights).gradients(Gradients::new().dx(&mut dx)).run().unwrap();
+
+            let [a, b, c] = x.map(|value| value.to_f64());
+            let (mean, half) = ((b + c) / 2.0, (b - c) / 2.0);
+            let invstd = 1.0 / (half * half + eps).sqrt();
+            let xhat = [a, b, c].map(|x| (x - mean) * invstd);
+            let passes = |u: f64| activation == Activation::Identity || u > 0.0;
+            let g = [0, 1, 2].map(|i| if passes(xhat[i]) { dy[i].to_f64() } else { 0.0 });
+            let (mean_g, along) = ((g[1] + g[2]) / 2.0, (g[1] * xhat[1] + g[2] * xhat[2]) / 2.0);
+            for i in 0..3 {
+                let y_by_formula = if passes(xhat[i]) { xhat[i] } else { 0.0 };
+                let dx_by_formula = (g[i] - mean_g - xhat[i] * along) * invstd;
+                let near = |got: T, expected: f64, size: f64| {
+                    let difference = (got.to_f64() - expected).abs();
+                    assert!(
+                        difference <= size * 1e-6 + 1e-44,
+                        "{x:?} {layout:?} {activation:?} {i}: {got:?}, {expected:?}"
+                    );
+                };
+                near(y[i], y_by_formula, xhat[i].abs());
+                let size = (g[i].abs() + mean_g.abs() + (xhat[i] * along).abs()) * invstd;
+                near(dx[i], dx_by_formula, size);
+            }
+        }
+    }
+    let alike = [[1.0, 0.0, 0.0], [6.0, 5.0, 5.0], [-3e4, 0.1, 0.1], [1.0, -1e-20, -1e-20]];
+    let far = [[1e20, 1e-20, -1e-20], [100.0, 1e-37, -1e-37], [1e10, 3e-30, -1e-30], [1.0, 1e-40, 2e-40]];
+    for eps in [1e-5, 1.0] {
+        of::<f32>(&alike, eps);
+        of::<f64>(&alike, eps);
+        of::<f32>(&far, eps);
+        of::<f64>(&far, eps);
     }
 }

@@ -6,6 +6,7 @@ use candle_nn::{BatchNorm, ModuleT};
 
 use crate::Result;
 use crate::contender::{Contender, Place, Role, Run};
+use crate::number::Number;
 use crate::plain_loops::{Form, Operation};
 use crate::problem::{EPS, Layer, Order, Tensors};
 use crate::shapes::Epilogue;
@@ -20,8 +21,8 @@ struct Candle {
     y: Option<Tensor>,
 }
 
-impl Run for Candle {
-    fn run(&mut self, _: &mut Tensors) -> Result<()> {
+impl<S> Run<S> for Candle {
+    fn run(&mut self, _: &mut Tensors<S>) -> Result<()> {
         // The last output goes first, as it does in a network: the allocator may hand out its memory again.
         self.y = None;
         let u = self.module.forward_t(&self.x, self.train)?;
@@ -39,7 +40,11 @@ impl Run for Candle {
 }
 
 /// candle in training and inference; a backward pass it has only as part of its automatic differentiation.
-pub fn contenders<'a>(form: Form, layer: &Layer, nchw: &Tensors) -> Result<Vec<Contender<'a>>> {
+pub fn contenders<'a, S: Number>(
+    form: Form,
+    layer: &Layer,
+    nchw: &Tensors<S>,
+) -> Result<Vec<Contender<'a, S>>> {
     let train = match form.operation {
         Operation::Training => true,
         Operation::Inference => false,
@@ -54,8 +59,11 @@ pub fn contenders<'a>(form: Form, layer: &Layer, nchw: &Tensors) -> Result<Vec<C
         vector(&layer.beta)?,
         EPS,
     )?;
-    let x = Tensor::from_slice(&nchw.x, layer.dims.as_slice(), &Device::Cpu)?;
-    let z = Tensor::from_slice(&nchw.z, layer.dims.as_slice(), &Device::Cpu)?;
+    let [x, z] = [&nchw.x, &nchw.z].map(|tensor| {
+        Tensor::from_iter(tensor.iter().map(|value| value.widened()), &Device::Cpu)?
+            .reshape(layer.dims.as_slice())
+    });
+    let (x, z) = (x?, z?);
     let place = Place::Pool(Box::new(Candle { module, train, epilogue: form.epilogue, x, z, y: None }));
     Ok(vec![Contender { role: Role::Peer, name: "candle", order: Order::Nchw, place }])
 }

@@ -1,6 +1,7 @@
 //! Whoever is timed: an operation that can be done again and again, and the thread that it is done on.
 
 use crate::Result;
+use crate::number::{Number, Type};
 use crate::plain_loops::PlainLoops;
 use crate::problem::{Order, Tensors};
 
@@ -29,6 +30,15 @@ impl Peer {
         Self::Burn,
     ];
 
+    /// Whether it trains on tensors of this type beside parameters of f32.
+    pub fn has(self, number: Type) -> bool {
+        #[cfg(feature = "onednn")]
+        if self == Self::OneDnn {
+            return true;
+        }
+        number == Type::F32
+    }
+
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
@@ -43,9 +53,9 @@ impl Peer {
 }
 
 /// An operation with everything that it needs made ready.
-pub trait Run {
+pub trait Run<S> {
     /// Does it once, on tensors in the contender's order.
-    fn run(&mut self, tensors: &mut Tensors) -> Result<()>;
+    fn run(&mut self, tensors: &mut Tensors<S>) -> Result<()>;
 
     /// What the last run gave, in the contender's order, if that is a tensor of its own and not `out`.
     fn own_output(&self) -> Result<Option<Vec<f32>>> {
@@ -54,14 +64,14 @@ pub trait Run {
 }
 
 /// Where an operation is to be called from.
-pub enum Place<'a> {
+pub enum Place<'a, S> {
     /// From a thread of rayon's pool.
-    Pool(Box<dyn Run + Send + 'a>),
+    Pool(Box<dyn Run<S> + Send + 'a>),
     /// From the thread that made it: the main thread, whose OpenMP threads are oneDNN's.
-    Here(Box<dyn Run + 'a>),
+    Here(Box<dyn Run<S> + 'a>),
 }
 
-impl<'a> Place<'a> {
+impl<'a, S> Place<'a, S> {
     /// The same, called from a thread of the pool if so asked and it can be.
     pub fn called_from(self, caller: Caller) -> Self {
         match self {
@@ -71,7 +81,7 @@ impl<'a> Place<'a> {
     }
 
     /// The operation.
-    pub fn run(&self) -> &(dyn Run + 'a) {
+    pub fn run(&self) -> &(dyn Run<S> + 'a) {
         match self {
             Self::Pool(run) => &**run,
             Self::Here(run) => &**run,
@@ -96,7 +106,7 @@ pub enum Role {
 }
 
 /// Who is timed.
-pub struct Contender<'a> {
+pub struct Contender<'a, S> {
     /// What it is timed as.
     pub role: Role,
     /// Its name in tables, without the order.
@@ -104,12 +114,12 @@ pub struct Contender<'a> {
     /// Where it has its elements.
     pub order: Order,
     /// What it does.
-    pub place: Place<'a>,
+    pub place: Place<'a, S>,
 }
 
-impl Contender<'_> {
+impl<S> Contender<'_, S> {
     /// Calls `work` on the operation, on its thread.
-    pub fn call<T: Send>(&mut self, work: impl FnOnce(&mut dyn Run) -> T + Send) -> T {
+    pub fn call<T: Send>(&mut self, work: impl FnOnce(&mut dyn Run<S>) -> T + Send) -> T {
         match &mut self.place {
             Place::Pool(run) => in_pool(|| work(&mut **run)),
             Place::Here(run) => work(&mut **run),
@@ -139,8 +149,8 @@ fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 }
 
 /// The plain loops over an operation's bytes.
-impl Run for PlainLoops {
-    fn run(&mut self, tensors: &mut Tensors) -> Result<()> {
+impl<S: Number> Run<S> for PlainLoops {
+    fn run(&mut self, tensors: &mut Tensors<S>) -> Result<()> {
         PlainLoops::run(self, [&tensors.x, &tensors.dy], [&mut tensors.out, &mut tensors.dz]);
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use batchnorm::Layout;
 
 use crate::contender::{Caller, Contender, PLAIN_LOOPS, Peer, Place, Role};
+use crate::number::Number;
 use crate::plain_loops::{Form, PlainLoops};
 use crate::problem::{Layer, Tensors};
 use crate::{Result, ours};
@@ -13,19 +14,19 @@ use crate::{Result, ours};
 const CALIBRATION: Duration = Duration::from_millis(60);
 
 /// The plain loops, ours and the peers, in this order.
-pub fn all<'a>(
+pub fn all<'a, S: Number>(
     form: Form,
     layer: &'a Layer,
-    tensors: &mut [Tensors],
+    tensors: &mut [Tensors<S>],
     peers: &[Peer],
     caller: Caller,
-) -> Result<Vec<Contender<'a>>> {
+) -> Result<Vec<Contender<'a, S>>> {
     let mut contenders = plain_loops(form, layer, tensors, caller)?;
     contenders.extend(ours::contenders(form, layer, tensors)?);
     for peer in peers {
         contenders.extend(of_peer(*peer, form, layer, tensors)?);
     }
-    let called = |contender: Contender<'a>| {
+    let called = |contender: Contender<'a, S>| {
         let Contender { role, name, order, place } = contender;
         Contender { role, name, order, place: place.called_from(caller) }
     };
@@ -33,17 +34,17 @@ pub fn all<'a>(
 }
 
 /// The plain loops of NCHW, and of NHWC if other passes are needed there.
-fn plain_loops<'a>(
+fn plain_loops<'a, S: Number>(
     form: Form,
     layer: &'a Layer,
-    tensors: &mut [Tensors],
+    tensors: &mut [Tensors<S>],
     caller: Caller,
-) -> Result<Vec<Contender<'a>>> {
+) -> Result<Vec<Contender<'a, S>>> {
     let mut contenders = Vec::new();
     let mut seen = Vec::new();
     for (layout, tensors) in [Layout::Nchw, Layout::Nhwc].into_iter().zip(tensors) {
         let shape = layer.shape(layout)?;
-        let passes = caller.call(|| form.passes(&shape, size_of::<f32>()));
+        let passes = caller.call(|| form.passes(&shape, size_of::<S>()));
         if !seen.contains(&passes) {
             seen.push(passes);
             let Tensors { order, x, dy, out, dz, .. } = tensors;
@@ -62,12 +63,12 @@ fn plain_loops<'a>(
     not(any(feature = "onednn", feature = "candle", feature = "burn")),
     expect(unused_variables, reason = "without peers there is nothing to do")
 )]
-fn of_peer<'a>(
+fn of_peer<'a, S: Number>(
     peer: Peer,
     form: Form,
     layer: &'a Layer,
-    tensors: &mut [Tensors],
-) -> Result<Vec<Contender<'a>>> {
+    tensors: &mut [Tensors<S>],
+) -> Result<Vec<Contender<'a, S>>> {
     match peer {
         #[cfg(feature = "onednn")]
         Peer::OneDnn => crate::onednn::contenders(form, layer, tensors),

@@ -8,6 +8,7 @@ mod candle;
 mod contender;
 mod csv;
 mod field;
+mod number;
 #[cfg(feature = "onednn")]
 mod onednn;
 mod options;
@@ -27,6 +28,7 @@ use std::process::ExitCode;
 
 use batchnorm::Level;
 use indicatif::{ProgressBar, ProgressStyle};
+use number::{Number, Type};
 use options::{HELP, Options};
 use plain_loops::Form;
 use problem::Problem;
@@ -37,7 +39,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 fn main() -> ExitCode {
     match options::parse() {
-        Ok(Some(options)) => match run(&options) {
+        Ok(Some(options)) => match of_number(&options) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("{error}");
@@ -68,17 +70,27 @@ fn set_threads(threads: usize) -> Result<()> {
     Ok(())
 }
 
+/// Measures on tensors of the type that was asked for.
+fn of_number(options: &Options) -> Result<()> {
+    match options.number {
+        Type::F32 => run::<f32>(options),
+        Type::Bf16 => run::<half::bf16>(options),
+        Type::F16 => run::<half::f16>(options),
+    }
+}
+
 /// Measures everything shape by shape, then prints a table for each operation.
-fn run(options: &Options) -> Result<()> {
+fn run<S: Number>(options: &Options) -> Result<()> {
     set_threads(options.threads)?;
-    let mut file = options.csv.as_deref().map(csv::Writer::create).transpose()?;
+    let create = |path| csv::Writer::create(path, S::TYPE);
+    let mut file = options.csv.as_deref().map(create).transpose()?;
     let mut rows = vec![Vec::new(); options.forms.len()];
     let bar = ProgressBar::new((options.shapes.len() * options.forms.len()) as u64);
     bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} {msg}")?);
     for shape in &options.shapes {
         bar.set_message(format!("{shape} tensors"));
         bar.tick();
-        let mut problem = Problem::new(&shape.dims)?;
+        let mut problem = Problem::<S>::new(&shape.dims)?;
         for (&form, rows) in options.forms.iter().zip(&mut rows) {
             // A network's layers say themselves what follows.
             let form = if options.network { Form { epilogue: shape.epilogue, ..form } } else { form };
@@ -100,7 +112,7 @@ fn run(options: &Options) -> Result<()> {
     bar.finish_and_clear();
     println!("Threads: {}. Instruction set: {}.", options.threads, Level::active());
     for (form, rows) in options.forms.iter().zip(&rows) {
-        print!("\n{}", tables::format(&form.name(), rows, options.network));
+        print!("\n{}", tables::format(&form.name(), S::TYPE, rows, options.network));
     }
     if !options.network {
         print!("\n{}", tables::summary(&rows));

@@ -6,6 +6,7 @@ use std::time::Duration;
 use lexopt::prelude::*;
 
 use crate::contender::{Caller, Peer};
+use crate::number::Type;
 use crate::plain_loops::{Form, Operation};
 use crate::shapes::{self, Problem};
 
@@ -22,6 +23,8 @@ Options:
   --ops LIST       of training, inference, backward, and each of them with +relu and +add+relu [default: all nine]
   --network        instead the 53 layers of ResNet-50, each with what follows it there, and sums over them; --ops then names
                    operations
+  --type NAME      what tensors hold: f32, bf16 or f16, beside parameters of f32 in each case; oneDNN alone is compared with
+                   for the latter, where it has kernels on this CPU [default: f32]
   --caller NAME    the thread that calls ours, candle, burn and the plain loops: main, or pool for one of rayon's [default: main]
   --peers LIST     of onednn, candle, burn, or none [default: all that are built in]
   --csv FILE       also writes every median there
@@ -51,6 +54,8 @@ pub struct Options {
     pub forms: Vec<Form>,
     /// Whether the shapes are a network's layers.
     pub network: bool,
+    /// What tensors hold.
+    pub number: Type,
     /// From where.
     pub caller: Caller,
     /// Whom to compare with.
@@ -68,11 +73,12 @@ pub fn parse() -> Result<Option<Options>, lexopt::Error> {
         shapes: shapes::parse(SHAPES).expect("a file of this repository"),
         forms: Vec::new(),
         network: false,
+        number: Type::F32,
         caller: Caller::Main,
-        peers: Peer::BUILT_IN.to_vec(),
+        peers: Vec::new(),
         csv: None,
     };
-    let (mut wanted_shapes, mut wanted_forms) = (None, None);
+    let (mut wanted_shapes, mut wanted_forms, mut wanted_peers) = (None, None, None);
     let mut arguments = lexopt::Parser::from_env();
     while let Some(argument) = arguments.next()? {
         match argument {
@@ -88,11 +94,12 @@ pub fn parse() -> Result<Option<Options>, lexopt::Error> {
                 let caller = known.into_iter().find(|(known, _)| *known == name);
                 options.caller = caller.ok_or_else(|| format!("{name:?} is none of: main, pool"))?.1;
             }
-            Long("peers") => {
-                let wanted = arguments.value()?.string()?;
-                let known: Vec<_> = Peer::BUILT_IN.iter().map(|&peer| (peer.name(), peer)).collect();
-                options.peers = if wanted == "none" { Vec::new() } else { list(&wanted, &known)? };
+            Long("type") => {
+                let name = arguments.value()?.string()?;
+                let number = Type::NAMED.into_iter().find(|(known, _)| *known == name);
+                options.number = number.ok_or_else(|| format!("{name:?} is none of: f32, bf16, f16"))?.1;
             }
+            Long("peers") => wanted_peers = Some(arguments.value()?.string()?),
             Long("csv") => options.csv = Some(arguments.value()?.into()),
             Short('h') | Long("help") => return Ok(None),
             _ => return Err(argument.unexpected()),
@@ -107,6 +114,13 @@ pub fn parse() -> Result<Option<Options>, lexopt::Error> {
             return Err(format!("no shape of the table has {wanted:?} in its name").into());
         }
     }
+    let known: Vec<_> = Peer::BUILT_IN.iter().filter(|peer| peer.has(options.number)).collect();
+    let known: Vec<_> = known.into_iter().map(|&peer| (peer.name(), peer)).collect();
+    options.peers = match wanted_peers.as_deref() {
+        None => known.into_iter().map(|(_, peer)| peer).collect(),
+        Some("none") => Vec::new(),
+        Some(wanted) => list(wanted, &known)?,
+    };
     let bare = OPERATIONS.into_iter().map(Form::from);
     let fused = Form::FUSED.into_iter().filter(|_| !options.network);
     let known: Vec<_> = bare.chain(fused).map(|form| (key(form), form)).collect();

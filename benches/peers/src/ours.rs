@@ -1,9 +1,12 @@
 //! This library, in both layouts: a form in one call, and the bare operation beside it.
 
-use batchnorm::{Activation, Backward, Gradients, Inference, Layout, Params, Shape, Training, Welford};
+use batchnorm::{
+    Activation, Backward, Gradients, Inference, Layout, Params, Shape, Statistics, Training, Welford,
+};
 
 use crate::Result;
 use crate::contender::{Contender, Place, Role, Run};
+use crate::number::Number;
 use crate::plain_loops::{Form, Operation};
 use crate::problem::{EPS, Layer, Tensors};
 use crate::shapes::Epilogue;
@@ -21,15 +24,15 @@ struct Ours<'a> {
     mask: Vec<u64>,
 }
 
-impl Run for Ours<'_> {
-    fn run(&mut self, tensors: &mut Tensors) -> Result<()> {
+impl<S: Number> Run<S> for Ours<'_> {
+    fn run(&mut self, tensors: &mut Tensors<S>) -> Result<()> {
         let Self { form, by_mask, shape, layer, states, dgamma, dbeta, mask } = self;
         let Tensors { x, dy, z, out, dz, .. } = tensors;
         let activation =
             if form.epilogue == Epilogue::Nothing { Activation::Identity } else { Activation::Relu };
         let params = Params::new(EPS).gamma(&layer.gamma).beta(&layer.beta).activation(activation);
         match form.operation {
-            Operation::Statistics => batchnorm::statistics(shape, x, states)?,
+            Operation::Statistics => Statistics::new(shape).x(x).states(states).run()?,
             Operation::Training => {
                 let mut call = Training::new(shape, params).x(x).y(out).states(states);
                 if form.adds() {
@@ -65,7 +68,11 @@ impl Run for Ours<'_> {
 
 /// Ours in NCHW and in NHWC. Backward of ReLU alone in two ways, u anew and by the mask; what follows the operation is left
 /// out by one more.
-pub fn contenders<'a>(form: Form, layer: &'a Layer, tensors: &mut [Tensors]) -> Result<Vec<Contender<'a>>> {
+pub fn contenders<'a, S: Number>(
+    form: Form,
+    layer: &'a Layer,
+    tensors: &mut [Tensors<S>],
+) -> Result<Vec<Contender<'a, S>>> {
     let mut ways = vec![(Role::Ours, "ours", form, false)];
     if form == (Form { operation: Operation::Backward, epilogue: Epilogue::Relu }) {
         ways.push((Role::Ours, "ours by mask", form, true));

@@ -4,6 +4,7 @@ use batchnorm::{Activation, Layout, Params, Shape, Tensor, Training, Welford};
 use rayon::prelude::*;
 
 use crate::Result;
+use crate::number::Number;
 
 /// eps of every contender.
 pub const EPS: f64 = 1e-5;
@@ -43,21 +44,21 @@ impl Order {
 }
 
 /// The tensors in one order, which all contenders of this order share.
-pub struct Tensors {
+pub struct Tensors<S> {
     /// Where they have their elements.
     pub order: Order,
     /// The layer's input.
-    pub x: Tensor<f32>,
+    pub x: Tensor<S>,
     /// The gradient of its output.
-    pub dy: Tensor<f32>,
+    pub dy: Tensor<S>,
     /// The residual that is added to it.
-    pub z: Tensor<f32>,
+    pub z: Tensor<S>,
     /// What training with the residual and ReLU gave: peers' backward takes it.
-    pub y: Tensor<f32>,
+    pub y: Tensor<S>,
     /// Its output, or the gradient of its input.
-    pub out: Tensor<f32>,
+    pub out: Tensor<S>,
     /// The gradient of the residual.
-    pub dz: Tensor<f32>,
+    pub dz: Tensor<S>,
 }
 
 /// The layer: its size, its parameters, its statistics.
@@ -94,14 +95,14 @@ impl Layer {
 }
 
 /// A layer and its tensors in every order, [`Order::Nchw`] first.
-pub struct Problem {
+pub struct Problem<S> {
     /// What does not change.
     pub layer: Layer,
     /// What does.
-    pub tensors: Vec<Tensors>,
+    pub tensors: Vec<Tensors<S>>,
 }
 
-impl Problem {
+impl<S: Number> Problem<S> {
     /// Reproducible tensors, whose channels differ in mean; dimensions N, C, spatial axes.
     pub fn new(dims: &[usize]) -> Result<Self> {
         let shape = Shape::nchw(dims)?;
@@ -142,15 +143,15 @@ fn noise(index: usize, seed: u32) -> f32 {
     (bits ^ bits >> 15).wrapping_mul(0x85eb_ca6b) as i32 as f32 / (1u32 << 31) as f32
 }
 
-/// A tensor with `f(i)` at offset i.
-fn filled(shape: Shape, f: impl Fn(usize) -> f32 + Sync) -> Tensor<f32> {
+/// A tensor with `f(i)`, rounded, at offset i.
+fn filled<S: Number>(shape: Shape, f: impl Fn(usize) -> f32 + Sync) -> Tensor<S> {
     let mut tensor = Tensor::zeros(shape);
-    tensor.par_iter_mut().enumerate().for_each(|(index, value)| *value = f(index));
+    tensor.par_iter_mut().enumerate().for_each(|(index, value)| *value = S::of(f(index)));
     tensor
 }
 
 /// A tensor in NCHW in another order.
-fn reordered(nchw: &Tensor<f32>, order: Order) -> Tensor<f32> {
+fn reordered<S: Number>(nchw: &Tensor<S>, order: Order) -> Tensor<S> {
     let size = [nchw.shape().channels(), nchw.shape().spatial()];
     let [channels, positions] = size;
     let mut tensor = Tensor::zeros(*nchw.shape());

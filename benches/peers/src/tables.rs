@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::contender::{PLAIN_LOOPS, Role};
+use crate::number::Type;
 use crate::plain_loops::Form;
 use crate::problem::Order;
 use crate::timing::Timing;
@@ -69,10 +70,12 @@ fn columns(rows: &[Row], roles: &[Role]) -> Vec<Column> {
 }
 
 /// The two tables of an operation, as Markdown; of a network's layers with their sums.
-pub fn format(name: &str, rows: &[Row], network: bool) -> String {
+pub fn format(name: &str, number: Type, rows: &[Row], network: bool) -> String {
     let name = if network { format!("{name}, ResNet-50's layers") } else { name.to_owned() };
-    let mut text = format!("{name}, f32, microseconds (medians)\n\n{}", aligned(&times(rows, network)));
-    write!(text, "\n{name}, ratios\n\n{}", aligned(&ratios(rows, network))).expect("strings take any text");
+    let (number, times) = (number.name(), aligned(&times(rows, network)));
+    let mut text = format!("{name}, {number}, microseconds (medians)\n\n{times}");
+    write!(text, "\n{name}, {number}, ratios\n\n{}", aligned(&ratios(rows, network)))
+        .expect("strings take any text");
     text
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::contender::{Contender, Role, Run};
+use crate::number::Number;
 use crate::problem::{Order, Tensors};
 
 /// Before each turn: the threads of the one before spin for some milliseconds after their work.
@@ -35,9 +36,9 @@ pub struct Timing {
 
 /// Gives each contender `rounds` turns of `block` each. Every other round goes backwards, so that nobody always comes
 /// after the same one.
-pub fn measure(
-    contenders: &mut [Contender<'_>],
-    tensors: &mut [Tensors],
+pub fn measure<S: Number>(
+    contenders: &mut [Contender<'_, S>],
+    tensors: &mut [Tensors<S>],
     rounds: usize,
     block: Duration,
 ) -> Result<Vec<Timing>> {
@@ -51,7 +52,7 @@ pub fn measure(
             contender.call(|run| take_turn(run, tensors, block, samples))?;
         }
     }
-    let timing = |(contender, mut samples): (&Contender<'_>, Vec<f64>)| {
+    let timing = |(contender, mut samples): (&Contender<'_, S>, Vec<f64>)| {
         samples.sort_by(f64::total_cmp);
         let middle = samples.len() / 2;
         let median = if samples.len() % 2 == 1 {
@@ -72,9 +73,9 @@ pub fn measure(
 }
 
 /// Runs an operation for `block`; the first two runs, which wake threads and fill caches, are not counted.
-fn take_turn(
-    run: &mut dyn Run,
-    tensors: &mut Tensors,
+fn take_turn<S>(
+    run: &mut dyn Run<S>,
+    tensors: &mut Tensors<S>,
     block: Duration,
     samples: &mut Vec<f64>,
 ) -> Result<()> {

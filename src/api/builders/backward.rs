@@ -181,7 +181,7 @@ impl<'a, S: Storage> Backward<'a, S> {
     }
 
     /// The sums over all of the batch that the tensors are a part of: by them gradients are those of the whole. The states are of
-    /// as many elements as they.
+    /// as many elements as they; through frozen statistics, sums of fewer parts than there are go unnoticed.
     pub fn sums(self, sums: &'a PartialGradients<S::Arithmetic>) -> Self {
         Self { sums: Some(sums), ..self }
     }
@@ -220,6 +220,7 @@ impl<'a, S: Storage> Backward<'a, S> {
     pub fn run(self) -> Result<(), Error> {
         let (shape, sums, weights) = (self.shape, self.sums, self.weights);
         check_sample_weights(&shape, weights)?;
+        sums.map_or(Ok(()), |sums| shape.check_channels("partial sums", sums.nodes.channels))?;
         let count = sums.map_or(count_of_batch(&shape, weights), |sums| sums.nodes.count());
         let by_batch = matches!(self.statistics, Some(Normalizer::Batch(_)));
         if by_batch && sums.is_none() && count == 0 && shape.per_channel() > 0 {
@@ -357,14 +358,15 @@ fn follow<T: Element>(
     mut job: Checked<'_, T>,
     mut per_channel: PerChannel<'_, T>,
 ) -> Result<(), Error> {
-    shape.check_channels("partial sums", sums.nodes.channels)?;
     let (joined, weight) = sums.nodes.joined()?;
     if job.count().is_some() {
         sums.nodes.check_weights()?;
     }
     if sums.nodes.elements() == 0 {
         no_sums(&mut per_channel);
-        return Ok(());
+        // Of frozen statistics, dx and dz take no sums; of a batch's, there are no elements.
+        let job = job.by(backward::Sums::Own, [None; 4]);
+        return if shape.len() > 0 { run(shape, Job::Backward(job)) } else { Ok(()) };
     }
     let weight = sums.nodes.weighted.then_some(weight);
     let outputs = per_channel.map(|(_, output)| output.map(Output::new));

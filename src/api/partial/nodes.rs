@@ -200,9 +200,7 @@ impl Nodes {
         reserved(&mut nodes, self.nodes.len() + others.len())?;
         // They come back there.
         reserved(&mut self.nodes, others.len())?;
-        let overlap = |a: &Range<u64>, b: &Range<u64>| a.start < b.end && b.start < a.end;
-        let twice = |other: &Node| self.nodes.iter().any(|node| overlap(&node.samples, &other.samples));
-        if others.iter().any(twice) {
+        if !are_apart(self.nodes.iter().chain(&others))? {
             return Err(Error::Partial { reason: "have samples in common" });
         }
         let counts = self.nodes.iter().chain(&others).map(Node::elements);
@@ -343,7 +341,7 @@ impl Nodes {
     ) -> Result<Option<Self>, Error> {
         let mut are_nodes = false;
         environment::in_default(|| are_nodes = Self::are_nodes(kind, channels, weighted, &nodes));
-        if !are_nodes {
+        if !are_nodes || !are_apart(nodes.iter())? {
             return Ok(None);
         }
         let mut checked = Self { weighted: weighted && !nodes.is_empty(), ..Self::new(kind, channels) };
@@ -368,15 +366,17 @@ impl Nodes {
             }
             before = (*spatial, samples.end);
         }
-        // Of samples of other numbers of positions, too.
-        let apart = |(i, node): (usize, &Node)| {
-            nodes[..i].iter().all(|other| {
-                other.samples.end <= node.samples.start || node.samples.end <= other.samples.start
-            })
-        };
-        let counted = nodes.iter().map(Node::elements).fold(0u64, u64::saturating_add) <= MOST;
-        counted && nodes.iter().enumerate().all(apart)
+        nodes.iter().map(Node::elements).fold(0u64, u64::saturating_add) <= MOST
     }
+}
+
+/// Whether none has samples of another's, of other numbers of positions, too.
+fn are_apart<'a>(nodes: impl Iterator<Item = &'a Node> + Clone) -> Result<bool, Error> {
+    let mut all = Vec::new();
+    reserved(&mut all, nodes.clone().count())?;
+    all.extend(nodes.map(|node| (node.samples.start, node.samples.end)));
+    all.sort_unstable();
+    Ok(all.windows(2).all(|pair| pair[0].1 <= pair[1].0))
 }
 
 /// Room for the numbers of one more node.

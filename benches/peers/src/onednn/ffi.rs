@@ -4,11 +4,15 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 
 /// What every function returns; 0 is success.
 pub type Status = c_int;
+/// What it has no kernel for, on this CPU.
+pub const UNIMPLEMENTED: Status = 3;
 /// The constants below are of C enumerations, which are `int` or `unsigned` wherever oneDNN runs.
 pub type Enum = c_int;
 
 pub const CPU: Enum = 1;
 pub const IN_ORDER: c_uint = 1;
+pub const F16: Enum = 1;
+pub const BF16: Enum = 2;
 pub const F32: Enum = 3;
 pub const FORWARD_TRAINING: Enum = 64;
 pub const FORWARD_INFERENCE: Enum = 96;
@@ -221,6 +225,8 @@ mod tests {
         assert_eq!(name(dnnl_fmt_tag2str, TAG_NCHW), "abcd");
         assert_eq!(name(dnnl_fmt_tag2str, TAG_NHWC), "acdb");
         assert_eq!(name(dnnl_fmt_tag2str, TAG_NCHW16C), "aBcd16b");
+        assert_eq!(name(dnnl_dt2str, F16), "f16");
+        assert_eq!(name(dnnl_dt2str, BF16), "bf16");
         assert_eq!(name(dnnl_dt2str, F32), "f32");
         assert_eq!(name(dnnl_prop_kind2str, FORWARD_TRAINING), "forward_training");
         assert_eq!(name(dnnl_prop_kind2str, FORWARD_INFERENCE), "forward_inference");

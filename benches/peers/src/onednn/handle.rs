@@ -1,10 +1,26 @@
 //! Owners of what oneDNN allocates.
 
+use std::error::Error;
 use std::ffi::CStr;
-use std::ptr;
+use std::{fmt, ptr};
 
 use super::ffi::{self, Object, Status};
 use crate::Result;
+
+/// What oneDNN did not do.
+#[derive(Debug)]
+pub struct Failure {
+    pub status: Status,
+    text: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.text)
+    }
+}
+
+impl Error for Failure {}
 
 /// The error that a status stands for.
 pub fn check(what: &str, status: Status) -> Result<()> {
@@ -13,7 +29,8 @@ pub fn check(what: &str, status: Status) -> Result<()> {
     }
     // SAFETY: the function takes any number and returns a constant string.
     let name = unsafe { CStr::from_ptr(ffi::dnnl_status2str(status)) };
-    Err(format!("oneDNN, {what}: {}", name.to_string_lossy()).into())
+    let text = format!("oneDNN, {what}: {}", name.to_string_lossy());
+    Err(Failure { status, text }.into())
 }
 
 /// An object that is freed with its owner.

@@ -6,18 +6,20 @@
 mod ffi;
 mod handle;
 
-use std::ffi::c_int;
+use std::error::Error;
+use std::ffi::{c_int, c_void};
 use std::ptr;
 
 use ffi::{
     Argument, Attributes, Engine, Enum, Memory, MemoryDesc, PostOps, Primitive, PrimitiveDesc, Stream,
 };
-use handle::{Handle, check};
+use handle::{Failure, Handle, check};
 // Named so that it is linked.
 use onednn_src as _;
 
 use crate::Result;
 use crate::contender::{Contender, Place, Role, Run};
+use crate::number::{Number, Type};
 use crate::plain_loops::{Form, Operation};
 use crate::problem::{EPS, Layer, Order, Tensors};
 use crate::shapes::Epilogue;
@@ -30,16 +32,28 @@ pub fn set_threads(threads: usize) -> Result<()> {
     Ok(())
 }
 
-/// oneDNN in every order that there are tensors in.
-pub fn contenders<'a>(form: Form, layer: &Layer, tensors: &mut [Tensors]) -> Result<Vec<Contender<'a>>> {
+/// oneDNN in every order that there are tensors in and that it has kernels for: of f16 it may have none on this CPU.
+pub fn contenders<'a, S: Number>(
+    form: Form,
+    layer: &Layer,
+    tensors: &mut [Tensors<S>],
+) -> Result<Vec<Contender<'a, S>>> {
     if form.operation == Operation::Statistics {
         return Ok(Vec::new());
     }
-    let contender = |tensors: &mut Tensors| {
-        let place = Place::Here(Box::new(Chain::new(form, layer, tensors)?));
-        Ok(Contender { role: Role::Peer, name: "oneDNN", order: tensors.order, place })
+    let contender = |tensors: &mut Tensors<S>| {
+        let chain = match Chain::new(form, layer, tensors) {
+            Err(error) if is_unimplemented(&error) => return None,
+            chain => chain,
+        };
+        let place = chain.map(|chain| Place::Here(Box::new(chain)));
+        Some(place.map(|place| Contender { role: Role::Peer, name: "oneDNN", order: tensors.order, place }))
     };
-    tensors.iter_mut().map(contender).collect()
+    tensors.iter_mut().filter_map(contender).collect()
+}
+
+fn is_unimplemented(error: &Box<dyn Error + Send + Sync>) -> bool {
+    error.downcast_ref::<Failure>().is_some_and(|failure| failure.status == ffi::UNIMPLEMENTED)
 }
 
 /// The shared tensors that primitives run on: x, dy, z, y, out and dz.
@@ -59,7 +73,7 @@ struct Chain {
     /// ... and what ReLU let through, with it, where training fuses that.
     _workspace: Option<(Handle<Memory>, Vec<u64>)>,
     /// The tensors' data as of the last run.
-    data: [*mut f32; TENSORS],
+    data: [*mut c_void; TENSORS],
     /// The number of elements of a tensor.
     len: usize,
     stream: Handle<Stream>,
@@ -68,7 +82,7 @@ struct Chain {
 
 impl Chain {
     /// The primitives of a form. Backward of a fused ReLU runs its forward once, whose workspace it reads.
-    fn new(form: Form, layer: &Layer, shared: &mut Tensors) -> Result<Self> {
+    fn new<S: Number>(form: Form, layer: &Layer, shared: &mut Tensors<S>) -> Result<Self> {
         // SAFETY: a new engine; so in what follows: each call creates one object from others that are alive.
         let engine: Handle<Engine> =
             unsafe { Handle::new("engine", |engine| ffi::dnnl_engine_create(engine, ffi::CPU, 0)) }?;
@@ -82,14 +96,19 @@ impl Chain {
             Order::Blocked => ffi::TAG_NCHW16C,
         };
         // Two spatial axes as they are; of any other number, the product.
+        let number = match S::TYPE {
+            Type::F32 => ffi::F32,
+            Type::Bf16 => ffi::BF16,
+            Type::F16 => ffi::F16,
+        };
         let tensor = match layer.dims[..] {
-            [batch, channels, height, width] => describe(&[batch, channels, height, width], tag),
-            _ => describe(&[layer.dims[0], layer.channels(), layer.positions(), 1], tag),
+            [batch, channels, height, width] => describe(&[batch, channels, height, width], number, tag),
+            _ => describe(&[layer.dims[0], layer.channels(), layer.positions(), 1], number, tag),
         }?;
-        let vector = describe(&[layer.channels()], ffi::TAG_A)?;
+        let vector = describe(&[layer.channels()], ffi::F32, ffi::TAG_A)?;
 
         let of = engine.get();
-        let memory = |desc: *const MemoryDesc, data: *mut std::ffi::c_void| {
+        let memory = |desc: *const MemoryDesc, data: *mut c_void| {
             // SAFETY: as above; the data, if any, live as long as the memory: see the fields that hold both.
             unsafe { Handle::new("memory", |memory| ffi::dnnl_memory_create(memory, desc, of, data)) }
         };
@@ -179,17 +198,17 @@ fn argument(arg: c_int, memory: *mut Memory) -> Argument {
     Argument { arg, memory }
 }
 
-impl Run for Chain {
-    fn run(&mut self, tensors: &mut Tensors) -> Result<()> {
+impl<S: Number> Run<S> for Chain {
+    fn run(&mut self, tensors: &mut Tensors<S>) -> Result<()> {
         let Tensors { x, dy, z, y, out, dz, .. } = tensors;
         assert!([&*x, dy, z, y, out, dz].iter().all(|tensor| tensor.len() == self.len));
-        let read = [x, dy, z, y].map(|tensor| tensor.as_ptr().cast_mut());
+        let read = [x, dy, z, y].map(|tensor| tensor.as_ptr().cast_mut().cast());
         let [x, dy, z, y] = read;
-        let data = [x, dy, z, y, out.as_mut_ptr(), dz.as_mut_ptr()];
+        let data: [*mut c_void; TENSORS] = [x, dy, z, y, out.as_mut_ptr().cast(), dz.as_mut_ptr().cast()];
         for ((memory, old), new) in self.tensors.iter().zip(&mut self.data).zip(data) {
             if *old != new {
                 // SAFETY: memory that is alive, and data of its size; nothing is done with them yet.
-                let status = unsafe { ffi::dnnl_memory_set_data_handle(memory.get(), new.cast()) };
+                let status = unsafe { ffi::dnnl_memory_set_data_handle(memory.get(), new) };
                 check("data of a memory", status)?;
                 *old = new;
             }
@@ -208,8 +227,8 @@ impl Run for Chain {
     }
 }
 
-/// A tensor of f32.
-fn describe(sizes: &[usize], tag: Enum) -> Result<Handle<MemoryDesc>> {
+/// A tensor of numbers of a type.
+fn describe(sizes: &[usize], number: Enum, tag: Enum) -> Result<Handle<MemoryDesc>> {
     let mut dims: ffi::Dims = [0; 12];
     for (dim, &size) in dims.iter_mut().zip(sizes) {
         *dim = i64::try_from(size)?;
@@ -218,7 +237,7 @@ fn describe(sizes: &[usize], tag: Enum) -> Result<Handle<MemoryDesc>> {
     // SAFETY: a new object; `dims` has more than `rank` sizes.
     unsafe {
         Handle::new("memory descriptor", |desc| {
-            ffi::dnnl_memory_desc_create_with_tag(desc, rank, dims.as_ptr(), ffi::F32, tag)
+            ffi::dnnl_memory_desc_create_with_tag(desc, rank, dims.as_ptr(), number, tag)
         })
     }
 }
