@@ -288,7 +288,8 @@ typedef void (*batchnorm_collect)(void *argument, const void *bytes, size_t len)
  * How the processes that have parts of a batch hear of each other: a function that gets `context`, and neither throws nor jumps out.
  *
  * All processes call the same operations in the same order, with their parts of one batch each. One whose arguments are in error
- * tells the others so, by no bytes, and the operation fails in all; but for args and gather themselves, which it could not. With MPI:
+ * tells the others so, by no bytes, and the operation fails in all; but for args and gather themselves, which it could not. Where
+ * gather itself fails in one process alone, the others go on to their next call, and wait there. With MPI:
  *
  *   static int32_t gather(void *context, const void *bytes, size_t len, batchnorm_collect collect, void *argument) {
  *     MPI_Comm *comm = context;
