@@ -249,3 +249,111 @@ fn sum_up<T: Vectorized, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const I
     let reduce = Reduce { geometry, inputs, channels, block, piece, sums, read, interleave, terms };
     T::dispatch_tensors(level, half, reduce);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::map::formulas::{InputGradient, NormalizeBatch};
+    use crate::kernel::map::{Access, Prefetch, Store};
+    use crate::kernel::room::Room;
+    use crate::kernel::scales::ORDINARY_GRADIENT;
+    use crate::schedule::blocks::Blocks;
+
+    const CANARY: f64 = 12345.0;
+
+    /// A group that is mapped while the next is summed gets the bits that it gets by itself, and so do the sums; no one else's
+    /// change. By the kernels alone: the engine's part in it is the fuzz targets', which pipeline on any machine.
+    #[test]
+    fn overlap_changes_no_bit() {
+        for level in Level::available().iter().filter(|level| level.interleaves()) {
+            overlap_changes_no_bit_of::<f32>(*level);
+            overlap_changes_no_bit_of::<f64>(*level);
+        }
+    }
+
+    fn overlap_changes_no_bit_of<T: Vectorized>(level: Level) {
+        for (n, group, s) in
+            [(3, 2, 100), (2, 3, 196), (1, 4, 66), (1, 2, 65), (4, 3, 784), (33, 2, 81), (2, 1, 9000)]
+        {
+            let geometry = Geometry::new(n, 2 * group, s, Pattern::Along);
+            let tensor = |seed: usize| {
+                let noise = |i: usize| ((i * 2 + seed).wrapping_mul(0x9E37_79B9) >> 7 & 0xFFFF) as f64;
+                (0..geometry.len()).map(|i| T::from_f64(noise(i) / 65536.0 - 0.5)).collect::<Vec<T>>()
+            };
+            let tensors = [tensor(1), tensor(2)];
+            for offset in [0, 1, 15, 16] {
+                let of = |overlap| outcome(level, &geometry, &tensors, (offset, overlap));
+                assert_eq!(of(false), of(true), "{level} {geometry:?}, offset {offset}");
+            }
+        }
+    }
+
+    /// The bits of outputs and sums, where the first half of the channels is mapped and the second summed: normalization and
+    /// statistics, then the input's gradient and sums of gradients.
+    fn outcome<T: Vectorized>(
+        level: Level,
+        geometry: &Geometry,
+        [x, dy]: &[Vec<T>; 2],
+        (offset, overlap): (usize, bool),
+    ) -> Vec<u64> {
+        let (half, blocks) = (geometry.c / 2, Blocks::of(geometry));
+        let (mapped, summed, whole) = (0..half, half..geometry.c, blocks.whole());
+        let mut room = T::take_scratch().expect("memory");
+        let Room { scratch, .. } = &mut *room;
+        let Sums { centers, units, besides, pivots, scaled, .. } = &mut scratch.sums;
+        centers.fill(0.25);
+        units.fill(1.0);
+        besides.fill(0.0);
+        pivots.fill(0.0);
+        (*scaled, scratch.ordinary) = (false, true);
+        for (row, coefficients) in scratch.coefficients.iter_mut().enumerate() {
+            let value = |column| T::from_f64((row * 7 + column) as f64);
+            coefficients.iter_mut().enumerate().for_each(|(column, k)| *k = value(column));
+        }
+        let access =
+            Access { store: Store::NonTemporal, prefetch: Prefetch::Own, l1_ways: 8, planes_as_rows: false };
+        let (tiles, tiled, half_type, pending) = (None, false, None, None);
+        let mut task = Task { level, geometry, access, scratch, tiles, tiled, half: half_type, pending };
+
+        let mut bits = Vec::new();
+        let (x, dy) = (Input::new(x), Input::new(dy));
+        for two in [false, true] {
+            let mut output = vec![T::from_f64(CANARY); geometry.len() + 40];
+            let y = Output::new(&mut output[offset + 4..][..geometry.len()]);
+            if !overlap && two {
+                let formula = (InputGradient, Bare);
+                task.apply::<_, _, 2, ORDINARY_GRADIENT>(formula, [x, dy], y, (&mapped, 0, &whole));
+            } else if !overlap {
+                task.apply((NormalizeBatch, Bare), [x], y, (&mapped, 0, &whole));
+            }
+            for block in (0..blocks.len()).map(|index| blocks.get(index)) {
+                let part = (&summed, &block);
+                match (overlap, two) {
+                    (false, false) => task.sums(T::Plain::default(), [x], part),
+                    (false, true) => task.sums(T::Gradient::default(), [x, dy], part),
+                    (true, false) => {
+                        let formula = (NormalizeBatch, Bare);
+                        task.sums_and_map(T::Plain::default(), formula, [x], y, part, &mapped);
+                    }
+                    (true, true) => {
+                        let (terms, formula) = (T::Gradient::default(), (InputGradient, Bare));
+                        task.sums_and_map::<_, _, _, 2, ORDINARY_GRADIENT>(
+                            terms,
+                            formula,
+                            [x, dy],
+                            y,
+                            part,
+                            &mapped,
+                        );
+                    }
+                }
+                let totals = task.scratch.sums.totals.iter().flat_map(|totals| &totals[..half]);
+                bits.extend(totals.map(|total| total.to_bits()));
+            }
+            assert!(output[..offset + 4].iter().all(|value| value.to_f64() == CANARY));
+            bits.extend(output.iter().map(|value| value.to_f64().to_bits()));
+        }
+        T::keep_scratch(room);
+        bits
+    }
+}
