@@ -419,7 +419,7 @@ fn the_state_after_an_error_is_the_state_before() {
         ("x has length 23", Box::new(|layer| layer.forward_training(&shape, &short, &mut [0.0; 24]))),
         ("y has length 25", Box::new(|layer| layer.forward_training(&shape, &x, &mut long.clone()))),
         (
-            "m = N * S must be at least 2",
+            "must be at least 2, but is 1",
             Box::new(|layer| layer.forward_training(&one, &[1.0f32; 3], &mut [0.0; 3])),
         ),
         ("x has length 25", Box::new(|layer| layer.forward_inference(&shape, &long, &mut [0.0; 24]))),
