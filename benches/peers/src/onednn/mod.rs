@@ -43,7 +43,7 @@ pub fn contenders<'a, S: Number>(
     }
     let contender = |tensors: &mut Tensors<S>| {
         let chain = match Chain::new(form, layer, tensors) {
-            Err(error) if is_unimplemented(&error) => return None,
+            Err(error) if is_unimplemented(&*error) => return None,
             chain => chain,
         };
         let place = chain.map(|chain| Place::Here(Box::new(chain)));
@@ -52,7 +52,7 @@ pub fn contenders<'a, S: Number>(
     tensors.iter_mut().filter_map(contender).collect()
 }
 
-fn is_unimplemented(error: &Box<dyn Error + Send + Sync>) -> bool {
+fn is_unimplemented(error: &(dyn Error + Send + Sync + 'static)) -> bool {
     error.downcast_ref::<Failure>().is_some_and(|failure| failure.status == ffi::UNIMPLEMENTED)
 }
 
