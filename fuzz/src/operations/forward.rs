@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use batchnorm::Welford;
 
-use crate::common::exact::{Normalization, Statistics};
+use crate::common::exact::{Normalization, Statistics, times_power};
 use crate::common::matrix::{Canary, Problem, assert_same};
 use crate::shared::bounds::{Bound, Contract, assert_state, assert_value, constant};
 use crate::shared::calls::Call;
@@ -30,6 +30,8 @@ pub fn training<T: Contract>(problem: &problem::Problem, run: Run) {
     let (y, states) = call.training();
     let bad = call.non_finite();
     check_states(&call, &bad, &states);
+    // As of a sample of weight 0.
+    let others = call.by_states(&problem.dy, &states);
     for c in call.checked() {
         let (x, y, what) = (call.channel(&problem.x, c), call.channel(&y, c), call.what("y", c));
         if bad[c] {
@@ -46,6 +48,13 @@ pub fn training<T: Contract>(problem: &problem::Problem, run: Run) {
             assert!(y.iter().all(|y| y.to_f64() == beta), "{what}: {:?} is not beta {beta}", y[0]);
         }
         check_y(what, &x, &y, &normalization);
+        let (mut data, mut y) = (call.channel(&problem.dy, c), call.channel(&others, c));
+        for (x, y) in
+            data.iter_mut().zip(&mut y).filter(|(x, _)| is_too_far(x.to_f64(), &exact, &normalization))
+        {
+            (*x, *y) = (T::NAN, T::NAN);
+        }
+        check_y(call.what("y by another batch's states", c), &data, &y, &normalization);
     }
     if let Some(mended) = mended(&problem, &bad) {
         let (others, _) = call.of(&mended).training();
@@ -76,6 +85,13 @@ pub fn inference<T: Contract>(problem: &problem::Problem, run: Run) {
             check_y(what, &x, &y, &Normalization::inference(mean, var, problem.eps, gamma, beta));
         }
     }
+}
+
+/// Whether an element is too far from statistics that are not of it: see docs/accuracy.md.
+fn is_too_far(x: f64, of: &Statistics, normalization: &Normalization) -> bool {
+    let std = times_power(of.scaled_var().sqrt(), of.exponent);
+    let tiny = std > 0.0 && std < 2f64.powi(-100) && x.abs() >= 2f64.powi(227) * std;
+    tiny || ((x - of.mean()) * normalization.invstd).abs() > 1e290
 }
 
 /// Asserts the bound on the y of finite elements.

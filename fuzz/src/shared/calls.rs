@@ -119,6 +119,16 @@ impl<'a, T: Contract> Call<'a, T> {
         (y, states)
     }
 
+    /// Other data by a batch's states.
+    pub fn by_states(&self, data: &[T], states: &[Welford]) -> Vec<T> {
+        let (shape, x) = (self.shape(), self.input(data));
+        let (gamma, beta) = self.affine();
+        let params = self.params(&gamma, &beta);
+        let mut y = self.output(shape.len());
+        self.go(|| Inference::new(&shape, params).x(x.get()).y(y.get_mut()).states(states).run().unwrap());
+        self.back(y, "y by states")
+    }
+
     /// [`forward_inference`], which is the same in place.
     pub fn inference(&self) -> Vec<T> {
         let (shape, x) = (self.shape(), self.input(&self.problem.x));
