@@ -15,6 +15,9 @@ mod plain_loops;
 #[path = "../../benches/shapes/mod.rs"]
 mod shapes;
 mod table;
+#[expect(dead_code, reason = "shared with benches/peers, which asks numbers for their type")]
+#[path = "../../benches/number/mod.rs"]
+mod types;
 
 use std::process::ExitCode;
 use std::time::Instant;

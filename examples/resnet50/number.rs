@@ -1,54 +1,15 @@
-//! What tensors hold: f32, and with the feature `half` its bf16 and f16.
+//! What is done to numbers here beside calls of the library.
 
-use batchnorm::{Error, Shape, Storage};
+use batchnorm::{Error, Shape};
 use rayon::prelude::*;
+
+pub use crate::types::Type;
 
 /// Elements that a separate operation takes at a time: 16 KiB of f32.
 pub const CHUNK: usize = 4096;
 
-/// The types that `--type` may name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Type {
-    F32,
-    #[cfg(feature = "half")]
-    Bf16,
-    #[cfg(feature = "half")]
-    F16,
-}
-
-impl Type {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            #[cfg(feature = "half")]
-            Self::Bf16 => "bf16",
-            #[cfg(feature = "half")]
-            Self::F16 => "f16",
-        }
-    }
-
-    /// The type of a name; the error says why it cannot be had.
-    pub fn parse(name: &str) -> Result<Self, String> {
-        match name {
-            "f32" => Ok(Self::F32),
-            #[cfg(feature = "half")]
-            "bf16" => Ok(Self::Bf16),
-            #[cfg(feature = "half")]
-            "f16" => Ok(Self::F16),
-            #[cfg(not(feature = "half"))]
-            "bf16" | "f16" => Err(format!(
-                "--type {name} needs the feature half: cargo run --release --features half --example resnet50 -- --type {name}"
-            )),
-            other => Err(format!("--type is {other:?}, must be f32, bf16 or f16")),
-        }
-    }
-}
-
 /// A number of these types.
-pub trait Number: Storage<Arithmetic = f32> + PartialOrd {
-    /// The value, rounded once.
-    fn of(value: f32) -> Self;
-
+pub trait Number: crate::types::Number + PartialOrd {
     /// What the one rounding that gave this number may have changed: half the distance to the next. Nothing of f32, whose
     /// roundings are within what is promised.
     fn rounding(self) -> f64;
@@ -58,10 +19,6 @@ pub trait Number: Storage<Arithmetic = f32> + PartialOrd {
 }
 
 impl Number for f32 {
-    fn of(value: f32) -> Self {
-        value
-    }
-
     fn rounding(self) -> f64 {
         0.0
     }
@@ -83,10 +40,6 @@ mod halves {
     macro_rules! halves {
         ($($half:ty),*) => {$(
             impl Number for $half {
-                fn of(value: f32) -> Self {
-                    Self::from_f32(value)
-                }
-
                 fn rounding(self) -> f64 {
                     // Away from 0, where the distance is the larger one at a power of two.
                     let next = Self::from_bits(self.to_bits() + 1);

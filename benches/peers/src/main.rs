@@ -8,6 +8,7 @@ mod candle;
 mod contender;
 mod csv;
 mod field;
+#[path = "../../number/mod.rs"]
 mod number;
 #[cfg(feature = "onednn")]
 mod onednn;
@@ -74,7 +75,9 @@ fn set_threads(threads: usize) -> Result<()> {
 fn of_number(options: &Options) -> Result<()> {
     match options.number {
         Type::F32 => run::<f32>(options),
+        #[cfg(feature = "half")]
         Type::Bf16 => run::<half::bf16>(options),
+        #[cfg(feature = "half")]
         Type::F16 => run::<half::f16>(options),
     }
 }

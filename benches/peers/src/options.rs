@@ -95,9 +95,7 @@ pub fn parse() -> Result<Option<Options>, lexopt::Error> {
                 options.caller = caller.ok_or_else(|| format!("{name:?} is none of: main, pool"))?.1;
             }
             Long("type") => {
-                let name = arguments.value()?.string()?;
-                let number = Type::NAMED.into_iter().find(|(known, _)| *known == name);
-                options.number = number.ok_or_else(|| format!("{name:?} is none of: f32, bf16, f16"))?.1;
+                options.number = Type::parse(&arguments.value()?.string()?)?;
             }
             Long("peers") => wanted_peers = Some(arguments.value()?.string()?),
             Long("csv") => options.csv = Some(arguments.value()?.into()),
@@ -114,8 +112,8 @@ pub fn parse() -> Result<Option<Options>, lexopt::Error> {
             return Err(format!("no shape of the table has {wanted:?} in its name").into());
         }
     }
-    let known: Vec<_> = Peer::BUILT_IN.iter().filter(|peer| peer.has(options.number)).collect();
-    let known: Vec<_> = known.into_iter().map(|&peer| (peer.name(), peer)).collect();
+    let known = Peer::BUILT_IN.iter().filter(|peer| peer.has(options.number));
+    let known: Vec<_> = known.map(|&peer| (peer.name(), peer)).collect();
     options.peers = match wanted_peers.as_deref() {
         None => known.into_iter().map(|(_, peer)| peer).collect(),
         Some("none") => Vec::new(),

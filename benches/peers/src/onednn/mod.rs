@@ -98,7 +98,9 @@ impl Chain {
         // Two spatial axes as they are; of any other number, the product.
         let number = match S::TYPE {
             Type::F32 => ffi::F32,
+            #[cfg(feature = "half")]
             Type::Bf16 => ffi::BF16,
+            #[cfg(feature = "half")]
             Type::F16 => ffi::F16,
         };
         let tensor = match layer.dims[..] {
