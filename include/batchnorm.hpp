@@ -315,16 +315,24 @@ class operation {
     return of_length(name, values, problem_.batch);
   }
 
-  // Calls the C interface, by way of a null x where a length is wrong: it tells the other processes that there is an error.
+  void check_lengths() const {
+    if (!wrong_.empty()) throw error(BATCHNORM_STATUS_SIZE, wrong_);
+  }
   template <typename Call>
-  void run_with(Args args, Call call) const {
-    if (!wrong_.empty()) args.x = nullptr;
+  void call(Call call) const {
+    check_lengths();
+    check(call(&problem_, &args_));
+  }
+  // Of a part, whose first sample has this number in the batch. Where a length is wrong, a call without arguments tells the others.
+  template <typename Call>
+  void call_among(std::uint64_t first, const batchnorm_gather &gather, Call call) const {
+    Args args = wrong_.empty() ? args_ : Args{};
+    args.size = sizeof args;
+    args.first = first;
+    args.gather = &gather;
     const batchnorm_status status = call(&problem_, &args);
     check_lengths();
     check(status);
-  }
-  void check_lengths() const {
-    if (!wrong_.empty()) throw error(BATCHNORM_STATUS_SIZE, wrong_);
   }
 
   template <typename Call>
@@ -382,10 +390,7 @@ class statistics : detail::operation<T, batchnorm_statistics_args> {
   BATCHNORM_ARGUMENT(vector, statistics, state, states)
   // How often each sample counts; also of a part, whose samples' they are.
   BATCHNORM_ARGUMENT(per_sample, statistics, const double, weights)
-  void run() const {
-    this->check_lengths();
-    check(batchnorm_statistics(&this->problem_, &this->args_));
-  }
+  void run() const { this->call(batchnorm_statistics); }
   // The sums of a part of a batch, whose first sample has this number in the batch.
   batchnorm::part part(std::uint64_t first) const {
     auto args = this->args_;
@@ -413,16 +418,10 @@ class training : detail::operation<T, batchnorm_training_args, Y> {
   BATCHNORM_ARGUMENT(per_sample, training, const double, weights)
   BATCHNORM_ACTIVATION(training)
   BATCHNORM_EPS(training)
-  void run() const {
-    this->check_lengths();
-    check(batchnorm_training(&this->problem_, &this->args_));
-  }
+  void run() const { this->call(batchnorm_training); }
   // Where x is a part of a batch, whose first sample has this number in the batch, and other processes have the others.
   void run_among(std::uint64_t first, const batchnorm_gather &gather) const {
-    auto args = this->args_;
-    args.first = first;
-    args.gather = &gather;
-    this->run_with(args, batchnorm_training);
+    this->call_among(first, gather, batchnorm_training);
   }
 };
 
@@ -443,10 +442,7 @@ class inference : detail::operation<T, batchnorm_inference_args, Y> {
   BATCHNORM_ARGUMENT(bits, inference, std::uint64_t, mask)
   BATCHNORM_ACTIVATION(inference)
   BATCHNORM_EPS(inference)
-  void run() const {
-    this->check_lengths();
-    check(batchnorm_inference(&this->problem_, &this->args_));
-  }
+  void run() const { this->call(batchnorm_inference); }
 };
 
 // The gradients of training (with its states) or of inference (with its mean and var). dy and dz are of y's element.
@@ -479,10 +475,7 @@ class backward : detail::operation<T, batchnorm_backward_args, Y> {
     this->args_.sums_len = sums.size();
     return *this;
   }
-  void run() const {
-    this->check_lengths();
-    check(batchnorm_backward(&this->problem_, &this->args_));
-  }
+  void run() const { this->call(batchnorm_backward); }
   // The sums of a part of a batch, whose first sample has this number in the batch; states are those of the whole.
   batchnorm::part part(std::uint64_t first) const {
     auto args = this->args_;
@@ -495,10 +488,7 @@ class backward : detail::operation<T, batchnorm_backward_args, Y> {
   }
   // As of training.
   void run_among(std::uint64_t first, const batchnorm_gather &gather) const {
-    auto args = this->args_;
-    args.first = first;
-    args.gather = &gather;
-    this->run_with(args, batchnorm_backward);
+    this->call_among(first, gather, batchnorm_backward);
   }
 };
 
@@ -520,10 +510,7 @@ class update_running : detail::operation<T, batchnorm_update_running_args> {
     this->args_.unbiased = unbiased ? 1 : 0;
     return *this;
   }
-  void run() const {
-    this->check_lengths();
-    check(batchnorm_update_running(&this->problem_, &this->args_));
-  }
+  void run() const { this->call(batchnorm_update_running); }
 
  private:
   update_running &rule(std::uint32_t rule, double factor, std::uint64_t batches) {
@@ -545,10 +532,7 @@ class step : detail::operation<T, batchnorm_step_args> {
     this->args_.lr = lr;
     return *this;
   }
-  void run() const {
-    this->check_lengths();
-    check(batchnorm_step(&this->problem_, &this->args_));
-  }
+  void run() const { this->call(batchnorm_step); }
 };
 
 // Batch renormalization: r and d of each channel within these limits, and the gamma and beta that inference and backward by the
@@ -571,10 +555,7 @@ class renorm : detail::operation<T, batchnorm_renorm_args> {
   BATCHNORM_ARGUMENT(vector, renorm, arithmetic<T>, renorm_gamma)
   BATCHNORM_ARGUMENT(vector, renorm, arithmetic<T>, renorm_beta)
   BATCHNORM_EPS(renorm)
-  void run() const {
-    this->check_lengths();
-    check(batchnorm_renorm(&this->problem_, &this->args_));
-  }
+  void run() const { this->call(batchnorm_renorm); }
 };
 
 // Folds inference by a mean and a variance into the weights and the bias of the layer before, whose output channels the
@@ -600,10 +581,7 @@ class fold : detail::operation<T, batchnorm_fold_args, B> {
   BATCHNORM_ARGUMENT(tensor, fold, T, weight)
   BATCHNORM_ARGUMENT(vector, fold, B, bias)
   BATCHNORM_EPS(fold)
-  void run() const {
-    this->check_lengths();
-    check(batchnorm_fold(&this->problem_, &this->args_));
-  }
+  void run() const { this->call(batchnorm_fold); }
 };
 
 #undef BATCHNORM_ARGUMENT
