@@ -253,6 +253,9 @@ fn sum_up<T: Vectorized, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const I
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::activations::{Activation, ActivationOf};
+    use crate::kernel::bits::words;
+    use crate::kernel::fused::Activated;
     use crate::kernel::map::formulas::{InputGradient, NormalizeBatch};
     use crate::kernel::map::{Access, Prefetch, Store};
     use crate::kernel::room::Room;
@@ -288,8 +291,16 @@ mod tests {
         }
     }
 
-    /// The bits of outputs and sums, where the first half of the channels is mapped and the second summed: normalization and
-    /// statistics, then the input's gradient and sums of gradients.
+    /// What is mapped, while what it takes is summed.
+    enum Form {
+        Bare,
+        Silu,
+        AddRelu,
+        Gradient,
+    }
+
+    /// The bits of outputs, masks and sums, where the first half of the channels is mapped and the second summed: normalization, with
+    /// what comes after too, and statistics; the input's gradient and sums of gradients.
     fn outcome<T: Vectorized>(
         level: Level,
         geometry: &Geometry,
@@ -316,42 +327,59 @@ mod tests {
         let mut task = Task { level, geometry, access, scratch, tiles, tiled, half: half_type, pending };
 
         let mut bits = Vec::new();
-        let (x, dy) = (Input::new(x), Input::new(dy));
-        for two in [false, true] {
-            let mut output = vec![T::from_f64(CANARY); geometry.len() + 40];
-            let y = Output::new(&mut output[offset + 4..][..geometry.len()]);
-            if !overlap && two {
-                let formula = (InputGradient, Bare);
-                task.apply::<_, _, 2, ORDINARY_GRADIENT>(formula, [x, dy], y, (&mapped, 0, &whole));
-            } else if !overlap {
-                task.apply((NormalizeBatch, Bare), [x], y, (&mapped, 0, &whole));
+        let (x, dy, len) = (Input::new(x), Input::new(dy), geometry.len());
+        for form in [Form::Bare, Form::Silu, Form::AddRelu, Form::Gradient] {
+            let (mut output, mut mask) = (vec![T::from_f64(CANARY); len + 40], vec![0; words(len)]);
+            let y = Output::new(&mut output[offset + 4..][..len]);
+            let silu = Activated(ActivationOf::new(Activation::Silu));
+            let mask_and_len = Some((Output::new(&mut mask), len));
+            let after = After::<T> { activation: Activation::Relu, residual: Some(dy), mask: mask_and_len };
+            let part = (&mapped, 0, &whole);
+            match form {
+                _ if overlap => (),
+                Form::Bare => task.apply((NormalizeBatch, Bare), [x], y, part),
+                Form::Silu => task.apply((NormalizeBatch, silu), [x], y, part),
+                Form::AddRelu => after.fuse(|epilogue| {
+                    task.apply::<_, _, 1, ORDINARY_SCALE>((Normalize, epilogue), [x], y, part);
+                }),
+                Form::Gradient => {
+                    task.apply::<_, _, 2, ORDINARY_GRADIENT>((InputGradient, Bare), [x, dy], y, part);
+                }
             }
             for block in (0..blocks.len()).map(|index| blocks.get(index)) {
-                let part = (&summed, &block);
-                match (overlap, two) {
-                    (false, false) => task.sums(T::Plain::default(), [x], part),
-                    (false, true) => task.sums(T::Gradient::default(), [x, dy], part),
-                    (true, false) => {
-                        let formula = (NormalizeBatch, Bare);
-                        task.sums_and_map(T::Plain::default(), formula, [x], y, part, &mapped);
-                    }
-                    (true, true) => {
-                        let (terms, formula) = (T::Gradient::default(), (InputGradient, Bare));
-                        task.sums_and_map::<_, _, _, 2, ORDINARY_GRADIENT>(
-                            terms,
+                let (part, plain, gradient) =
+                    ((&summed, &block), T::Plain::default(), T::Gradient::default());
+                match form {
+                    Form::Gradient if overlap => task.sums_and_map::<_, _, _, 2, ORDINARY_GRADIENT>(
+                        gradient,
+                        (InputGradient, Bare),
+                        [x, dy],
+                        y,
+                        part,
+                        &mapped,
+                    ),
+                    Form::Gradient => task.sums(gradient, [x, dy], part),
+                    _ if !overlap => task.sums(plain, [x], part),
+                    Form::Bare => task.sums_and_map(plain, (NormalizeBatch, Bare), [x], y, part, &mapped),
+                    Form::Silu => task.sums_and_map(plain, (NormalizeBatch, silu), [x], y, part, &mapped),
+                    Form::AddRelu => after.fuse(|epilogue| {
+                        let formula = (Normalize, epilogue);
+                        task.sums_and_map::<_, _, _, 1, ORDINARY_SCALE>(
+                            plain,
                             formula,
-                            [x, dy],
+                            [x],
                             y,
                             part,
                             &mapped,
                         );
-                    }
+                    }),
                 }
                 let totals = task.scratch.sums.totals.iter().flat_map(|totals| &totals[..half]);
                 bits.extend(totals.map(|total| total.to_bits()));
             }
             assert!(output[..offset + 4].iter().all(|value| value.to_f64() == CANARY));
             bits.extend(output.iter().map(|value| value.to_f64().to_bits()));
+            bits.extend(mask);
         }
         T::keep_scratch(room);
         bits
