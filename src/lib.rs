@@ -80,7 +80,8 @@
 //! are, and however a batch is split, if at multiples of [`Shape::granularity`] or if samples have weights. A NaN result is the canonical NaN.
 //!
 //! **Errors**: whatever is wrong with an argument, or memory that cannot be had, is an [`Error`] before anything is written;
-//! nothing panics but what allocates for a number of channels and returns no `Result`, as `Vec` does. A NaN or an infinity makes its own channel NaN and no other.
+//! nothing panics but what allocates for a number of channels and returns no `Result`, as `Vec` does. A NaN or an infinity makes its
+//! own channel NaN and no other.
 //!
 //! **Any floating-point environment**: results do not depend on the host's. Flush-to-zero, another rounding, exceptions that
 //! trap: on x86 and aarch64 every thread works in the default environment, and its own comes back afterwards, with the

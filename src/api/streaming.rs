@@ -2,7 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-use crate::api::builders::operands::check_sample_weights;
 use crate::api::partial::nodes::Nodes;
 use crate::api::partial::statistics::PartialStatistics;
 use crate::api::shape::Shape;
@@ -81,8 +80,8 @@ impl StreamingStatistics {
 
     /// Takes in one batch whose samples have weights, one each: [`PartialStatistics::add_weighted`]. Batches of one arithmetic with weights
     /// that come one after the other are one batch, cut anywhere, of samples of any sizes. What comes beside, without weights or by
-    /// [`merge`](Self::merge), merges by the states' counts, which are whole numbers: sums of weights should be large, or whole, then. A batch without elements, or what has
-    /// seen none, changes nothing.
+    /// [`merge`](Self::merge), merges by the states' counts, which are whole numbers: sums of weights should be large, or whole, then.
+    /// A batch without elements, or what has seen none, changes nothing.
     ///
     /// ```
     /// use batchnorm::{Shape, StreamingStatistics};
@@ -106,12 +105,6 @@ impl StreamingStatistics {
 
     fn take_in<S: Storage>(&mut self, shape: &Shape, x: &[S], weights: Option<&[f64]>) -> Result<(), Error> {
         shape.check_channels("statistics", self.states.len())?;
-        shape.check_tensor("x", x.len())?;
-        check_sample_weights(shape, weights)?;
-        // What has no elements leaves what comes before and after it one batch.
-        if shape.per_channel() == 0 {
-            return Ok(());
-        }
         let c = self.states.len();
         let mut last = PartialStatistics::<S::Arithmetic>::new(c);
         let goes_on = |so_far: &&Nodes| {
@@ -125,6 +118,10 @@ impl StreamingStatistics {
         continued.map_or(Ok(()), |so_far| last.nodes.join(so_far))?;
         let before = if continued.is_some() { &self.before } else { &self.states };
         last.add_source(shape, (last.samples(), weights), S::source(x))?;
+        // What has no elements leaves what comes before and after it one batch.
+        if shape.per_channel() == 0 {
+            return Ok(());
+        }
         let [mut total, mut kept] = [filled(c, Welford::new())?, filled(c, Welford::new())?];
         total.copy_from_slice(before);
         kept.copy_from_slice(before);

@@ -267,9 +267,8 @@ impl<T: Precision> Kernel<T> for BatchScales<'_, T> {
             let invstd = 1.0 / shifted.sqrt();
             let invstd = if shifted == 0.0 { 0.0 } else { invstd };
             let gain = scales.gain[i] * invstd;
-            // Deviations of about 1 (of a constant channel, exactly 0), but no more than eps and gamma leave of them, as far as the mean's
-            // low part stays exact: x may be far from these statistics. Less where what they are multiplied by would leave the range of
-            // normal f32.
+            // Deviations of about 1; no more than eps and gamma leave of them while the mean's low part stays exact, since x may be far
+            // from these statistics; less where what they are multiplied by would leave the range of normal f32.
             let of_one = 0.5 * inverse_power(half_power(var));
             let left = power_of_two(if normalize { gain.abs() } else { invstd }).max(of_one * LOW_PART);
             let wanted = if ordinary(var) { 1.0 } else { at_most(of_one, left) };

@@ -48,12 +48,9 @@ pub fn training<T: Contract>(problem: &problem::Problem, run: Run) {
             assert!(y.iter().all(|y| y.to_f64() == beta), "{what}: {:?} is not beta {beta}", y[0]);
         }
         check_y(what, &x, &y, &normalization);
-        let (mut data, mut y) = (call.channel(&problem.dy, c), call.channel(&others, c));
-        for (x, y) in
-            data.iter_mut().zip(&mut y).filter(|(x, _)| is_too_far(x.to_f64(), &exact, &normalization))
-        {
-            (*x, *y) = (T::NAN, T::NAN);
-        }
+        let others = call.channel(&problem.dy, c).into_iter().zip(call.channel(&others, c));
+        let near = others.filter(|(x, _)| !is_too_far(x.to_f64(), &exact, &normalization));
+        let (data, y): (Vec<T>, Vec<T>) = near.unzip();
         check_y(call.what("y by another batch's states", c), &data, &y, &normalization);
     }
     if let Some(mended) = mended(&problem, &bad) {

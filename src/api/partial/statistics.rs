@@ -94,9 +94,9 @@ impl<T: Element> PartialStatistics<T> {
     /// there so many times. Samples of weight 0 are not looked at. All other parts have weights then, too, and their statistics have
     /// the same bits wherever the batch is split.
     ///
-    /// The states' count is the sum of the weights times S as a whole number, one at least and 2^63 at most: weights that are importances of samples and no numbers of
-    /// copies are best made 1 on average, so that the unbiased variance is that of as many elements as there are. (Of one there is none:
-    /// running statistics by it are [`Error::SingleElement`].)
+    /// The states' count is the sum of the weights times S as a whole number, one at least and 2^63 at most: weights that are
+    /// importances of samples and no numbers of copies are best made 1 on average, so that the unbiased variance is that of as many
+    /// elements as there are. (Of one there is none: running statistics by it are [`Error::SingleElement`].)
     ///
     /// Each sample is a block of its own. Where planes have few positions, of `[N, C]` most of all, that takes many times as long as
     /// without weights.
