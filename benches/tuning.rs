@@ -57,11 +57,11 @@ const KNOBS: [Knob; 27] = knobs![
     many_threads,
     rows_per_thread,
     strip_rows,
+    strip_rows_alone,
     strip_rows_once,
     row_bytes,
     row_positions,
     row_samples,
-    parallel_states,
     fullest_thread_percent,
 ];
 

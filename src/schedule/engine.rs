@@ -20,7 +20,7 @@ use crate::schedule::blocks::Samples;
 use crate::schedule::plan::Plan;
 use crate::schedule::policies::{Schedule, Traffic};
 use crate::schedule::ranges::pieces_at;
-use crate::schedule::tree::{Node, Tree};
+use crate::schedule::tree::{Merges, Node, Tree};
 use crate::simd::{Level, environment};
 use crate::threads::deal;
 
@@ -232,25 +232,29 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
         let mut partial = Vec::new();
         if self.operation.reduces() {
             partial = filled(chunks.saturating_mul(c), O::State::default())?;
-            let nodes = self.chunk_nodes()?;
+            let merges = Merges::of(&self.chunk_nodes()?)?;
+            let notes = merges.notes(groups)?;
             let states = Output::new(&mut partial);
             // A task's range of units is a range of chunks, of one group mostly.
             self.tasks(chunks * groups, (tasks, false), |units, task: &mut Task<'_, T>, waiting| {
                 for (chunk, group) in units.flatten().map(|unit| (unit % chunks, unit / chunks)) {
                     let channels = self.plan.group(group);
                     self.operation.begin(task, &channels);
-                    // SAFETY: in bounds; no other task has this chunk and these channels.
-                    let states = unsafe { states.part(chunk * c + channels.start..chunk * c + channels.end) };
-                    self.subtree(task, &channels, blocks.chunk(chunk), states, waiting);
-                    // Without others to merge with, they are the channels': no need to wait for all.
-                    if chunks == 1 {
-                        self.operation.follow(task, &channels, states, OUTPUTS);
+                    // SAFETY: in bounds; no other task has this chunk and these channels, nor what merges with it before this
+                    // task is told that it is there.
+                    let of = |chunk: usize| unsafe {
+                        states.part(chunk * c + channels.start..chunk * c + channels.end)
+                    };
+                    self.subtree(task, &channels, blocks.chunk(chunk), of(chunk), waiting);
+                    let all = merges.arrive(chunk, (group, &notes), &mut |left, right| {
+                        self.merge((of(left.place), left.count), (of(right.place), right.count));
+                    });
+                    // The first chunk's are the channels' then.
+                    if all {
+                        self.operation.follow(task, &channels, of(0), OUTPUTS);
                     }
                 }
             });
-            if chunks > 1 {
-                self.merge_chunks(&states, &nodes, tasks);
-            }
         }
         if self.operation.concludes() {
             self.tasks(c.div_ceil(GROUP), (1, false), |groups, task: &mut Task<'_, T>, _| {
@@ -297,30 +301,6 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
             );
         }
         Ok(())
-    }
-
-    /// Merges the chunks' states into the first chunk's, which become the channels'.
-    fn merge_chunks(&self, states: &Output<'_, O::State>, nodes: &[Node], tasks: usize) {
-        let c = self.geometry.c;
-        let tasks = if self.plan.merge_in_parallel { tasks } else { 1 };
-        self.tasks(c.div_ceil(GROUP), (tasks, false), |groups, task: &mut Task<'_, T>, _| {
-            for channels in groups.flatten().map(|group| self.derived(group)) {
-                // SAFETY: in bounds; no other task has these channels, of any chunk, and this one has no chunk's twice.
-                let of = |place: usize| unsafe {
-                    states.part(place * c + channels.start..place * c + channels.end)
-                };
-                let mut merge = |left: Node, right: Node| {
-                    self.merge((of(left.place), left.count), (of(right.place), right.count));
-                };
-                let mut tree = Tree::EMPTY;
-                for node in nodes {
-                    tree.complete(node.leaf, &mut merge);
-                    tree.push(*node);
-                }
-                tree.finish(&mut merge);
-                self.operation.follow(task, &channels, of(0), OUTPUTS);
-            }
-        });
     }
 
     /// The channels of a group that outputs are derived of at once.

@@ -36,8 +36,6 @@ pub struct Plan {
     pub large: bool,
     /// How many threads to use.
     pub threads: usize,
-    /// Whether states are merged by several threads.
-    pub merge_in_parallel: bool,
     /// Whether a task maps each group while it reduces the next, rather than before.
     pub software_pipelining: bool,
 }
@@ -84,7 +82,6 @@ impl Plan {
             map_tasks: if backwards { task_count.max(tuning.tasks_per_thread_far) } else { task_count },
             large: is_large(&geometry, traffic, &tuning),
             threads,
-            merge_in_parallel: threads > 1 && blocks.chunks() * geometry.c >= tuning.parallel_states,
             software_pipelining: blocked && setting.software_pipelining(),
         }
     }
@@ -243,13 +240,14 @@ mod tests {
     /// The scratch has room for the sums and coefficients of a group, whatever the policies go by.
     #[test]
     fn no_number_makes_groups_wider_than_the_scratch() {
-        let numbers: [fn(&mut Tuning, usize); 10] = [
+        let numbers: [fn(&mut Tuning, usize); 11] = [
             |tuning, n| tuning.run_bytes = n,
             |tuning, n| tuning.run_bytes_shared = n,
             |tuning, n| tuning.run_bytes_near = n,
             |tuning, n| tuning.run_bytes_once = n,
             |tuning, n| tuning.rows_per_thread = n,
             |tuning, n| tuning.strip_rows = n,
+            |tuning, n| tuning.strip_rows_alone = n,
             |tuning, n| tuning.strip_rows_once = n,
             |tuning, n| tuning.row_bytes = n,
             |tuning, n| tuning.row_positions = n.min(SMALL_PLANE),

@@ -284,8 +284,16 @@ impl Setting {
             if self.threads < many_threads { long.min(share).max(1).next_multiple_of(LANES) } else { LANES };
         let group = self.even_group(blocks, least.min(group), group.min(c.next_multiple_of(LANES)), LANES);
         let resident = self.resident_channels();
-        let Tuning { strip_rows, strip_rows_once, .. } = self.tuning;
-        let few_rows = self.geometry.m() < if self.traffic.maps { strip_rows } else { strip_rows_once };
+        let Tuning { strip_rows, strip_rows_alone, strip_rows_once, .. } = self.tuning;
+        let Traffic { reads, maps, .. } = self.traffic;
+        let most_rows = match self.threads {
+            _ if !maps => strip_rows_once,
+            // In training, rows in full are faster than strips, but threads would have to wait for each other.
+            1 if reads == 1 => 0,
+            1 => strip_rows_alone,
+            _ => strip_rows,
+        };
+        let few_rows = self.geometry.m() < most_rows;
         let short = few_rows && c >= self.threads * GROUP && resident >= GROUP && !self.rows_compete();
         let narrow = self.threads == 1 && c <= GROUP && resident >= c;
         if self.traffic.reduces && (short || narrow) {

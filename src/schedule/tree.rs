@@ -2,6 +2,11 @@
 
 #![forbid(unsafe_code)]
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::ground::error::Error;
+use crate::ground::memory::{filled, reserved};
+
 /// The most levels of a tree.
 const LEVELS: usize = usize::BITS as usize + 1;
 
@@ -73,9 +78,128 @@ impl Tree {
     }
 }
 
+/// The merges of some nodes, in whatever order threads come by them: of two nodes that merge, the thread that brings the second
+/// one sees to it, so that none waits (a combining tree: P.-C. Yew, N.-F. Tzeng and D. H. Lawrie, 1987).
+#[derive(Debug)]
+pub struct Merges {
+    merges: Vec<Merge>,
+    /// Of each node, the merge that takes it.
+    taken_by: Vec<usize>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Merge {
+    left: Node,
+    right: Node,
+    /// The merge that takes the outcome.
+    taken_by: usize,
+}
+
+/// In place of the merge that takes all there is.
+const NONE: usize = usize::MAX;
+
+impl Merges {
+    /// Of all nodes of a tree, in order, each kept at its index.
+    pub fn of(nodes: &[Node]) -> Result<Self, Error> {
+        let count = nodes.len().saturating_sub(1);
+        let mut of = Self { merges: filled(0, Merge::default())?, taken_by: filled(nodes.len(), NONE)? };
+        reserved(&mut of.merges, count)?;
+        // Of each place, the last merge into it.
+        let mut last = filled(nodes.len(), NONE)?;
+        let mut merge = |left: Node, right: Node| {
+            let merge = of.merges.len();
+            for place in [left.place, right.place] {
+                let taken_by = match last[place] {
+                    NONE => &mut of.taken_by[place],
+                    before => &mut of.merges[before].taken_by,
+                };
+                *taken_by = merge;
+            }
+            last[left.place] = merge;
+            of.merges.push(Merge { left, right, taken_by: NONE });
+        };
+        let mut tree = Tree::EMPTY;
+        for node in nodes {
+            tree.complete(node.leaf, &mut merge);
+            tree.push(*node);
+        }
+        tree.finish(&mut merge);
+        Ok(of)
+    }
+
+    /// What `arrive` notes for `groups` sets of such nodes: for each merge of each whether one of its nodes is there.
+    pub fn notes(&self, groups: usize) -> Result<Vec<AtomicBool>, Error> {
+        let mut notes = Vec::new();
+        let count = self.merges.len().saturating_mul(groups);
+        reserved(&mut notes, count)?;
+        notes.extend((0..count).map(|_| AtomicBool::new(false)));
+        Ok(notes)
+    }
+
+    /// The node of this place of a group is there: calls `merge` with all pairs that it completes. Whether that was all of
+    /// the group.
+    pub fn arrive(
+        &self,
+        place: usize,
+        (group, notes): (usize, &[AtomicBool]),
+        merge: &mut dyn FnMut(Node, Node),
+    ) -> bool {
+        let notes = &notes[group * self.merges.len()..][..self.merges.len()];
+        let mut next = self.taken_by.get(place).copied().unwrap_or(NONE);
+        while next != NONE {
+            let Merge { left, right, taken_by } = self.merges[next];
+            // What came first was written before, and is read after.
+            if !notes[next].swap(true, Ordering::AcqRel) {
+                return false;
+            }
+            merge(left, right);
+            next = taken_by;
+        }
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whatever the order in which nodes arrive, of one group beside another.
+    #[test]
+    fn merges_do_not_depend_on_arrivals() {
+        let mut some = 1usize;
+        let mut random = |below: usize| {
+            some = some.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (some >> 33) % below
+        };
+        for (count, segments) in (0..40).flat_map(|count| [1, 3, 4].map(|segments| (count, segments))) {
+            let sample = usize::next_power_of_two(segments);
+            let leaf = |i: usize| i / segments * sample + i % segments;
+            let nodes: Vec<_> = (0..count).map(|i| Node { leaf: leaf(i), count: 1.0, place: i }).collect();
+            let merges = Merges::of(&nodes).expect("memory");
+            let notes = merges.notes(2).expect("memory");
+            let mut texts: Vec<_> =
+                (0..2).map(|_| (0..count).map(|i| leaf(i).to_string()).collect::<Vec<_>>()).collect();
+            let mut arrivals: Vec<_> = (0..2 * count).collect();
+            (1..arrivals.len()).for_each(|i| arrivals.swap(i, random(i + 1)));
+            let mut complete = [0; 2];
+            for arrival in arrivals {
+                let (group, place) = (arrival % 2, arrival / 2);
+                let texts = &mut texts[group];
+                let all = merges.arrive(place, (group, &notes), &mut |left, right| {
+                    texts[left.place] = format!("({}+{})", texts[left.place], texts[right.place]);
+                });
+                complete[group] += usize::from(all);
+            }
+            if count > 0 {
+                let wanted = merged((0..count).map(leaf));
+                assert_eq!(complete, [1, 1]);
+                assert!(texts.iter().all(|texts| texts[0] == wanted), "{texts:?} {wanted}");
+            }
+        }
+        // A single node, of which no one made a list.
+        let none = Merges::of(&[]).expect("memory");
+        assert!(none.arrive(0, (3, &[]), &mut |_, _| panic!("nothing to merge")));
+    }
 
     /// What a tree makes of some leaves, as text: pairs of what merged.
     fn merged(leaves: impl Iterator<Item = usize>) -> String {

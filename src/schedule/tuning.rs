@@ -54,8 +54,11 @@ pub struct Tuning {
     pub many_threads: usize,
     /// Rows (NHWC) below which a thread takes fewer channels of more rows, whose coefficients take less time.
     pub rows_per_thread: usize,
-    /// Rows below which NHWC's channels are taken strip by strip: of more, a strip's rows evict each other from L1.
+    /// Rows below which NHWC's channels are taken strip by strip by several threads, which meet once then: of more, a strip's
+    /// rows evict each other from L1.
     pub strip_rows: usize,
+    /// The same of two inputs by one thread.
+    pub strip_rows_alone: usize,
     /// The same where there is no second look: then what counts is that the sums of a strip stay in L1.
     pub strip_rows_once: usize,
     /// Bytes moved below which small planes are mapped as rows: from memory, rows are too many streams.
@@ -64,8 +67,6 @@ pub struct Tuning {
     pub row_positions: usize,
     /// The fewest samples for which coefficients for each position pay there.
     pub row_samples: usize,
-    /// States from which on they are merged by several threads.
-    pub parallel_states: usize,
     /// The most that the fullest thread may have of the mean, in percent, for channels to be taken whole.
     pub fullest_thread_percent: usize,
 }
@@ -93,12 +94,12 @@ impl Tuning {
         run_bytes_once: fuzzed(512, 64),
         many_threads: 8,
         rows_per_thread: fuzzed(16, 2),
-        strip_rows: fuzzed(32, 4),
+        strip_rows: fuzzed(64, 4),
+        strip_rows_alone: fuzzed(32, 4),
         strip_rows_once: fuzzed(256, 4),
         row_bytes: fuzzed(8 << 20, 8 << 10),
         row_positions: 36,
         row_samples: fuzzed(16, 2),
-        parallel_states: fuzzed(1 << 14, 64),
         fullest_thread_percent: 115,
     };
 
