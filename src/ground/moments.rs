@@ -39,10 +39,9 @@ pub struct Moments {
 impl Moments {
     const NAN: Self = Self { mean: f64::NAN, mean_low: 0.0, m2: f64::NAN };
 
-    /// The moments of a block of `count` elements from its sums of d = x - pivot and of d * d.
+    /// The moments of a block from its sums of d = x - pivot and of d * d; `offset` is the mean of d.
     #[inline(always)]
-    pub fn from_sums(pivot: f64, sum: f64, squares: f64, count: f64) -> Self {
-        let offset = sum / count;
+    pub fn from_sums(pivot: f64, sum: f64, squares: f64, offset: f64) -> Self {
         let Double { high: mean, low: mean_low } = Double::sum(pivot, offset);
         let m2 = squares - sum * offset;
         // Rounding can leave a tiny negative M2 where all elements are (nearly) equal; NaN stays NaN.

@@ -4,12 +4,24 @@
 
 #![forbid(unsafe_code)]
 
+use super::scales::{inverse_power, power_of_two};
 use super::scratch::Sums;
 use crate::ground::double::{Double, exponent_of, power};
 use crate::ground::moments::{FineMoments, Moments, exponent_for};
 use crate::ground::scalar::Scalar;
 use crate::ground::sizes::BAND;
 use crate::simd::{Kernel, Lanes};
+
+/// A count that sums are divided by. Most blocks have a power of two of elements: then by a product, which has the same bits.
+#[derive(Clone, Copy)]
+struct Count<const POWER: bool>(f64);
+
+impl<const POWER: bool> Count<POWER> {
+    #[inline(always)]
+    fn mean(self, sum: f64) -> f64 {
+        if POWER { sum * inverse_power(self.0) } else { sum / self.0 }
+    }
+}
 
 /// From a block's plain sums: is any channel's variance too small against its mean for them? Those channels get the
 /// mean as a pivot and the answer is in `again`.
@@ -23,11 +35,22 @@ pub struct Condition<'a> {
 impl<T: Scalar> Kernel<T> for Condition<'_> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
+        match self.count == power_of_two(self.count) {
+            true => self.of::<T, true>(),
+            false => self.of::<T, false>(),
+        }
+    }
+}
+
+impl Condition<'_> {
+    #[inline(always)]
+    fn of<T: Scalar, const POWER: bool>(self) {
+        let count = Count::<POWER>(self.count);
         let Sums { totals: [sums, squares, ..], pivots, centers, .. } = self.sums;
         let sums = sums.iter().zip(squares.iter());
         let mut again = 0u64;
         for (pivot, (sum, squares)) in pivots[..self.channels].iter_mut().zip(sums) {
-            let mean = sum / self.count;
+            let mean = count.mean(*sum);
             let m2 = squares - sum * mean;
             // All zeros are well conditioned too: both sides are zero. NaN is not, and stays NaN about any pivot.
             let good = *squares <= m2 * T::CONDITION_LIMIT;
@@ -115,9 +138,20 @@ pub struct BlockMoments<'a> {
 impl<T: Scalar> Kernel<T> for BlockMoments<'_> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
+        match self.count == power_of_two(self.count) {
+            true => self.of::<true>(),
+            false => self.of::<false>(),
+        }
+    }
+}
+
+impl BlockMoments<'_> {
+    #[inline(always)]
+    fn of<const POWER: bool>(self) {
+        let count = Count::<POWER>(self.count);
         let Sums { totals: [sums, squares, ..], pivots, .. } = self.sums;
         for (i, moments) in self.moments.iter_mut().enumerate().take(BAND) {
-            *moments = Moments::from_sums(pivots[i], sums[i], squares[i], self.count);
+            *moments = Moments::from_sums(pivots[i], sums[i], squares[i], count.mean(sums[i]));
         }
     }
 }

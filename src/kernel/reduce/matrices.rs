@@ -128,17 +128,22 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
     /// for what is prefetched to stay in L1.
     const SIXTEENS: usize = 8 / IN;
 
-    /// The same where rows are samples, whose lanes are few: few enough for a lane's rows, which often share a set of L1.
+    /// The fewest rows of a lane at once where they are samples, whose lanes are few: a lane's often share a set of L1.
     const SAMPLES: usize = 4;
 
-    /// The same of few channels, whose rows are short: a block's at once.
+    /// The most, a block's, which short rows make: as many as stay in L1, so that sums are loaded and stored but once.
     const SHORT_SAMPLES: usize = 64;
 
+    /// Bytes of a batch of short rows: half of L1.
+    const SHORT_BYTES: usize = 16 << 10;
+
     /// The rows of a plane, or samples, that make a batch.
-    fn rows(geometry: &Geometry, columns: Columns) -> usize {
+    fn rows(geometry: &Geometry) -> usize {
         let each = match geometry.positions_are_samples() {
-            true if columns == Columns::CHANNELS => Self::SAMPLES,
-            true => Self::SHORT_SAMPLES,
+            true => {
+                let lane = geometry.c * geometry.period() * size_of::<T>() * IN;
+                (Self::SHORT_BYTES / lane).clamp(Self::SAMPLES, Self::SHORT_SAMPLES)
+            }
             false => Self::SIXTEENS,
         };
         each * geometry.period()
@@ -175,7 +180,7 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
             let (samples, far) = Self::batch(geometry, columns);
             (samples, positions.len(), far)
         } else {
-            (1, Self::rows(geometry, columns), Self::AHEAD)
+            (1, Self::rows(geometry), Self::AHEAD)
         };
         for sample in samples.clone().step_by(planes) {
             let planes = (samples.end - sample).min(planes);
