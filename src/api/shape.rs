@@ -162,7 +162,7 @@ impl Shape {
 
     /// The samples that a batch can be split between: statistics and gradient sums of parts whose first samples are multiples of
     /// it have the bits of the whole batch's ([`PartialStatistics`](crate::PartialStatistics)). A power of two that follows from S: 1 of
-    /// 512 positions and more, 16 of 7 x 7, 256 of one.
+    /// 1024 positions and more, at most 16 of 32 and more, 256 of one.
     ///
     /// ```
     /// use batchnorm::Shape;

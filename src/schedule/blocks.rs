@@ -22,10 +22,16 @@ pub const BLOCK: usize = fuzzed(4096, 64);
 
 /// The fewest elements of a block of whole planes, but for those of very small ones: shorter ones would show, where each costs a
 /// sum over lanes; longer ones are more samples that a batch cannot be split between.
-const SHORT_BLOCK: usize = fuzzed(512, 16);
+const SHORT_BLOCK: usize = fuzzed(1024, 16);
 
 /// The most samples of a block.
 const MOST_SAMPLES: usize = fuzzed(256, 8);
+
+/// The same of planes of [`PLANE`] positions and more: what every process of many has of a batch.
+const MOST_PLANES: usize = fuzzed(16, 8);
+
+/// From how many positions on a sample's are for `MOST_PLANES`.
+const PLANE: usize = 32;
 
 /// Chunks of a channel up to which each is one block: enough to share out, and scratch memory for their states that no one
 /// notices.
@@ -39,7 +45,8 @@ const _: () = assert!(LARGEST_CHUNK as usize * BAND <= WAITING);
 /// The samples of a block of planes of `s` positions, a power of two: a batch that is split between multiples of it has the
 /// bits of the whole.
 pub fn granularity(s: usize) -> usize {
-    SHORT_BLOCK.div_ceil(s.max(1)).next_power_of_two().min(MOST_SAMPLES)
+    let most = if s >= PLANE { MOST_PLANES } else { MOST_SAMPLES };
+    SHORT_BLOCK.div_ceil(s.max(1)).next_power_of_two().min(most)
 }
 
 /// Some samples of a tensor, from one on and before another, each with its weight if they have any: how often its elements count.

@@ -226,7 +226,7 @@ static int child(size_t first, size_t batch) {
 }
 
 int main(void) {
-  const size_t firsts[PROCESSES + 1] = {0, 8, 8, N};
+  const size_t firsts[PROCESSES + 1] = {0, 16, 16, N};
   const batchnorm_problem whole = problem_of(BATCHNORM_F32, BATCHNORM_NCHW, 1, N, C, H, W);
   const batchnorm_training_args training = training_of(0, y, states, mask);
   batchnorm_backward_args backward = backward_of(0, states, mask);
@@ -243,7 +243,7 @@ int main(void) {
   OK(batchnorm_training(&whole, &training));
   gradients_to(&backward, dx, dz, dgamma, dbeta);
   OK(batchnorm_backward(&whole, &backward));
-  CHECK(batchnorm_granularity(&whole) == 8 && batchnorm_granularity(NULL) == 0);
+  CHECK(batchnorm_granularity(&whole) == 16 && batchnorm_granularity(NULL) == 0);
 
   /* By hand, in one process: sums of every part, joined. */
   {

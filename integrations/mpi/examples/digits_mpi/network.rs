@@ -19,7 +19,7 @@ use crate::arithmetic::{PATCH, SIDE, Score, he, images_of, patches_of, product, 
 use crate::data::{CLASSES, Digit, PIXELS};
 
 /// Samples of a block: the granularity of 8 x 8 positions.
-pub const BLOCK: usize = 8;
+pub const BLOCK: usize = 16;
 
 /// The ranks that train.
 pub type Group<'c> = Ranks<'c, SimpleCommunicator>;
