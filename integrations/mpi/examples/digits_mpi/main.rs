@@ -49,7 +49,7 @@ Options:
 
 /// Accuracy that counts as having learnt.
 const GOAL: f64 = 0.95;
-const BATCH: usize = 32;
+const BATCH: usize = 64;
 
 /// A name, the layers' channels and a learning rate.
 const REGIMES: [(&str, &[usize], f64); 2] =
