@@ -353,42 +353,49 @@ pub fn check_optional<T>(argument: &'static str, slice: Option<&[T]>, expected: 
     slice.map_or(Ok(()), |slice| check_len(argument, slice.len(), expected))
 }
 
+/// What a number that is not negative is in order among such; by its bits, since a comparison takes a subnormal number for 0 where the
+/// host's environment does, raises its flags, and ends in its traps. A NaN is none.
+fn rank(value: f64) -> Option<u64> {
+    let bits = if value.to_bits() == (-0.0f64).to_bits() { 0 } else { value.to_bits() };
+    Some(bits).filter(|bits| *bits <= f64::INFINITY.to_bits())
+}
+
 pub fn check_finite(argument: &'static str, value: f64) -> Result<(), Error> {
-    if value.is_finite() { Ok(()) } else { Err(Error::NotFinite { argument, value }) }
+    let is_finite = value.abs().to_bits() < f64::INFINITY.to_bits();
+    if is_finite { Ok(()) } else { Err(Error::NotFinite { argument, value }) }
 }
 
 /// The weight of one of two things whose weights add up to 1.
 pub fn check_weight(argument: &'static str, value: f64) -> Result<(), Error> {
-    if (0.0..=1.0).contains(&value) { Ok(()) } else { Err(Error::Weight { argument, value }) }
+    match rank(value) {
+        Some(rank) if rank <= 1f64.to_bits() => Ok(()),
+        _ => Err(Error::Weight { argument, value }),
+    }
 }
 
 /// The largest weight of a sample: f64's squares and their sums leave so much room. The least one is 1 over it.
 pub const LARGEST_WEIGHT: f64 = (1u64 << 60) as f64;
 
-/// The weight of a sample; by its bits, since a comparison takes a subnormal number for 0 where the host's environment does.
+/// The weight of a sample.
 pub fn check_sample_weight((sample, value): (usize, f64)) -> Result<(), Error> {
-    let is_zero = value.abs().to_bits() == 0;
-    if is_zero || (1.0 / LARGEST_WEIGHT..=LARGEST_WEIGHT).contains(&value) {
-        Ok(())
-    } else {
-        Err(Error::SampleWeight { sample, value })
+    const WEIGHTS: [u64; 2] = [(1.0 / LARGEST_WEIGHT).to_bits(), LARGEST_WEIGHT.to_bits()];
+    match rank(value) {
+        Some(rank) if rank == 0 || (WEIGHTS[0]..=WEIGHTS[1]).contains(&rank) => Ok(()),
+        _ => Err(Error::SampleWeight { sample, value }),
     }
 }
 
-/// By the sign, since a comparison takes a negative subnormal for 0 where the host's environment does.
-fn is_not_negative(value: f64) -> bool {
-    value.is_sign_positive() || value.to_bits() == (-0.0f64).to_bits()
-}
-
-/// A limit, infinite for none.
+/// A limit, infinite for none; `least` is not negative.
 pub fn check_least(argument: &'static str, value: f64, least: f64) -> Result<(), Error> {
-    if value >= least && is_not_negative(value) {
-        Ok(())
-    } else {
-        Err(Error::Limit { argument, value, least })
+    match rank(value) {
+        Some(rank) if rank >= least.to_bits() => Ok(()),
+        _ => Err(Error::Limit { argument, value, least }),
     }
 }
 
 pub fn check_eps(eps: f64) -> Result<(), Error> {
-    if eps.is_finite() && is_not_negative(eps) { Ok(()) } else { Err(Error::Epsilon { eps }) }
+    match rank(eps) {
+        Some(rank) if rank < f64::INFINITY.to_bits() => Ok(()),
+        _ => Err(Error::Epsilon { eps }),
+    }
 }

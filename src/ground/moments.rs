@@ -242,8 +242,9 @@ impl Sum for Moments {
     }
 
     fn are_possible(&self) -> bool {
-        let of_singles = !(self.mean.abs() > f32::MAX.into() || self.m2 > LARGEST_M2);
-        of_singles && are_moments(self.mean, self.m2, [self.mean_low, 0.0])
+        let most = f64::from(f32::MAX);
+        let beyond = self.mean.abs() > most || self.mean_low.abs() > most || self.m2 > LARGEST_M2;
+        !beyond && are_moments(self.mean, self.m2, [self.mean_low, 0.0])
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::ground::error::Error;
 use crate::ground::memory::{filled, reserved};
+use crate::simd::environment;
 
 /// The most levels of a tree.
 const LEVELS: usize = usize::BITS as usize + 1;
@@ -118,12 +119,15 @@ impl Merges {
             last[left.place] = merge;
             of.merges.push(Merge { left, right, taken_by: NONE });
         };
-        let mut tree = Tree::EMPTY;
-        for node in nodes {
-            tree.complete(node.leaf, &mut merge);
-            tree.push(*node);
-        }
-        tree.finish(&mut merge);
+        // Counts add up.
+        environment::in_default(|| {
+            let mut tree = Tree::EMPTY;
+            for node in nodes {
+                tree.complete(node.leaf, &mut merge);
+                tree.push(*node);
+            }
+            tree.finish(&mut merge);
+        });
         Ok(of)
     }
 

@@ -3,9 +3,9 @@
 #![cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 
 use batchnorm::{
-    Activation, Backward, Gradients, Params, PartialStatistics, RunningUpdate, RunningVariance, Shape,
-    StreamingStatistics, Training, UpdateRule, WeightShape, Welford, fold_into, forward_training, step,
-    update_running,
+    Activation, Backward, BatchNorm, Gradients, Params, PartialStatistics, RunningUpdate, RunningVariance,
+    Shape, Statistics, StreamingStatistics, Training, UpdateRule, WeightShape, Welford, fold_into,
+    forward_training, step, update_running,
 };
 
 use crate::common::matrix::{LAYOUTS, Placement, Problem, Results, Subset, assert_same, run};
@@ -23,14 +23,15 @@ mod control {
     pub const STICKY: u64 = 0b11_1111;
     /// Of exceptions that are not to end the program.
     pub const MASKS: u64 = 0x1F80;
-    /// FTZ, DAZ, both, down, up, towards zero, all together, and an exception that is not masked (of inexact results).
-    pub const HOSTS: [u64; 8] = [
+    /// FTZ, DAZ, both, down, up, towards zero, no exception masked, all together, and one that is not masked (of inexact results).
+    pub const HOSTS: [u64; 9] = [
         0x1F80 | 1 << 15,
         0x1F80 | 1 << 6,
         0x1F80 | 1 << 15 | 1 << 6,
         0x1F80 | 1 << 13,
         0x1F80 | 2 << 13,
         0x1F80 | 3 << 13,
+        0,
         0x1F80 | 3 << 13 | 1 << 15 | 1 << 6,
         0x1F80 & !(1 << 12),
     ];
@@ -207,11 +208,16 @@ fn vectors_are_the_same_in_every_environment() {
         let (x, mut y, mut states) = ([0.3f32, 0.1, 7.0, 0.9, 1e-39], [0.0; 5], [Welford::new()]);
         let training = Training::new(&batch, Params::new(1e-5)).x(&x).y(&mut y).states(&mut states);
         training.weights(&weights).run().unwrap();
+        // Counts that are sums of weights, of several chunks.
+        let (chunks, mut several) = (Shape::nchw(&[10, 5, 2]).unwrap(), [Welford::new(); 5]);
+        let many: Vec<f32> = (0..chunks.len()).map(|i| ((i * 7919) % 101) as f32).collect();
+        let tenths: Vec<f64> = (0..10).map(|i| [0.1, 0.4, 0.7][i % 3]).collect();
+        Statistics::new(&chunks).x(&many).states(&mut several).weights(&tenths).run().unwrap();
         let (mut dx, mut dgamma) = ([0.0; 5], [0.0]);
         let backward =
             Backward::new(&batch, Params::new(1e-5)).x(&x).dy(&y).states(&states).weights(&weights);
         backward.gradients(Gradients::new().dx(&mut dx).dgamma(&mut dgamma)).run().unwrap();
-        let weighted = (part.states().unwrap(), y, states, dx, dgamma);
+        let weighted = (part.states().unwrap(), y, states, several, dx, dgamma);
         let (shape, params) = (WeightShape::new(&[2, 2], 0).unwrap(), Params::new(5e-324));
         let (mut weight, mut bias) = ([0.1f32, 1e-39, 0.7, 3e-39], [1e-39f32, 0.3]);
         fold_into(&shape, &mean, &var, &params, &mut weight, &mut bias).unwrap();
@@ -236,6 +242,59 @@ fn a_negative_subnormal_eps_is_an_error() {
                 in_environment(host, || forward_training(&shape, &[1.0, 2.0], &params, &mut y, &mut states));
             assert_eq!(result.is_ok(), ok, "{eps:e} in {host:#x}");
         }
+    }
+}
+
+/// What is checked before anything is done: numbers, weights of samples, the x of a backward pass, bytes of a part.
+#[test]
+fn checks_are_the_same_in_every_environment() {
+    let (batch, x) = (Shape::nchw(&[4, 1]).unwrap(), [1e-40f32, 2e-40, 5e-40, 3e-40]);
+    // Mean and m2 are signalling NaNs, which no one has from this library; the checksum is that of these bytes.
+    let signalling = {
+        let mut part = PartialStatistics::<f32>::new(1);
+        part.add(&batch, 0, &x).unwrap();
+        let mut bytes = part.to_bytes().unwrap();
+        let behind = bytes.len() - 8;
+        for at in [behind - 24, behind - 8] {
+            bytes[at..at + 8].copy_from_slice(&0x7ff0_0000_0000_0001u64.to_le_bytes());
+        }
+        let fnv = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+        let checksum = bytes[..behind].iter().fold(0xcbf2_9ce4_8422_2325, fnv);
+        bytes[behind..].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    };
+    let signalling_nan = f64::from_bits(0x7ff0_0000_0000_0001);
+    let results = || {
+        let weigh = |weight| {
+            let mut part = PartialStatistics::<f32>::new(1);
+            part.add_weighted(&batch, 0, &x, &[1.0, weight, 1.0, 1.0]).is_ok()
+        };
+        let weights = [5e-324, -5e-324, -0.0, signalling_nan, 1.0 / (1u64 << 60) as f64, 1e-300].map(weigh);
+        let (mut layer, mut y, mut dx) = (BatchNorm::<f32>::new(1), [0.0; 4], [0.0; 4]);
+        layer.forward_training(&batch, &x, &mut y).unwrap();
+        let other = layer.backward(&batch, &[3e-40; 4], &y, &mut dx).is_err();
+        let same = layer.backward(&batch, &x, &y, &mut dx).is_ok();
+        let mut rules = [0.0, -5e-324, 5e-324, 1.5, signalling_nan].map(|momentum| {
+            let update =
+                RunningUpdate { rule: UpdateRule::Momentum(momentum), variance: RunningVariance::Biased };
+            update_running::<f32>(update, 0, &[Welford::new()], &mut [0.0], &mut [1.0]).is_ok()
+        });
+        rules.reverse();
+        let slopes = [5e-324, signalling_nan]
+            .map(|slope| Activation::LeakyRelu { slope }.apply(&mut [1.0f32]).is_ok());
+        let bytes = PartialStatistics::<f32>::from_bytes(&signalling).is_ok();
+        (weights, other, same, rules, slopes, bytes)
+    };
+    let expected = (
+        [false, false, true, false, true, false],
+        true,
+        true,
+        [false, false, true, false, true],
+        [true, false],
+        true,
+    );
+    for host in control::HOSTS.into_iter().chain([control::DEFAULT]) {
+        assert_eq!(in_environment(host, results), expected, "{host:#x}");
     }
 }
 

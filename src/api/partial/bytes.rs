@@ -13,6 +13,7 @@ use super::nodes::{Node, Nodes};
 use crate::api::shape::Shape;
 use crate::ground::error::Error;
 use crate::ground::memory::reserved;
+use crate::simd::environment;
 
 const TAG: [u8; 8] = *b"bnparts1";
 const HEADER: usize = 32;
@@ -93,7 +94,9 @@ pub fn read(bytes: &[u8]) -> Result<Nodes, Error> {
         reserved(&mut sums, each)?;
         sums.extend((0..each).map(|i| number(at + 8 * i)));
         at += 8 * each;
-        if !(kind.arithmetic().are_possible)(&sums) {
+        let mut are_possible = false;
+        environment::in_default(|| are_possible = (kind.arithmetic().are_possible)(&sums));
+        if !are_possible {
             return Err(wrong("have numbers that no elements give"));
         }
         nodes.push(Node { spatial, samples, weight, sums });
