@@ -376,7 +376,8 @@ fn sums_beyond_those_of_f32_are_refused() {
     let bytes = part.to_bytes().unwrap();
     let number = |value: f64| value.to_le_bytes();
     let at = |value: f64| bytes.windows(8).position(|eight| eight == number(value)).unwrap();
-    for (place, value) in [(at(2.0), 1e39), (at(2.0), -1e300)] {
+    // The mean, and what its rounding left.
+    for (place, value) in [(at(2.0), 1e39), (at(2.0), -1e300), (at(2.0) + 8, 1e39)] {
         let mut forged = bytes.clone();
         forged[place..place + 8].copy_from_slice(&number(value));
         let (all, sum) = forged.split_at_mut(bytes.len() - 8);

@@ -196,23 +196,88 @@ impl Nodes {
         if !self.nodes.is_empty() && self.weighted != weighted {
             return Err(Error::Partial { reason: "have weights, and others have none" });
         }
-        let mut nodes = Vec::new();
-        reserved(&mut nodes, self.nodes.len() + others.len())?;
-        // They come back there.
         reserved(&mut self.nodes, others.len())?;
-        if !are_apart(self.nodes.iter().chain(&others))? {
+        let apart = others.iter().all(|node| self.is_apart(node));
+        if !apart || !are_apart(&others)? {
             return Err(Error::Partial { reason: "have samples in common" });
         }
         let counts = self.nodes.iter().chain(&others).map(Node::elements);
         if counts.fold(0u64, u64::saturating_add) > MOST {
             return Err(Error::Partial { reason: TOO_MANY });
         }
-        nodes.append(&mut self.nodes);
-        nodes.extend(others);
-        nodes.sort_unstable_by_key(|node: &Node| (node.spatial, node.samples.start));
         self.weighted = weighted;
-        environment::in_default(|| self.complete(nodes));
+        environment::in_default(|| others.into_iter().for_each(|node| self.insert(node)));
         Ok(())
+    }
+
+    /// Where a node of these samples is, or belongs.
+    fn place(&self, spatial: u64, start: u64) -> usize {
+        self.nodes.partition_point(|node| (node.spatial, node.samples.start) < (spatial, start))
+    }
+
+    /// Whether no node has samples of this one, of whatever positions.
+    fn is_apart(&self, other: &Node) -> bool {
+        let Range { start, end } = other.samples;
+        // Those of as many positions follow each other.
+        let mut first = 0;
+        while let Some(spatial) = self.nodes.get(first).map(|node| node.spatial) {
+            let at = self.place(spatial, start);
+            let before = self.nodes[first..at].last().is_none_or(|node| node.samples.end <= start);
+            let next = self.nodes.get(at).filter(|node| node.spatial == spatial);
+            if !before || next.is_some_and(|node| node.samples.start < end) {
+                return false;
+            }
+            first = at + self.nodes[at..].partition_point(|node| node.spatial == spatial);
+        }
+        true
+    }
+
+    /// One more node, apart from the others; with it, halves become wholes. There is room for it.
+    fn insert(&mut self, node: Node) {
+        let leaf = leaf_of(self.weighted, node.spatial);
+        let at = self.place(node.spatial, node.samples.start);
+        self.nodes.insert(at, node);
+        let mut at = self.complete_leaf(at, leaf);
+        while let Some(left) = self.left_of_halves(at, leaf) {
+            self.merge_neighbours(left..left + 2);
+            at = left;
+        }
+    }
+
+    /// The first of two halves of a subtree, of which the node at `at` is one.
+    fn left_of_halves(&self, at: usize, leaf: u64) -> Option<usize> {
+        let len = self.nodes[at].len();
+        let is_right = !self.nodes[at].samples.start.is_multiple_of(len.checked_mul(2)?);
+        let left = if is_right { at.checked_sub(1)? } else { at };
+        let (left_half, right_half) = (&self.nodes[left], self.nodes.get(left + 1)?);
+        let halves = left_half.spatial == right_half.spatial
+            && left_half.samples.end == right_half.samples.start
+            && left_half.len() == right_half.len()
+            && len.is_multiple_of(leaf);
+        halves.then_some(left)
+    }
+
+    /// Merges the fragments of the leaf that the node at `at` is of, if there are all; where it is then.
+    fn complete_leaf(&mut self, at: usize, leaf: u64) -> usize {
+        let Node { spatial, ref samples, .. } = self.nodes[at];
+        if samples.end - samples.start >= leaf {
+            return at;
+        }
+        let start = samples.start / leaf * leaf;
+        let (first, end) = (self.place(spatial, start), self.place(spatial, start.saturating_add(leaf)));
+        if self.nodes[first..end].iter().map(Node::len).sum::<u64>() != leaf {
+            return at;
+        }
+        self.merge_neighbours(first..end);
+        first
+    }
+
+    /// Merges these nodes to the first of them.
+    fn merge_neighbours(&mut self, range: Range<usize>) {
+        let kind = self.kind;
+        let (left, others) = self.nodes[range.clone()].split_at_mut(1);
+        others.iter().for_each(|right| left[0].append(kind, right));
+        self.nodes.drain(range.start + 1..range.end);
     }
 
     /// Takes in another part's.
@@ -245,46 +310,6 @@ impl Nodes {
     pub fn describe(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let samples: Vec<_> = self.nodes.iter().map(|node| (&node.samples, node.spatial)).collect();
         f.debug_struct(name).field("channels", &self.channels).field("samples", &samples).finish()
-    }
-
-    /// Nodes in order, of which halves become wholes.
-    fn complete(&mut self, nodes: Vec<Node>) {
-        for node in nodes {
-            let leaf = leaf_of(self.weighted, node.spatial);
-            self.nodes.push(node);
-            self.complete_leaf(leaf);
-            while let [.., left, right] = &mut self.nodes[..] {
-                let len = right.len();
-                let halves = left.spatial == right.spatial
-                    && left.samples.end == right.samples.start
-                    && left.len() == len
-                    && len.is_multiple_of(leaf)
-                    && left.samples.start.is_multiple_of(2 * len);
-                if !halves {
-                    break;
-                }
-                left.append(self.kind, right);
-                self.nodes.pop();
-            }
-        }
-    }
-
-    /// Merges the fragments of the last leaf, if there are all.
-    fn complete_leaf(&mut self, leaf: u64) {
-        let Some(last) = self.nodes.last() else { return };
-        let (spatial, end) = (last.spatial, last.samples.end);
-        if !end.is_multiple_of(leaf) || last.len() >= leaf {
-            return;
-        }
-        let before = |node: &Node| (node.spatial, node.samples.start) < (spatial, end - leaf);
-        let first = self.nodes.partition_point(before);
-        if self.nodes[first..].iter().map(Node::len).sum::<u64>() == leaf {
-            let whole = self.nodes.drain(first..).reduce(|mut left, right| {
-                left.append(self.kind, &right);
-                left
-            });
-            self.nodes.extend(whole);
-        }
     }
 
     /// The sums of all samples that there are, and how often their elements count.
@@ -341,12 +366,12 @@ impl Nodes {
     ) -> Result<Option<Self>, Error> {
         let mut are_nodes = false;
         environment::in_default(|| are_nodes = Self::are_nodes(kind, channels, weighted, &nodes));
-        if !are_nodes || !are_apart(nodes.iter())? {
+        if !are_nodes || !are_apart(&nodes)? {
             return Ok(None);
         }
         let mut checked = Self { weighted: weighted && !nodes.is_empty(), ..Self::new(kind, channels) };
         reserved(&mut checked.nodes, nodes.len())?;
-        environment::in_default(|| checked.complete(nodes));
+        environment::in_default(|| nodes.into_iter().for_each(|node| checked.insert(node)));
         Ok(Some(checked))
     }
 
@@ -371,10 +396,10 @@ impl Nodes {
 }
 
 /// Whether none has samples of another's, of other numbers of positions, too.
-fn are_apart<'a>(nodes: impl Iterator<Item = &'a Node> + Clone) -> Result<bool, Error> {
+fn are_apart(nodes: &[Node]) -> Result<bool, Error> {
     let mut all = Vec::new();
-    reserved(&mut all, nodes.clone().count())?;
-    all.extend(nodes.map(|node| (node.samples.start, node.samples.end)));
+    reserved(&mut all, nodes.len())?;
+    all.extend(nodes.iter().map(|node| (node.samples.start, node.samples.end)));
     all.sort_unstable();
     Ok(all.windows(2).all(|pair| pair[0].1 <= pair[1].0))
 }
