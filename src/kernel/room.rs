@@ -55,6 +55,7 @@ macro_rules! with_scratch {
                 }?;
                 // Units are 1 until one is set.
                 let scratch = &mut room.scratch;
+                scratch.sums.one = 1.0;
                 scratch.sums.units.fill(1.0);
                 scratch.sums.channel_units.fill(1.0);
                 scratch.scales.unit.fill(1.0);

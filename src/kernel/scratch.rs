@@ -55,6 +55,8 @@ pub struct Sums {
     pub(crate) units: [f64; COLUMNS + LANES],
     /// The same per channel, in statistics.
     pub(crate) channel_units: [f64; BAND],
+    /// 1, which the compiler does not know: it would take a product with it away.
+    pub(crate) one: f64,
     /// In backward of f64: the mean beside its center, where `pivots` has the low part of it.
     pub(crate) besides: [f64; BAND],
     /// Of f64: whether there is a unit other than 1, or in backward a center other than 0.

@@ -11,7 +11,7 @@ pub struct About<W> {
     pub center: W,
     /// A power of two that x is multiplied by first.
     pub unit: W,
-    /// 1, which the compiler does not know (`Lanes::sub_by`).
+    /// 1, which the compiler does not know (`Terms::BY_ONE`).
     pub one: W,
 }
 
@@ -25,6 +25,8 @@ pub trait Terms<const IN: usize>: Copy + Default {
     const OF_HALVES: bool = false;
     /// Whether each sum is two: the sum, and that of what its roundings left.
     const PAIRS: bool = false;
+    /// Whether additions take a 1 (`Lanes::add_by`, `Lanes::sub_by`).
+    const BY_ONE: bool = Self::PAIRS;
     /// By which powers of `Lanes::SCALE` the sums are too large.
     const POWERS: [i32; 2] = [0, 0];
     /// The sums of a vector.
@@ -48,6 +50,7 @@ pub struct Plain;
 impl Terms<1> for Plain {
     const CENTERED: bool = false;
     const OF_HALVES: bool = true;
+    const BY_ONE: bool = true;
     type Sums<W: Copy> = [W; 2];
 
     #[inline(always)]
@@ -56,8 +59,13 @@ impl Terms<1> for Plain {
     }
 
     #[inline(always)]
-    fn add<T, S: Lanes<T>>(s: S, [a, b]: [S::Wide; 2], [x]: [S::Wide; 1], _: About<S::Wide>) -> [S::Wide; 2] {
-        [s.add_wide(a, x), s.add_element_product(b, x, x)]
+    fn add<T, S: Lanes<T>>(
+        s: S,
+        [a, b]: [S::Wide; 2],
+        [x]: [S::Wide; 1],
+        about: About<S::Wide>,
+    ) -> [S::Wide; 2] {
+        [s.add_by(about.one, a, x), s.add_element_product(b, x, x)]
     }
 }
 

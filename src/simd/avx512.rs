@@ -95,6 +95,11 @@ macro_rules! wide {
             unsafe { (_mm512_add_pd(a.0, b.0), _mm512_add_pd(a.1, b.1)) }
         }
         #[inline(always)]
+        fn add_by(self, one: Pair, a: Pair, b: Pair) -> Pair {
+            // SAFETY: `self` is proof that the CPU has AVX-512F and BW.
+            unsafe { (_mm512_add_pd(a.0, b.0), _mm512_fmadd_pd(b.1, one.1, a.1)) }
+        }
+        #[inline(always)]
         fn sub_wide(self, a: Pair, b: Pair) -> Pair {
             // SAFETY: `self` is proof that the CPU has AVX-512F and BW.
             unsafe { (_mm512_sub_pd(a.0, b.0), _mm512_sub_pd(a.1, b.1)) }

@@ -266,6 +266,11 @@ pub trait Lanes<T>: Copy {
     /// `N` values can be written at `at`.
     unsafe fn store_wide(self, at: *mut f64, v: Self::Wide);
     fn add_wide(self, a: Self::Wide, b: Self::Wide) -> Self::Wide;
+    /// The same, where `one` is 1: some of it by a fused multiply-add, where adders have conversions to do besides.
+    #[inline(always)]
+    fn add_by(self, _one: Self::Wide, a: Self::Wide, b: Self::Wide) -> Self::Wide {
+        self.add_wide(a, b)
+    }
     fn sub_wide(self, a: Self::Wide, b: Self::Wide) -> Self::Wide;
     /// a * one - b, where `one` is 1: by a fused multiply-add where there is one, since sums keep the adders busy and leave the
     /// multipliers idle. (A 1 that the compiler knew would make it a subtraction.)

@@ -251,7 +251,7 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
         let at = at + skip;
         let ahead = if done + ahead < width { ahead } else { ahead_last };
         let mut sums = [O::sums(s.zero_wide()); U];
-        let mut about = [(Self::about_nothing(s), self.read.splats(s, 0)); U];
+        let mut about = [(self.about_nothing(s), self.read.splats(s, 0)); U];
         for u in 0..U {
             sums[u] = self.sums(s, column + done + u * S::N, first);
             about[u] = self.about(s, done + u * S::N);

@@ -10,7 +10,6 @@ mod lanes;
 mod matrices;
 mod planes;
 
-use std::hint::black_box;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -212,15 +211,15 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
 
     /// What terms are about that are about nothing.
     #[inline(always)]
-    fn about_nothing<S: Lanes<T>>(s: S) -> About<S::Wide> {
-        let one = if O::PAIRS { s.splat_wide(black_box(1.0)) } else { s.zero_wide() };
+    fn about_nothing<S: Lanes<T>>(&self, s: S) -> About<S::Wide> {
+        let one = if O::BY_ONE { s.splat_wide(self.sums.one) } else { s.zero_wide() };
         About { center: s.zero_wide(), unit: one, one }
     }
 
     /// What the vector of columns from `column` on is about, and what reading it takes.
     #[inline(always)]
     fn about<S: Lanes<T>>(&self, s: S, column: usize) -> Column<T, R, S, IN> {
-        let mut about = Self::about_nothing(s);
+        let mut about = self.about_nothing(s);
         if O::CENTERED {
             let centers = &self.sums.centers[column..column + S::N];
             // SAFETY: `centers` has N values.

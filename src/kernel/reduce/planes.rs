@@ -103,7 +103,7 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
         let ahead = Self::AHEAD_ALONG / U;
         let near = len.saturating_sub(ahead) / LANES;
         let beyond = later.plane(channel, self.channels.len(), plane).wrapping_sub(at + near * LANES);
-        let mut about = [(Self::about_nothing(s), self.read.splats(s, place)); U];
+        let mut about = [(self.about_nothing(s), self.read.splats(s, place)); U];
         for (u, (about, k)) in about.iter_mut().enumerate() {
             *k = self.read.splats(s, place + u);
             if O::CENTERED {

@@ -153,6 +153,7 @@ impl<S: Lanes<f32>, const F16: bool> Lanes<f32> for Stored<S, F16> {
         fn zero_wide() -> S::Wide;
         fn splat_wide(value: f64) -> S::Wide;
         fn add_wide(a: S::Wide, b: S::Wide) -> S::Wide;
+        fn add_by(one: S::Wide, a: S::Wide, b: S::Wide) -> S::Wide;
         fn sub_wide(a: S::Wide, b: S::Wide) -> S::Wide;
         fn sub_by(one: S::Wide, a: S::Wide, b: S::Wide) -> S::Wide;
         fn mul_wide(a: S::Wide, b: S::Wide) -> S::Wide;
