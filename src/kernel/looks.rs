@@ -12,45 +12,34 @@ use crate::ground::scalar::Scalar;
 use crate::ground::sizes::BAND;
 use crate::simd::{Kernel, Lanes};
 
-/// A count that sums are divided by. Most blocks have a power of two of elements: then by a product, which has the same bits.
-#[derive(Clone, Copy)]
-struct Count<const POWER: bool>(f64);
+/// The mean of so many. If they are a power of two (`POWER`), as in most blocks, by a product, which has the same bits.
+#[inline(always)]
+fn mean<const POWER: bool>(sum: f64, count: f64) -> f64 {
+    if POWER { sum * inverse_power(count) } else { sum / count }
+}
 
-impl<const POWER: bool> Count<POWER> {
-    #[inline(always)]
-    fn mean(self, sum: f64) -> f64 {
-        if POWER { sum * inverse_power(self.0) } else { sum / self.0 }
-    }
+/// Whether it is one.
+pub fn is_power(count: f64) -> bool {
+    count == power_of_two(count)
 }
 
 /// From a block's plain sums: is any channel's variance too small against its mean for them? Those channels get the
 /// mean as a pivot and the answer is in `again`.
-pub struct Condition<'a> {
+pub struct Condition<'a, const POWER: bool> {
     pub sums: &'a mut Sums,
     pub channels: usize,
     pub count: f64,
     pub again: &'a mut bool,
 }
 
-impl<T: Scalar> Kernel<T> for Condition<'_> {
+impl<T: Scalar, const POWER: bool> Kernel<T> for Condition<'_, POWER> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        match self.count == power_of_two(self.count) {
-            true => self.of::<T, true>(),
-            false => self.of::<T, false>(),
-        }
-    }
-}
-
-impl Condition<'_> {
-    #[inline(always)]
-    fn of<T: Scalar, const POWER: bool>(self) {
-        let count = Count::<POWER>(self.count);
         let Sums { totals: [sums, squares, ..], pivots, centers, .. } = self.sums;
         let sums = sums.iter().zip(squares.iter());
         let mut again = 0u64;
         for (pivot, (sum, squares)) in pivots[..self.channels].iter_mut().zip(sums) {
-            let mean = count.mean(*sum);
+            let mean = mean::<POWER>(*sum, self.count);
             let m2 = squares - sum * mean;
             // All zeros are well conditioned too: both sides are zero. NaN is not, and stays NaN about any pivot.
             let good = *squares <= m2 * T::CONDITION_LIMIT;
@@ -129,29 +118,18 @@ impl<T: Scalar> Kernel<T> for PairMoments<'_> {
 }
 
 /// From a block's sums to its moments.
-pub struct BlockMoments<'a> {
+pub struct BlockMoments<'a, const POWER: bool> {
     pub sums: &'a Sums,
     pub count: f64,
     pub moments: &'a mut [Moments],
 }
 
-impl<T: Scalar> Kernel<T> for BlockMoments<'_> {
+impl<T: Scalar, const POWER: bool> Kernel<T> for BlockMoments<'_, POWER> {
     #[inline(always)]
     fn run<S: Lanes<T>>(self, _: S) {
-        match self.count == power_of_two(self.count) {
-            true => self.of::<true>(),
-            false => self.of::<false>(),
-        }
-    }
-}
-
-impl BlockMoments<'_> {
-    #[inline(always)]
-    fn of<const POWER: bool>(self) {
-        let count = Count::<POWER>(self.count);
         let Sums { totals: [sums, squares, ..], pivots, .. } = self.sums;
         for (i, moments) in self.moments.iter_mut().enumerate().take(BAND) {
-            *moments = Moments::from_sums(pivots[i], sums[i], squares[i], count.mean(sums[i]));
+            *moments = Moments::from_sums(pivots[i], sums[i], squares[i], mean::<POWER>(sums[i], self.count));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::looks::{BlockMoments, Condition, PairCondition, PairMoments};
+use super::looks::{BlockMoments, Condition, PairCondition, PairMoments, is_power};
 use super::scales::{given_unit, in_unit, unit_exponent};
 use super::scratch::Sums;
 use super::terms::*;
@@ -61,12 +61,18 @@ impl Precision for f32 {
 
     fn look_again(level: Level, sums: &mut Sums, (channels, count): (usize, f64), _: bool) -> bool {
         let mut again = false;
-        Self::dispatch(level, Condition { sums, channels, count, again: &mut again });
+        match is_power(count) {
+            true => Self::dispatch(level, Condition::<true> { sums, channels, count, again: &mut again }),
+            false => Self::dispatch(level, Condition::<false> { sums, channels, count, again: &mut again }),
+        }
         again
     }
 
     fn moments(level: Level, sums: &Sums, count: f64, moments: &mut [Moments]) {
-        Self::dispatch(level, BlockMoments { sums, count, moments });
+        match is_power(count) {
+            true => Self::dispatch(level, BlockMoments::<true> { sums, count, moments }),
+            false => Self::dispatch(level, BlockMoments::<false> { sums, count, moments }),
+        }
     }
 }
 
