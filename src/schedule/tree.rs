@@ -167,14 +167,16 @@ impl Merges {
 mod tests {
     use super::*;
 
+    /// A number that looks like any other (D. E. Knuth's MMIX).
+    fn next(some: &mut usize) -> usize {
+        *some = some.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        *some
+    }
+
     /// Whatever the order in which nodes arrive, of one group beside another.
     #[test]
     fn merges_do_not_depend_on_arrivals() {
-        let mut some = 1usize;
-        let mut random = |below: usize| {
-            some = some.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (some >> 33) % below
-        };
+        let mut some = 1;
         for (count, segments) in (0..40).flat_map(|count| [1, 3, 4].map(|segments| (count, segments))) {
             let sample = usize::next_power_of_two(segments);
             let leaf = |i: usize| i / segments * sample + i % segments;
@@ -184,7 +186,7 @@ mod tests {
             let mut texts: Vec<_> =
                 (0..2).map(|_| (0..count).map(|i| leaf(i).to_string()).collect::<Vec<_>>()).collect();
             let mut arrivals: Vec<_> = (0..2 * count).collect();
-            (1..arrivals.len()).for_each(|i| arrivals.swap(i, random(i + 1)));
+            (1..arrivals.len()).for_each(|i| arrivals.swap(i, (next(&mut some) >> 33) % (i + 1)));
             let mut complete = [0; 2];
             for arrival in arrivals {
                 let (group, place) = (arrival % 2, arrival / 2);
@@ -246,9 +248,9 @@ mod tests {
             let leaves: Vec<_> = (0..400).map(|i| first + step * i).collect();
             assert_eq!(Some(merged(leaves.iter().copied())), by_definition(&leaves, (0, 12)));
         }
-        let mut some = 1usize;
+        let mut some = 1;
         for _ in 0..200 {
-            some = some.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            next(&mut some);
             let leaves: Vec<_> = (0..60).filter(|i| some >> i & 1 == 1).collect();
             if !leaves.is_empty() {
                 assert_eq!(Some(merged(leaves.iter().copied())), by_definition(&leaves, (0, 6)));

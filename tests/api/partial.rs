@@ -389,3 +389,29 @@ fn sums_beyond_those_of_f32_are_refused() {
         assert_eq!(refused, Err(Error::Bytes { reason: "have numbers that no elements give" }), "{value}");
     }
 }
+
+/// Whether parts come one by one or many at once, in between each other and of other sizes.
+#[test]
+fn many_scattered_parts_join_as_one_by_one() {
+    let part = |samples: &mut dyn Iterator<Item = usize>| {
+        let mut part = PartialStatistics::<f32>::new(1);
+        for sample in samples {
+            let s = 1 + sample % 3;
+            let x: Vec<f32> = (0..s).map(|i| (sample * 7 + i) as f32).collect();
+            part.add(&Shape::nchw(&[1, 1, s]).unwrap(), sample as u64, &x).unwrap();
+        }
+        part
+    };
+    // Some with neighbours, some without; the last half of them in reverse.
+    let all: Vec<usize> = (0..300).filter(|sample| sample % 5 != 3).collect();
+    let one_by_one = part(&mut all.iter().copied().take(100).chain(all.iter().copied().skip(100).rev()));
+    let halves = [0, 1].map(|half| part(&mut all.iter().copied().skip(half).step_by(2)));
+    let mut joined = halves[0].clone();
+    joined.join(&halves[1]).unwrap();
+    assert_eq!(joined, one_by_one);
+    let overlap = partial("have samples in common");
+    assert_eq!(joined.join(&halves[1]), Err(overlap));
+    assert_eq!(joined, one_by_one);
+    let bytes = joined.to_bytes().unwrap();
+    assert_eq!(PartialStatistics::from_bytes(&bytes), Ok(one_by_one));
+}

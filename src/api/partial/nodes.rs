@@ -66,6 +66,9 @@ pub struct Nodes {
 /// The most elements of a channel, so that no count overflows.
 const MOST: u64 = u64::MAX >> 1;
 
+/// Nodes that are put in between the others one by one; to sort more of them with these takes less than to move these for each.
+const FEW: usize = 16;
+
 /// The samples of a block of samples of so many positions.
 fn leaf_of(weighted: bool, spatial: u64) -> u64 {
     if weighted { 1 } else { granularity(usize::try_from(spatial).unwrap_or(usize::MAX)) as u64 }
@@ -188,8 +191,8 @@ impl Nodes {
         }
     }
 
-    /// Takes in nodes of some other samples, in order.
-    fn take(&mut self, others: Vec<Node>, weighted: bool) -> Result<(), Error> {
+    /// Takes in nodes of some other samples, in order, none of which has samples of another's.
+    fn take(&mut self, mut others: Vec<Node>, weighted: bool) -> Result<(), Error> {
         if others.is_empty() {
             return Ok(());
         }
@@ -197,13 +200,22 @@ impl Nodes {
             return Err(Error::Partial { reason: "have weights, and others have none" });
         }
         reserved(&mut self.nodes, others.len())?;
-        let apart = others.iter().all(|node| self.is_apart(node));
-        if !apart || !are_apart(&others)? {
+        let few = others.len() <= FEW;
+        let apart = match few {
+            true => others.iter().all(|node| self.is_apart(node)),
+            false => are_apart(self.nodes.iter().chain(&others))?,
+        };
+        if !apart {
             return Err(Error::Partial { reason: "have samples in common" });
         }
         let counts = self.nodes.iter().chain(&others).map(Node::elements);
         if counts.fold(0u64, u64::saturating_add) > MOST {
             return Err(Error::Partial { reason: TOO_MANY });
+        }
+        if !few {
+            reserved(&mut others, self.nodes.len())?;
+            others.append(&mut self.nodes);
+            others.sort_unstable_by_key(|node| (node.spatial, node.samples.start));
         }
         self.weighted = weighted;
         environment::in_default(|| others.into_iter().for_each(|node| self.insert(node)));
@@ -366,7 +378,7 @@ impl Nodes {
     ) -> Result<Option<Self>, Error> {
         let mut are_nodes = false;
         environment::in_default(|| are_nodes = Self::are_nodes(kind, channels, weighted, &nodes));
-        if !are_nodes || !are_apart(&nodes)? {
+        if !are_nodes || !are_apart(nodes.iter())? {
             return Ok(None);
         }
         let mut checked = Self { weighted: weighted && !nodes.is_empty(), ..Self::new(kind, channels) };
@@ -396,10 +408,10 @@ impl Nodes {
 }
 
 /// Whether none has samples of another's, of other numbers of positions, too.
-fn are_apart(nodes: &[Node]) -> Result<bool, Error> {
+fn are_apart<'a>(nodes: impl Iterator<Item = &'a Node> + Clone) -> Result<bool, Error> {
     let mut all = Vec::new();
-    reserved(&mut all, nodes.len())?;
-    all.extend(nodes.iter().map(|node| (node.samples.start, node.samples.end)));
+    reserved(&mut all, nodes.clone().count())?;
+    all.extend(nodes.map(|node| (node.samples.start, node.samples.end)));
     all.sort_unstable();
     Ok(all.windows(2).all(|pair| pair[0].1 <= pair[1].0))
 }

@@ -6,7 +6,7 @@ use super::Reduce;
 use super::interleave::Interleave;
 use crate::ground::double::Double;
 use crate::ground::geometry::Pattern;
-use crate::ground::sizes::{LANES, SAMPLE_LANES};
+use crate::ground::sizes::LANES;
 use crate::kernel::fused::Read;
 use crate::kernel::scratch::Sums;
 use crate::kernel::terms::Terms;
@@ -53,14 +53,6 @@ fn sum_few_lanes<const L: usize>(columns: &[f64], sums: &mut [f64]) {
 #[inline(always)]
 pub fn sum_lanes_of_rows(columns: &mut [f64], lanes: usize, sums: &mut [f64]) {
     let channels = sums.len();
-    // Of samples with a single position, at once.
-    if lanes == SAMPLE_LANES {
-        let [a, b, c, d] = [0, 1, 2, 3].map(|lane| &columns[lane * channels..][..channels]);
-        for (i, sum) in sums.iter_mut().enumerate() {
-            *sum = (a[i] + c[i]) + (b[i] + d[i]);
-        }
-        return;
-    }
     let (first, more) = columns[..lanes * channels].split_at_mut(lanes.min(LANES) * channels);
     for more in more.chunks(first.len()) {
         first.iter_mut().zip(more).for_each(|(first, more)| *first += more);

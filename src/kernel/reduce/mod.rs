@@ -67,10 +67,10 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> K
     #[inline(always)]
     fn run<S: Lanes<T>>(mut self, s: S) {
         debug_assert!(self.inputs.iter().all(|input| input.len() == self.geometry.len()));
-        // Software pipelining is of planes alone, says its policy.
         let along = self.geometry.pattern == Pattern::Along && !self.geometry.small_planes();
         debug_assert!(along || !M::ANY);
-        // SAFETY: the inputs have the geometry's length, and channels and block lie within it.
+        // SAFETY: the inputs have the geometry's length, and channels and block lie within it. Software pipelining is of planes that are
+        // not small, says its policy.
         unsafe {
             if M::ANY || along {
                 self.along(s);
