@@ -75,7 +75,8 @@ impl<const D: usize> After<D> {
         }
     }
 
-    /// The same apart, by burn's operations.
+    /// The same apart, by burn's operations, with the kernels' derivatives where a formula ends: burn's own activations have
+    /// others there.
     fn apply(self, y: Tensor<D>) -> Tensor<D> {
         let u = match self.residual {
             Some(z) => y.add(z),
@@ -84,12 +85,20 @@ impl<const D: usize> After<D> {
         match self.activation {
             Activation::Identity => u,
             Activation::Relu => activation::relu(u),
-            Activation::LeakyRelu { slope } => activation::leaky_relu(u, slope),
-            Activation::Clip { lo, hi } => u.clamp(lo, hi),
-            // burn's own goes through f32 where autodiff follows it.
+            Activation::LeakyRelu { slope } => {
+                u.clone().mask_where(u.clone().lower_equal_elem(0.), u.mul_scalar(slope))
+            }
+            Activation::Clip { lo, hi } => {
+                // An infinite bound is none: the derivative at that infinity is 1.
+                let (low, high) = (u.clone().lower_equal_elem(lo), u.clone().greater_equal_elem(hi));
+                let y = if hi.is_finite() { u.mask_fill(high, hi) } else { u };
+                if lo.is_finite() { y.mask_fill(low, lo) } else { y }
+            }
             Activation::HardSwish => {
                 let (low, high) = (u.clone().lower_equal_elem(-3.), u.clone().greater_equal_elem(3.));
-                let between = u.clone().add_scalar(3.).div_scalar(6.).mul(u.clone());
+                // Elsewhere 0, of which no infinity comes that would make 0 times itself of the gradient.
+                let inner = u.clone().mask_fill(low.clone(), 0.).mask_fill(high.clone(), 0.);
+                let between = inner.clone().add_scalar(3.).div_scalar(6.).mul(inner);
                 between.mask_fill(low, 0.).mask_where(high, u)
             }
             Activation::Silu => activation::silu(u),
@@ -235,6 +244,9 @@ fn corrected<const D: usize>(
 
 #[cfg(test)]
 mod tests {
+    use batchnorm::reference;
+    use burn::tensor::TensorData;
+
     use super::*;
 
     /// What other backends do, on flex: near what the kernels do there, with gradients that take r and d for constants.
@@ -267,6 +279,58 @@ mod tests {
                 (got - expected).abs() < 1e-4 * (1. + expected.abs()),
                 "{got}, {expected} by the kernels"
             );
+        }
+    }
+
+    /// y and the gradient of u where the activations' formulas end, as the reference has them, by burn's operations and by the
+    /// kernels.
+    #[test]
+    fn derivatives_where_formulas_end() {
+        let ends = [-3.0f32, -0.5, 0., 0.25, 3., 6.];
+        let others = [f32::NEG_INFINITY, -1.5, -0., f32::INFINITY, f32::NAN];
+        let u = ends
+            .into_iter()
+            .flat_map(|u| [u.next_down(), u, u.next_up()])
+            .chain(others)
+            .collect::<Vec<f32>>();
+        let device = Device::default().autodiff();
+        let zeros = || Tensor::<2>::zeros([u.len(), 1], &device);
+        let vector = |value: f32| Tensor::<1>::from_floats([value], &device);
+        for activation in [
+            Activation::Identity,
+            Activation::Relu,
+            Activation::LeakyRelu { slope: -0.3 },
+            Activation::Clip { lo: -0.5, hi: 0.25 },
+            Activation::Clip { lo: f64::NEG_INFINITY, hi: 6. },
+            Activation::Clip { lo: 0., hi: f64::INFINITY },
+            Activation::HardSwish,
+        ] {
+            for fused in [false, true] {
+                let z =
+                    Tensor::<2>::from_data(TensorData::new(u.clone(), [u.len(), 1]), &device).require_grad();
+                let after = After { activation, residual: Some(z.clone()) };
+                let parameters = || [vector(1.), vector(0.), vector(0.), vector(1.)];
+                let y =
+                    if fused { inference(zeros(), parameters(), 0., after) } else { after.apply(zeros()) };
+                let gradients = y.clone().sum().backward();
+                let [y, dz] = [y, z.grad(&gradients).unwrap()]
+                    .map(|of| of.into_data().iter::<f32>().collect::<Vec<_>>());
+                for (i, u) in u.iter().map(|u| f64::from(*u)).enumerate() {
+                    let dy_1 = reference::activation_gradient(activation, u, 1.);
+                    for (name, got, expected) in
+                        [("y", y[i], reference::activate(activation, u)), ("dz", dz[i], dy_1)]
+                    {
+                        let (got, scale) = (f64::from(got), 1. + expected.abs());
+                        let near = got == expected || (got - expected).abs() <= 1e-6 * scale;
+                        // Of a NaN, the gradient is any number.
+                        let of_nan = u.is_nan() && (name == "dz" || got.is_nan());
+                        assert!(
+                            near || of_nan,
+                            "{name} of {u:e}: {got:e}, not {expected:e}, {activation}, fused: {fused}"
+                        );
+                    }
+                }
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use batchnorm::{Activation, Renorm, RunningUpdate, RunningVariance, UpdateRule, Welford, update_running};
 use candle_core::{DType, Device, Error, Result, Tensor, Var};
-use candle_nn::{BatchNormConfig, Init, Module, ModuleT, VarBuilder};
+use candle_nn::{BatchNormConfig, Init, ModuleT, VarBuilder};
 
 use crate::op::{Epilogue, Float, check_dtypes, fused_inference, fused_training, parameter_dtype};
 
@@ -380,18 +380,35 @@ impl BatchNorm {
         fuses.then_some(Epilogue { activation: self.activation, residual })
     }
 
-    /// The same apart, by candle's operations.
+    /// The same apart, by candle's operations, with the kernels' derivatives where a formula ends: candle's own activations have
+    /// others there.
     fn follow(&self, y: Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         let u = match residual {
             Some(z) => (y + z)?,
             None => y,
         };
+        let zeros = u.zeros_like()?;
         match self.activation {
             Activation::Identity => Ok(u),
-            Activation::Relu => u.relu(),
-            Activation::LeakyRelu { slope } => candle_nn::ops::leaky_relu(&u, slope),
-            Activation::Clip { lo, hi } => u.clamp(lo, hi),
-            Activation::HardSwish => candle_nn::Activation::HardSwish.forward(&u),
+            Activation::Relu => u.le(0.)?.where_cond(&zeros, &u),
+            Activation::LeakyRelu { slope } => u.le(0.)?.where_cond(&(&u * slope)?, &u),
+            Activation::Clip { lo, hi } => {
+                // An infinite bound is none: the derivative at that infinity is 1.
+                let mut y = u.clone();
+                for (bound, beyond) in [(hi, u.ge(hi)?), (lo, u.le(lo)?)] {
+                    if bound.is_finite() {
+                        y = beyond.where_cond(&(&zeros + bound)?, &y)?;
+                    }
+                }
+                Ok(y)
+            }
+            Activation::HardSwish => {
+                let (low, high) = (u.le(-3.)?, u.ge(3.)?);
+                // Elsewhere 0, of which no infinity comes that would make 0 times itself of the gradient.
+                let inner = low.where_cond(&zeros, &high.where_cond(&zeros, &u)?)?;
+                let between = (&inner * ((&inner + 3.)? / 6.)?)?;
+                low.where_cond(&zeros, &high.where_cond(&u, &between)?)
+            }
             Activation::Silu => u.silu(),
             other => candle_core::bail!("candle has no {other}"),
         }

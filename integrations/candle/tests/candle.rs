@@ -1,5 +1,6 @@
 //! The module next to candle's own, on random shapes, strides, data and parameters.
 
+use batchnorm::reference;
 use batchnorm_candle::{
     Activation, BatchNorm, BatchNormConfig, Renorm, batch_norm, batch_norm_with_domains, forward_inference,
     forward_training,
@@ -318,6 +319,56 @@ fn fused_is_apart(fused: &Fused) -> Result<()> {
 #[test]
 fn fused_agrees_with_candles_operations() {
     QuickCheck::new().tests(600).quickcheck((|fused| fused_is_apart(&fused).is_ok()) as fn(Fused) -> bool);
+}
+
+/// y and the gradient of a residual where the activations' formulas end, as the reference has them: fused, by candle's operations
+/// behind the kernels (hard swish behind a residual), and behind candle's own normalization (without its mean).
+#[test]
+fn derivatives_where_formulas_end() -> Result<()> {
+    let ends = [-3.0f64, -0.5, 0., 0.25, 3., 6.];
+    let beside =
+        |u: f64| [u.next_down(), u, u.next_up(), (u as f32).next_down() as f64, (u as f32).next_up() as f64];
+    let u = [f64::NEG_INFINITY, -1.5, -0., f64::INFINITY, f64::NAN]
+        .into_iter()
+        .chain(ends.into_iter().flat_map(beside));
+    let u = u.collect::<Vec<f64>>();
+    let activations = [
+        Activation::Identity,
+        Activation::Relu,
+        Activation::LeakyRelu { slope: -0.3 },
+        Activation::Clip { lo: -0.5, hi: 0.25 },
+        Activation::Clip { lo: f64::NEG_INFINITY, hi: 6. },
+        Activation::Clip { lo: 0., hi: f64::INFINITY },
+        Activation::HardSwish,
+    ];
+    for (activation, remove_mean) in activations.into_iter().flat_map(|of| [(of, true), (of, false)]) {
+        for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::F64, 1e-14)] {
+            let config = BatchNormConfig { remove_mean, ..BatchNormConfig::default() };
+            let variables = VarMap::new();
+            let norm = batch_norm(1, config, VarBuilder::from_varmap(&variables, dtype, &Device::Cpu))?;
+            let norm = norm.with_activation(activation);
+            let z = Var::from_tensor(
+                &Tensor::new(&u[..], &Device::Cpu)?.reshape((u.len(), 1))?.to_dtype(dtype)?,
+            )?;
+            let y = norm.forward_t_with_residual(&z.zeros_like()?, &z, true)?;
+            let dz = y.sum_all()?.backward()?.get(&z).unwrap().clone();
+            let [u, y, dz] = [&z.as_tensor().clone(), &y, &dz]
+                .map(|of| elements(&of.to_dtype(DType::F64).unwrap()).unwrap());
+            for (i, &u) in u.iter().enumerate() {
+                let expected =
+                    [reference::activate(activation, u), reference::activation_gradient(activation, u, 1.)];
+                for (name, got, expected) in [("y", y[i], expected[0]), ("dz", dz[i], expected[1])] {
+                    // Of a NaN, what is behind it is any number.
+                    let near = got == expected || (got - expected).abs() <= tolerance * (1. + expected.abs());
+                    assert!(
+                        near || u.is_nan() && (name == "dz" || got.is_nan()),
+                        "{name} of {u:e}: {got:e}, expected {expected:e}, {activation} of {dtype:?}, remove_mean: {remove_mean}"
+                    );
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A tensor of f64 that holds the numbers of f32, each rounded to another type.
