@@ -35,7 +35,7 @@ macro_rules! knobs {
     };
 }
 
-const KNOBS: [Knob; 27] = knobs![
+const KNOBS: [Knob; 28] = knobs![
     parallel_bytes,
     parallel_bytes_asleep,
     tasks_per_thread,
@@ -59,6 +59,7 @@ const KNOBS: [Knob; 27] = knobs![
     strip_rows,
     strip_rows_alone,
     strip_rows_once,
+    elements_at_once,
     row_bytes,
     row_positions,
     row_samples,

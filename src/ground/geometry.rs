@@ -103,3 +103,38 @@ impl Block {
         self.samples.len() * self.positions.len()
     }
 }
+
+/// Blocks of one size, one after the other, that merge with each other before they do with others: a power of two of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    pub first: Block,
+    pub count: usize,
+    /// Whether the next one is of the next samples, and not of the next positions.
+    pub by_samples: bool,
+}
+
+impl Run {
+    /// A single one.
+    pub fn of(first: Block) -> Self {
+        Self { first, count: 1, by_samples: true }
+    }
+
+    /// The block of this number.
+    pub fn get(&self, index: usize) -> Block {
+        let Block { samples, positions } = self.first.clone();
+        let after = |range: Range<usize>| {
+            let by = index * range.len();
+            range.start + by..range.end + by
+        };
+        match self.by_samples {
+            true => Block { samples: after(samples), positions },
+            false => Block { samples, positions: after(positions) },
+        }
+    }
+
+    /// The place of its sums among those of all: in the order of reversed bits, in which the first half of what is there merges
+    /// with the other half, time and again.
+    pub fn place(&self, index: usize) -> usize {
+        index.reverse_bits().checked_shr(usize::BITS - self.count.ilog2()).unwrap_or(0)
+    }
+}

@@ -122,8 +122,8 @@ fn center(sums: &mut Sums, i: usize, (mean, low): (f64, f64), unit: f64, var: f6
 
 /// Sums over a channel, or a part of it, of dy and of dy * (x - mean), x in its unit.
 pub trait GradientSums: Sum {
-    /// Of channel `i` of a block; the mean's low part has had no part in them yet.
-    fn of_block(sums: &Sums, i: usize) -> Self;
+    /// Of total `i`, which is one of channel `c`; the mean's low part has had no part in it yet.
+    fn of_block(sums: &Sums, i: usize, c: usize) -> Self;
     /// Of both parts.
     fn merge(self, other: Self) -> Self;
     fn dy(self) -> f64;
@@ -139,8 +139,8 @@ pub struct PlainGradients {
 
 impl GradientSums for PlainGradients {
     #[inline(always)]
-    fn of_block(Sums { totals: [dy, dy_d, ..], pivots, .. }: &Sums, i: usize) -> Self {
-        Self { dy: dy[i], dy_d: dy_d[i] - pivots[i] * dy[i] }
+    fn of_block(Sums { totals: [dy, dy_d, ..], pivots, .. }: &Sums, i: usize, c: usize) -> Self {
+        Self { dy: dy[i], dy_d: dy_d[i] - pivots[c] * dy[i] }
     }
 
     #[inline(always)]
@@ -180,10 +180,11 @@ fn or(pair: Double, high: f64) -> Double {
 
 impl GradientSums for FineGradients {
     #[inline(always)]
-    fn of_block(Sums { totals: [dy, dy_low, dy_d, dy_d_low], pivots, besides, .. }: &Sums, i: usize) -> Self {
+    fn of_block(sums: &Sums, i: usize, c: usize) -> Self {
+        let Sums { totals: [dy, dy_low, dy_d, dy_d_low], pivots, besides, .. } = sums;
         let [dy, dy_d] =
             [(dy, dy_low), (dy_d, dy_d_low)].map(|(high, low)| or(Double::sum(high[i], low[i]), high[i]));
-        let beside = dy.times(Double::sum(-besides[i], -pivots[i]));
+        let beside = dy.times(Double::sum(-besides[c], -pivots[c]));
         Self { dy, dy_d: add(dy_d, beside) }
     }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::ground::double::product;
-use crate::ground::geometry::{Block, Geometry};
+use crate::ground::geometry::{Block, Geometry, Run};
 use crate::ground::sizes::GROUP;
 use crate::ground::slices::{Input, Output, Sink};
 use crate::ground::sums::Sum;
@@ -132,7 +132,7 @@ impl<T: Vectorized, M: Memory<T>> Backward<'_, T, M> {
 }
 
 impl<T: Vectorized> Loops<T> for Backward<'_, T> {
-    fn sum_and_map(&self, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) -> bool {
+    fn sum_and_map(&self, task: &mut Task<'_, T>, part: (&Range<usize>, &Run)) -> bool {
         let (Some(pending), Some(dx)) = (task.pending.clone(), self.dx) else { return false };
         if self.is_scaled(task) {
             self.sum_and_map_by(T::ScaledGradient::default(), task, dx, (part, &pending));
@@ -191,7 +191,7 @@ impl<T: Vectorized> Backward<'_, T> {
         terms: impl Terms<2>,
         task: &mut Task<'_, T>,
         dx: Output<'_, T>,
-        (part, pending): ((&Range<usize>, &Block), &Range<usize>),
+        (part, pending): ((&Range<usize>, &Run), &Range<usize>),
     ) {
         let (formula, inputs) = ((InputGradient, Bare), [self.x, self.dy]);
         task.sums_and_map::<_, _, _, 2, ORDINARY_GRADIENT>(terms, formula, inputs, dx, part, pending);
@@ -348,14 +348,8 @@ where
         }
     }
 
-    fn sum(
-        &self,
-        task: &mut Task<'_, T>,
-        channels: &Range<usize>,
-        block: &Block,
-        states: &mut [T::Gradients],
-    ) {
-        let (inputs, part) = ([self.x, self.dy], (channels, block));
+    fn sum(&self, task: &mut Task<'_, T>, channels: &Range<usize>, run: &Run, states: &mut [T::Gradients]) {
+        let (inputs, part) = ([self.x, self.dy], (channels, run));
         match self.upstream() {
             None if self.sum_and_map(task, part) => {}
             None if self.is_scaled(task) => M::sums(task, T::ScaledGradient::default(), inputs, part),
@@ -367,8 +361,11 @@ where
                 M::sums_masked(task, T::ScaledGradient::default(), inputs, masked, part);
             }
         }
-        for (i, state) in states.iter_mut().enumerate() {
-            *state = T::Gradients::of_block(&task.scratch.sums, i);
+        for (block, states) in states.chunks_exact_mut(channels.len()).enumerate() {
+            let totals = block * channels.len();
+            for (i, state) in states.iter_mut().enumerate() {
+                *state = T::Gradients::of_block(&task.scratch.sums, totals + i, i);
+            }
         }
     }
 

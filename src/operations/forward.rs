@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::ground::geometry::Block;
+use crate::ground::geometry::{Block, Run};
 use crate::ground::sizes::GROUP;
 use crate::ground::slices::{Output, Sink};
 use crate::ground::sums::{MergeWeights, Sum};
@@ -47,7 +47,7 @@ impl<'a, T: Vectorized> Forward<'a, T, Mixed> {
 }
 
 impl<T: Vectorized> Loops<T> for Forward<'_, T> {
-    fn sum_and_map(&self, task: &mut Task<'_, T>, part: (&Range<usize>, &Block)) -> bool {
+    fn sum_and_map(&self, task: &mut Task<'_, T>, part: (&Range<usize>, &Run)) -> bool {
         let (Some(pending), Some(y)) = (task.pending.clone(), self.y) else { return false };
         let (terms, inputs) = (T::Plain::default(), [self.x]);
         match self.after.kind() {
@@ -119,16 +119,24 @@ where
 
     /// Plain sums first. Where the variance is small against the mean they are too coarse, and another look, at
     /// elements that are still in cache, takes sums about the mean that they gave.
-    fn sum(&self, task: &mut Task<'_, T>, channels: &Range<usize>, block: &Block, states: &mut [T::Moments]) {
-        let count = block.count() as f64;
-        let part = (channels, block);
+    fn sum(&self, task: &mut Task<'_, T>, channels: &Range<usize>, run: &Run, states: &mut [T::Moments]) {
+        let count = run.first.count() as f64;
+        let part = (channels, run);
         if !self.sum_and_map(task, part) {
             M::sums(task, T::Plain::default(), [self.x], part);
         }
         for look in 0..T::LOOKS {
-            let again = T::look_again(task.level, &mut task.scratch.sums, (channels.len(), count), look == 0);
-            if !again {
+            let sizes = (run.count * channels.len(), count);
+            if !T::look_again(task.level, &mut task.scratch.sums, sizes, look == 0) {
                 break;
+            }
+            if run.count > 1 {
+                // Some of the blocks: one by one.
+                for index in 0..run.count {
+                    let of_block = &mut states[run.place(index) * channels.len()..][..channels.len()];
+                    self.sum(task, channels, &Run::of(run.get(index)), of_block);
+                }
+                return;
             }
             task.scratch.sums.scaled = T::PAIRS;
             task.lay_out_centers(channels);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::ground::geometry::Block;
+use crate::ground::geometry::{Block, Run};
 use crate::kernel::Vectorized;
 use crate::kernel::map::formulas::Normalize;
 use crate::kernel::room::Waiting;
@@ -68,7 +68,7 @@ where
         &mut []
     }
     fn begin(&self, _: &mut Task<'_, T>, _: &Range<usize>) {}
-    fn sum(&self, _: &mut Task<'_, T>, _: &Range<usize>, _: &Block, _: &mut [()]) {}
+    fn sum(&self, _: &mut Task<'_, T>, _: &Range<usize>, _: &Run, _: &mut [()]) {}
     fn merge(&self, _: Level, _: (&mut [()], f64), _: (&[()], f64)) {}
     fn weigh(&self, _: &mut [()], _: f64) {}
 

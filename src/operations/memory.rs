@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::ground::geometry::Block;
+use crate::ground::geometry::{Block, Run};
 use crate::ground::slices::{Input, Output};
 use crate::kernel::Vectorized;
 use crate::kernel::fused::{Masked, Recomputed};
@@ -30,7 +30,7 @@ pub trait Memory<T: Vectorized>: Copy + Sync + 'static {
         task: &mut Task<'_, T>,
         terms: O,
         inputs: [Self::In<'_>; IN],
-        part: (&Range<usize>, &Block),
+        part: (&Range<usize>, &Run),
     );
     /// As [`Task::sums_recomputed`].
     fn sums_recomputed<O: Terms<2>>(
@@ -38,7 +38,7 @@ pub trait Memory<T: Vectorized>: Copy + Sync + 'static {
         terms: O,
         inputs: [Self::In<'_>; 2],
         recomputed: Recomputed<T>,
-        part: (&Range<usize>, &Block),
+        part: (&Range<usize>, &Run),
     );
     /// As [`Task::sums_masked`].
     fn sums_masked<O: Terms<2>>(
@@ -46,14 +46,14 @@ pub trait Memory<T: Vectorized>: Copy + Sync + 'static {
         terms: O,
         inputs: [Self::In<'_>; 2],
         masked: Masked<'_, T>,
-        part: (&Range<usize>, &Block),
+        part: (&Range<usize>, &Run),
     );
 }
 
 /// An operation's loops over its tensors, which depend on where they are.
 pub trait Loops<T: Vectorized> {
-    /// The sums of a block, while the group that is pending is mapped; false if there is none.
-    fn sum_and_map(&self, _: &mut Task<'_, T>, _: (&Range<usize>, &Block)) -> bool {
+    /// The sums of a run, while the group that is pending is mapped; false if there is none.
+    fn sum_and_map(&self, _: &mut Task<'_, T>, _: (&Range<usize>, &Run)) -> bool {
         false
     }
     /// Maps a part.
@@ -81,7 +81,7 @@ impl<T: Vectorized> Memory<T> for Own {
         task: &mut Task<'_, T>,
         terms: O,
         inputs: [Input<'_, T>; IN],
-        part: (&Range<usize>, &Block),
+        part: (&Range<usize>, &Run),
     ) {
         task.sums(terms, inputs, part);
     }
@@ -91,7 +91,7 @@ impl<T: Vectorized> Memory<T> for Own {
         terms: O,
         inputs: [Input<'_, T>; 2],
         recomputed: Recomputed<T>,
-        part: (&Range<usize>, &Block),
+        part: (&Range<usize>, &Run),
     ) {
         task.sums_recomputed(terms, inputs, recomputed, part);
     }
@@ -101,7 +101,7 @@ impl<T: Vectorized> Memory<T> for Own {
         terms: O,
         inputs: [Input<'_, T>; 2],
         masked: Masked<'_, T>,
-        part: (&Range<usize>, &Block),
+        part: (&Range<usize>, &Run),
     ) {
         task.sums_masked(terms, inputs, masked, part);
     }

@@ -160,9 +160,9 @@ impl Place {
 pub fn sum_pieces(
     geometry: &Geometry,
     channels: usize,
-    block: &Block,
+    block: Block,
 ) -> impl Iterator<Item = (Range<usize>, Block, Piece)> {
-    let (samples, positions) = (block.samples.clone(), block.positions.clone());
+    let Block { samples, positions } = block;
     let lanes = geometry.lanes().min(positions.len());
     let at_once = |elements: usize| (TILE / elements).max(1);
     let (some, planes, rows) = match geometry.pattern {
@@ -184,6 +184,7 @@ pub fn sum_pieces(
                     first: samples.start == all_samples.start && positions.start == all_positions.start,
                     last: samples.end == all_samples.end && positions.end == all_positions.end,
                     lanes,
+                    totals: 0,
                 };
                 (some.clone(), Block { samples: samples.clone(), positions }, piece)
             })

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::ground::geometry::{Block, Geometry, Pattern};
+use crate::ground::geometry::{Block, Geometry, Pattern, Run};
 use crate::ground::sizes::GROUP;
 use crate::ground::slices::{Input, Output};
 use crate::kernel::Vectorized;
@@ -113,12 +113,12 @@ impl<T: Vectorized> Task<'_, T> {
         self.half = None;
     }
 
-    /// Sums over a block, to the scratch.
+    /// Sums over each block of a run, to the scratch.
     pub fn sums<O: Terms<IN>, const IN: usize>(
         &mut self,
         terms: O,
         inputs: [Input<'_, T>; IN],
-        part: (&Range<usize>, &Block),
+        part: (&Range<usize>, &Run),
     ) {
         let sums = &mut self.scratch.sums;
         let how = (self.level, self.half);
@@ -131,7 +131,7 @@ impl<T: Vectorized> Task<'_, T> {
         terms: O,
         inputs: [Input<'_, T>; 2],
         recomputed: Recomputed<T>,
-        part: (&Range<usize>, &Block),
+        part: (&Range<usize>, &Run),
     ) {
         let Scratch { sums, coefficients, .. } = &mut *self.scratch;
         let read = ReadRecomputed { recomputed, coefficients };
@@ -145,7 +145,7 @@ impl<T: Vectorized> Task<'_, T> {
         terms: O,
         inputs: [Input<'_, T>; 2],
         masked: Masked<'_, T>,
-        part: (&Range<usize>, &Block),
+        part: (&Range<usize>, &Run),
     ) {
         let read = ReadMasked { masked, x: inputs[0] };
         let sums = &mut self.scratch.sums;
@@ -153,14 +153,14 @@ impl<T: Vectorized> Task<'_, T> {
         sum_up(how, self.geometry, terms, inputs, part, sums, (read, NoInterleave));
     }
 
-    /// Sums over a block, while the pending group is mapped.
+    /// The same while the pending group is mapped.
     pub fn sums_and_map<O, F, E, const IN: usize, const K: usize>(
         &mut self,
         terms: O,
         (formula, fused): (F, E),
         inputs: [Input<'_, T>; IN],
         output: Output<'_, T>,
-        part: (&Range<usize>, &Block),
+        part: (&Range<usize>, &Run),
         pending: &Range<usize>,
     ) where
         O: Terms<IN>,
@@ -234,19 +234,19 @@ impl<T: Vectorized> Task<'_, T> {
     }
 }
 
-/// Sums over a block, to `sums`, of what is read, with something else interleaved.
+/// Sums over each block of a run, to `sums`, of what is read, with something else interleaved.
 fn sum_up<T: Vectorized, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize>(
     (level, half): (Level, Option<T::Half>),
     geometry: &Geometry,
     _: O,
     inputs: [Input<'_, T>; IN],
-    (channels, block): (&Range<usize>, &Block),
+    (channels, run): (&Range<usize>, &Run),
     sums: &mut Sums,
     (read, interleave): (R, M),
 ) {
-    let (channels, block, terms) = (channels.clone(), block.clone(), PhantomData::<O>);
-    let piece = Piece::whole(geometry, &block);
-    let reduce = Reduce { geometry, inputs, channels, block, piece, sums, read, interleave, terms };
+    let (channels, run, terms) = (channels.clone(), run.clone(), PhantomData::<O>);
+    let (block, piece) = (run.first.clone(), Piece::whole(geometry, &run.first));
+    let reduce = Reduce { geometry, inputs, channels, run, block, piece, sums, read, interleave, terms };
     T::dispatch_tensors(level, half, reduce);
 }
 
@@ -346,7 +346,7 @@ mod tests {
                     task.apply::<_, _, 2, ORDINARY_GRADIENT>((InputGradient, Bare), [x, dy], y, part);
                 }
             }
-            for block in (0..blocks.len()).map(|index| blocks.get(index)) {
+            for block in (0..blocks.len()).map(|index| Run::of(blocks.get(index))) {
                 let (part, plain, gradient) =
                     ((&summed, &block), T::Plain::default(), T::Gradient::default());
                 match form {

@@ -4,7 +4,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::ground::geometry::{Block, Geometry, Pattern};
+use crate::ground::geometry::{Block, Geometry, Pattern, Run};
 use crate::ground::scalar::Scalar;
 use crate::ground::slices::{Input, Output, Sink, Source};
 use crate::kernel::Vectorized;
@@ -35,29 +35,32 @@ impl<T: Vectorized, const IN: usize> Summed<'_, T, IN> {
     fn reduce<O: Terms<IN>, R: Read<T, IN>>(self, level: Level, sums: &mut Sums, read: R) {
         let Self { inputs, geometry, piece } = self;
         let block = Block { samples: 0..geometry.n, positions: 0..geometry.s };
-        let (geometry, channels) = (&geometry, 0..geometry.c);
+        let (geometry, channels, run) = (&geometry, 0..geometry.c, Run::of(block.clone()));
         let (interleave, terms) = (NoInterleave, PhantomData::<O>);
         T::dispatch(
             level,
-            Reduce { geometry, inputs, channels, block, piece, sums, read, interleave, terms },
+            Reduce { geometry, inputs, channels, run, block, piece, sums, read, interleave, terms },
         );
     }
 }
 
-/// Sums over a block: each piece of it is read into tiles, in which `masked` takes the last input's place, and reduced.
+/// Sums over each block of a run: each piece of it is read into tiles, in which `masked` takes the last input's place, and reduced.
 fn sums<T: Vectorized, const IN: usize>(
     task: &mut Task<'_, T>,
     inputs: [Source<'_, T>; IN],
-    (channels, block): (&Range<usize>, &Block),
+    (channels, run): (&Range<usize>, &Run),
     masked: Option<Masked<'_, T>>,
     reduce: impl Fn(Level, Summed<'_, T, IN>, &mut Scratch<T>),
 ) {
     const { assert!(IN >= 1 && IN <= 2) };
     let (level, geometry) = (task.level, task.geometry);
     let Some(tiles) = task.tiles.take() else { return };
-    let places = sum_pieces(geometry, channels.len(), block).map(|(some, part, piece)| {
-        let some = channels.start + some.start..channels.start + some.end;
-        (Place::of(geometry, &some, &part), piece)
+    let places = (0..run.count).flat_map(|index| {
+        let totals = run.place(index) * channels.len();
+        sum_pieces(geometry, channels.len(), run.get(index)).map(move |(some, part, piece)| {
+            let some = channels.start + some.start..channels.start + some.end;
+            (Place::of(geometry, &some, &part), Piece { totals, ..piece })
+        })
     });
     for ((place, geometry), piece) in looking_ahead(places) {
         let mut read = inputs.map(|_| None);
@@ -101,7 +104,7 @@ impl<T: Vectorized> Memory<T> for Mixed {
         task: &mut Task<'_, T>,
         terms: O,
         inputs: [Source<'_, T>; IN],
-        part: (&Range<usize>, &Block),
+        part: (&Range<usize>, &Run),
     ) {
         if O::OF_HALVES
             && let Some((half, inputs)) = halves::to_sum(task, inputs, part.0)
@@ -118,7 +121,7 @@ impl<T: Vectorized> Memory<T> for Mixed {
         terms: O,
         inputs: [Source<'_, T>; 2],
         recomputed: Recomputed<T>,
-        part: (&Range<usize>, &Block),
+        part: (&Range<usize>, &Run),
     ) {
         if O::OF_HALVES
             && let Some((half, inputs)) = halves::to_sum(task, inputs, part.0)
@@ -136,7 +139,7 @@ impl<T: Vectorized> Memory<T> for Mixed {
         terms: O,
         inputs: [Source<'_, T>; 2],
         masked: Masked<'_, T>,
-        part: (&Range<usize>, &Block),
+        part: (&Range<usize>, &Run),
     ) {
         if O::OF_HALVES
             && let Some((half, inputs)) = halves::to_sum(task, inputs, part.0)

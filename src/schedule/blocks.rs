@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-use crate::ground::geometry::{Block, Geometry};
+use crate::ground::geometry::{Block, Geometry, Run};
 use crate::ground::sizes::{BAND, LANES, fuzzed};
 use crate::kernel::room::WAITING;
 use crate::schedule::tree::Tree;
@@ -127,6 +127,11 @@ impl Blocks {
         Self { level: level.unwrap_or(LARGEST_CHUNK), ..blocks }
     }
 
+    /// With chunks of this level at least, as far as there is room for what waits in them.
+    pub fn in_chunks(self, level: u32) -> Self {
+        Self { level: self.level.max(level.min(LARGEST_CHUNK)), ..self }
+    }
+
     /// The number of blocks.
     pub fn len(&self) -> usize {
         self.n.div_ceil(self.planes) * self.segments
@@ -139,6 +144,27 @@ impl Blocks {
             sample..(sample + self.planes).min(self.n),
             position..(position + self.segment).min(self.s),
         )
+    }
+
+    /// The blocks from one on and before another, as many as merge with each other first and are all whole, `most` at most.
+    pub fn run(&self, blocks: Range<usize>, most: usize) -> Run {
+        let first = self.get(blocks.start);
+        let by_samples = self.segments == 1;
+        let left = match by_samples {
+            true => (self.first.0 + self.n - first.samples.start) / self.planes,
+            false => (self.first.1 + self.s - first.positions.start) / self.segment,
+        };
+        let most = most.min(left).min(blocks.len()).max(1).ilog2();
+        Run { first, count: 1 << self.leaf(blocks.start).trailing_zeros().min(most), by_samples }
+    }
+
+    /// Elements per channel of some blocks of one sample, or of all of some.
+    pub fn elements(&self, blocks: Range<usize>) -> usize {
+        let (first, last) = (self.get(blocks.start), self.get(blocks.end - 1));
+        match first.samples == last.samples {
+            true => first.samples.len() * (last.positions.end - first.positions.start),
+            false => (last.samples.end - first.samples.start) * self.s,
+        }
     }
 
     /// Samples and positions of the part, where they are in the tensor.
@@ -249,6 +275,33 @@ mod tests {
                 assert!(first.is_multiple_of(leaves) && blocks.leaf(range.end - 1) - first < leaves);
                 let next = blocks.leaf(range.end);
                 assert!(range.end == blocks.len() || next >= first + leaves, "{blocks:?} {chunk}");
+            }
+        }
+    }
+
+    /// Runs are the blocks one by one, and whole subtrees.
+    #[test]
+    fn runs_are_subtrees_of_whole_blocks() {
+        for (geometry, most) in geometries().flat_map(|geometry| [1, 4, 64].map(|most| (geometry, most))) {
+            let blocks = Blocks::of(&geometry);
+            let mut index = 0;
+            while index < blocks.len().min(2000) {
+                let run = blocks.run(index..blocks.len(), most);
+                let (leaf, next) = (blocks.leaf(index), blocks.leaf(index + run.count - 1) + 1);
+                assert!(leaf.is_multiple_of(run.count) && next - leaf == run.count && run.count <= most);
+                let mut places = (0..run.count).map(|i| run.place(i)).collect::<Vec<_>>();
+                for (i, place) in places.iter().enumerate() {
+                    assert_eq!(run.get(i), blocks.get(index + i));
+                    // Neighbours that merge first are halves of all.
+                    assert_eq!(run.count > 1 && i % 2 == 1, *place >= run.count.div_ceil(2) && run.count > 1);
+                }
+                places.sort_unstable();
+                assert!(places.into_iter().eq(0..run.count));
+                index += run.count;
+            }
+            for chunk in (0..blocks.chunks()).map(|chunk| blocks.chunk(chunk)) {
+                let counts = chunk.clone().map(|index| blocks.get(index).count());
+                assert_eq!(blocks.elements(chunk), counts.sum::<usize>());
             }
         }
     }

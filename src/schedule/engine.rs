@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::ground::error::Error;
-use crate::ground::geometry::{Block, Geometry};
+use crate::ground::geometry::{Block, Geometry, Run};
 use crate::ground::memory::filled;
 use crate::ground::scalar::Scalar;
 use crate::ground::sizes::GROUP;
@@ -83,8 +83,8 @@ pub trait Operation<T: Vectorized>: Sync {
 
     /// Begins with these channels: what their sums take is put into the scratch.
     fn begin(&self, task: &mut Task<'_, T>, channels: &Range<usize>);
-    /// The states of one block. Maps as much of the group that is pending.
-    fn sum(&self, task: &mut Task<'_, T>, channels: &Range<usize>, block: &Block, states: &mut [Self::State]);
+    /// The states of each block of a run, at its place. Of a single one maps as much of the group that is pending.
+    fn sum(&self, task: &mut Task<'_, T>, channels: &Range<usize>, run: &Run, states: &mut [Self::State]);
     /// left := left and right together; the counts are the elements per channel that each has seen.
     fn merge(&self, level: Level, left: (&mut [Self::State], f64), right: (&[Self::State], f64));
     /// The states become those of elements that count as often as this weight says.
@@ -316,7 +316,12 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
         environment::in_default(|| {
             for (place, node) in nodes.iter_mut().enumerate() {
                 let chunk = blocks.chunk(place);
-                *node = Node { leaf: blocks.leaf(chunk.start), count: Tree::count(chunk.map(leaf)), place };
+                let first = blocks.leaf(chunk.start);
+                let count = match self.samples.weights {
+                    Some(_) => Tree::count(chunk.map(leaf)),
+                    None => blocks.elements(chunk) as f64,
+                };
+                *node = Node { leaf: first, count, place };
             }
         });
         Ok(nodes)
@@ -340,17 +345,37 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
         &self,
         task: &mut Task<'_, T>,
         channels: &Range<usize>,
-        block: &Block,
+        block: Run,
         states: &mut [O::State],
     ) -> f64 {
-        let count = self.count_of(block);
+        let count = self.count_of(&block.first);
         if count == 0.0 {
             states.fill(O::State::default());
             return count;
         }
-        self.operation.sum(task, channels, block, states);
+        self.operation.sum(task, channels, &block, states);
         if self.samples.weights.is_some() {
-            self.operation.weigh(states, self.samples.weight(self.geometry, block));
+            self.operation.weigh(states, self.samples.weight(self.geometry, &block.first));
+        }
+        count
+    }
+
+    /// The states of a run's blocks, merged to the first ones.
+    fn sum_run(
+        &self,
+        task: &mut Task<'_, T>,
+        channels: &Range<usize>,
+        run: Run,
+        states: &mut [O::State],
+    ) -> f64 {
+        let mut count = self.count_of(&run.first);
+        self.operation.sum(task, channels, &run, states);
+        let mut half = run.count / 2;
+        while half > 0 {
+            let (left, right) = states.split_at_mut(half * channels.len());
+            let right = &right[..left.len()];
+            self.merge((left, count), (right, count));
+            (half, count) = (half / 2, 2.0 * count);
         }
         count
     }
@@ -375,16 +400,29 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
             };
             self.merge((left_states, left.count), (&from[..width], right.count));
         };
+        // Each with its weight, one by one.
+        let most = if self.samples.weights.is_some() { 1 } else { self.plan.blocks_at_once };
         let mut tree = Tree::EMPTY;
-        for index in blocks {
-            let (leaf, block) = (self.plan.blocks.leaf(index), self.plan.blocks.get(index));
+        let mut next = blocks.start;
+        while next < blocks.end {
+            let leaf = self.plan.blocks.leaf(next);
             tree.complete(leaf, &mut |left, right| merge(states, waiting, left, right));
             let place = tree.len();
+            let (before, rest) = waiting.split_at_mut(place * width);
             let to = match place {
                 0 => &mut *states,
-                place => &mut waiting[(place - 1) * width..][..width],
+                place => &mut before[(place - 1) * width..],
             };
-            let count = self.sum(task, channels, &block, to);
+            let run = self.plan.blocks.run(next..blocks.end, most.min(rest.len() / width));
+            next += run.count;
+            let count = if run.count == 1 {
+                self.sum(task, channels, run, to)
+            } else {
+                let rest = &mut rest[..run.count * width];
+                let count = self.sum_run(task, channels, run, rest);
+                to.copy_from_slice(&rest[..width]);
+                count
+            };
             tree.push(Node { leaf, count, place });
         }
         tree.finish(&mut |left, right| merge(states, waiting, left, right));

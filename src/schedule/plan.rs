@@ -22,6 +22,8 @@ pub struct Plan {
     pub schedule: Schedule,
     /// Channels that are reduced at once.
     pub channel_group: usize,
+    /// Blocks whose sums are taken at once.
+    pub blocks_at_once: usize,
     /// Channels that are mapped at once.
     pub map_channels: usize,
     /// Pieces that a plane is mapped in.
@@ -58,8 +60,10 @@ impl Plan {
     /// Asks each policy.
     fn with(setting: &Setting, blocks: Blocks) -> Self {
         let Setting { geometry, traffic, tuning, threads, .. } = *setting;
+        let blocks = blocks.in_chunks(setting.chunk_level(&blocks));
         let (schedule, channel_group) = setting.channel_group(&blocks);
         let blocked = schedule == Schedule::ChannelBlocked;
+        let software_pipelining = blocked && setting.software_pipelining();
         let task_count = setting.task_count();
         let groups = geometry.c.div_ceil(channel_group);
         let units = if blocked { groups } else { groups * blocks.chunks() };
@@ -70,6 +74,11 @@ impl Plan {
             geometry,
             schedule,
             channel_group,
+            blocks_at_once: if software_pipelining {
+                1
+            } else {
+                setting.blocks_at_once(&blocks, channel_group)
+            },
             map_channels: setting.map_channels(),
             plane_segments: setting.plane_segments(),
             access: Access {
@@ -82,7 +91,7 @@ impl Plan {
             map_tasks: if backwards { task_count.max(tuning.tasks_per_thread_far) } else { task_count },
             large: is_large(&geometry, traffic, &tuning),
             threads,
-            software_pipelining: blocked && setting.software_pipelining(),
+            software_pipelining,
         }
     }
 
@@ -240,7 +249,7 @@ mod tests {
     /// The scratch has room for the sums and coefficients of a group, whatever the policies go by.
     #[test]
     fn no_number_makes_groups_wider_than_the_scratch() {
-        let numbers: [fn(&mut Tuning, usize); 11] = [
+        let numbers: [fn(&mut Tuning, usize); 12] = [
             |tuning, n| tuning.run_bytes = n,
             |tuning, n| tuning.run_bytes_shared = n,
             |tuning, n| tuning.run_bytes_near = n,
@@ -249,6 +258,7 @@ mod tests {
             |tuning, n| tuning.strip_rows = n,
             |tuning, n| tuning.strip_rows_alone = n,
             |tuning, n| tuning.strip_rows_once = n,
+            |tuning, n| tuning.elements_at_once = n,
             |tuning, n| tuning.row_bytes = n,
             |tuning, n| tuning.row_positions = n.min(SMALL_PLANE),
             |tuning, n| tuning.row_samples = n,
@@ -268,6 +278,7 @@ mod tests {
                         if planes { plan.channel_group <= GROUP } else { sums <= SUMS },
                         "{number} {plan:?}"
                     );
+                    assert!(plan.blocks_at_once == 1 || plan.blocks_at_once * plan.channel_group <= BAND);
                     let positions = if plan.access.planes_as_rows { geometry.s } else { 1 };
                     assert!(
                         plan.map_channels.max(plan.channel_group) * positions <= COLUMNS,

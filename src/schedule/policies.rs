@@ -183,6 +183,19 @@ impl Setting {
         if each { units } else { tasks }
     }
 
+    /// The level of the smallest chunks: of so many blocks as are summed at once, if there are enough for all tasks.
+    pub fn chunk_level(&self, blocks: &Blocks) -> u32 {
+        let at_once = self.blocks_at_once(blocks, self.geometry.c.min(BAND));
+        at_once.min(blocks.len() / self.task_count()).max(1).ilog2()
+    }
+
+    /// The blocks of a group's channels that a kernel sums at once, and that become states at once: of few elements several, since
+    /// calls take as long as their arithmetic.
+    pub fn blocks_at_once(&self, blocks: &Blocks, group: usize) -> usize {
+        let elements = blocks.get(0).count() * group;
+        (self.tuning.elements_at_once / elements).min(BAND / group).max(1)
+    }
+
     /// The schedule, and the channels that are reduced at once.
     pub fn channel_group(&self, blocks: &Blocks) -> (Schedule, usize) {
         match self.geometry.pattern {

@@ -61,6 +61,8 @@ pub struct Tuning {
     pub strip_rows_alone: usize,
     /// The same where there is no second look: then what counts is that the sums of a strip stay in L1.
     pub strip_rows_once: usize,
+    /// Elements up to which blocks are summed together: they stay in L2 for a second look.
+    pub elements_at_once: usize,
     /// Bytes moved below which small planes are mapped as rows: from memory, rows are too many streams.
     pub row_bytes: usize,
     /// The most positions of a plane that is mapped as a row there: longer ones fill vectors of their own.
@@ -97,6 +99,7 @@ impl Tuning {
         strip_rows: fuzzed(64, 4),
         strip_rows_alone: fuzzed(32, 4),
         strip_rows_once: fuzzed(256, 4),
+        elements_at_once: fuzzed(32 << 10, 256),
         row_bytes: fuzzed(8 << 20, 8 << 10),
         row_positions: 36,
         row_samples: fuzzed(16, 2),

@@ -6,7 +6,7 @@ use super::Reduce;
 use super::interleave::Interleave;
 use crate::ground::double::Double;
 use crate::ground::geometry::Pattern;
-use crate::ground::sizes::LANES;
+use crate::ground::sizes::{LANES, SAMPLE_LANES};
 use crate::kernel::fused::Read;
 use crate::kernel::scratch::Sums;
 use crate::kernel::terms::Terms;
@@ -53,6 +53,15 @@ fn sum_few_lanes<const L: usize>(columns: &[f64], sums: &mut [f64]) {
 #[inline(always)]
 pub fn sum_lanes_of_rows(columns: &mut [f64], lanes: usize, sums: &mut [f64]) {
     let channels = sums.len();
+    if lanes == SAMPLE_LANES {
+        // Of few channels, whose many blocks wait for nothing else.
+        let columns = &columns[..SAMPLE_LANES * channels];
+        let (low, high) = columns.split_at(2 * channels);
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum = (low[i] + high[i]) + (low[channels + i] + high[channels + i]);
+        }
+        return;
+    }
     let (first, more) = columns[..lanes * channels].split_at_mut(lanes.min(LANES) * channels);
     for more in more.chunks(first.len()) {
         first.iter_mut().zip(more).for_each(|(first, more)| *first += more);
@@ -131,7 +140,7 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
         let (first, channels) = (self.piece.column, self.channels.len());
         let Sums { lanes: [a, a_low, b, b_low], totals: [sum, sum_low, other, other_low], .. } = self.sums;
         for (columns, totals) in [([a, a_low], [sum, sum_low]), ([b, b_low], [other, other_low])] {
-            let totals = totals.map(|totals| &mut totals[first..][..channels]);
+            let totals = totals.map(|totals| &mut totals[self.piece.totals + first..][..channels]);
             match self.geometry.pattern {
                 Pattern::Along => {
                     sum_lanes_of_plane_pairs(columns.map(|columns| &columns[first * lanes..]), lanes, totals)

@@ -16,7 +16,7 @@ use std::ops::Range;
 use super::fused::Read;
 use super::scratch::Sums;
 use super::terms::{About, Terms};
-use crate::ground::geometry::{Block, Geometry, Pattern};
+use crate::ground::geometry::{Block, Geometry, Pattern, Run};
 use crate::ground::sizes::LANES;
 use crate::ground::slices::Input;
 use crate::simd::{Kernel, Lanes, prefetch};
@@ -35,20 +35,25 @@ pub struct Piece {
     pub last: bool,
     /// How many lanes the block has.
     pub lanes: usize,
+    /// Where its totals begin.
+    pub totals: usize,
 }
 
 impl Piece {
     /// All of the block.
     pub fn whole(geometry: &Geometry, block: &Block) -> Self {
-        Self { column: 0, first: true, last: true, lanes: geometry.lanes().min(block.positions.len()) }
+        let lanes = geometry.lanes().min(block.positions.len());
+        Self { column: 0, first: true, last: true, lanes, totals: 0 }
     }
 }
 
-/// The sums of one block, to `sums.totals`.
+/// The sums of each block of a run, to `sums.totals`.
 pub struct Reduce<'a, T, O, R, M, const IN: usize> {
     pub geometry: &'a Geometry,
     pub inputs: [Input<'a, T>; IN],
     pub channels: Range<usize>,
+    pub run: Run,
+    /// That at hand.
     pub block: Block,
     pub piece: Piece,
     pub sums: &'a mut Sums,
@@ -66,6 +71,19 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> K
 
     #[inline(always)]
     fn run<S: Lanes<T>>(mut self, s: S) {
+        for index in 0..self.run.count {
+            if index > 0 {
+                self.block = self.run.get(index);
+                self.piece.totals = self.run.place(index) * self.channels.len();
+            }
+            self.sum_block(s);
+        }
+    }
+}
+
+impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> Reduce<'_, T, O, R, M, IN> {
+    #[inline(always)]
+    fn sum_block<S: Lanes<T>>(&mut self, s: S) {
         debug_assert!(self.inputs.iter().all(|input| input.len() == self.geometry.len()));
         let along = self.geometry.pattern == Pattern::Along && !self.geometry.small_planes();
         debug_assert!(along || !M::ANY);
@@ -84,13 +102,13 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> K
         if !self.piece.last {
             return;
         }
-        let lanes = self.piece.lanes;
+        let Piece { lanes, totals: first, .. } = self.piece;
         if O::PAIRS {
             return self.sum_lanes_of_pairs(lanes);
         }
         let Sums { lanes: columns, totals, .. } = self.sums;
         for ((columns, sums), scale) in columns.iter_mut().zip(totals).zip(Self::unscale::<S>()) {
-            let sums = &mut sums[..self.channels.len()];
+            let sums = &mut sums[first..][..self.channels.len()];
             match self.geometry.pattern {
                 Pattern::Along => sum_lanes_of_planes(s, columns, lanes, sums),
                 Pattern::Across => sum_lanes_of_rows(columns, lanes, sums),

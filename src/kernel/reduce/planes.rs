@@ -172,7 +172,8 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> R
             for (u, (low, high)) in low.into_iter().zip(high).enumerate() {
                 let (low, high) = (low.as_ref(), high.as_ref());
                 for (i, scale) in Self::unscale::<S>().into_iter().enumerate() {
-                    self.sums.totals[i][place + u] = s.sum_lanes([low[i], high[i]]) * scale;
+                    self.sums.totals[i][self.piece.totals + place + u] =
+                        s.sum_lanes([low[i], high[i]]) * scale;
                 }
             }
         }
