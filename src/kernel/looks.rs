@@ -82,7 +82,8 @@ impl<T: Scalar> Kernel<T> for PairCondition<'_> {
                 continue;
             }
             let mean = sum / self.count;
-            let good = squares <= (squares - sum * mean) * T::CONDITION_LIMIT;
+            // A single element is its mean, and its deviation exactly 0.
+            let good = (self.count == 1.0) | (squares <= (squares - sum * mean) * T::CONDITION_LIMIT);
             // Sums about a pivot are as good as they get, and those of NaN.
             if !good & (pivots[i] == 0.0) & !squares.is_nan() {
                 pivots[i] = mean;

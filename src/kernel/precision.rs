@@ -60,6 +60,11 @@ impl Precision for f32 {
     }
 
     fn look_again(level: Level, sums: &mut Sums, (channels, count): (usize, f64), _: bool) -> bool {
+        // A single element is its mean, and its deviation exactly 0.
+        if count == 1.0 {
+            sums.pivots[..channels].fill(0.0);
+            return false;
+        }
         let mut again = false;
         match is_power(count) {
             true => Self::dispatch(level, Condition::<true> { sums, channels, count, again: &mut again }),

@@ -10,7 +10,7 @@ use crate::ground::error::Error;
 use crate::ground::geometry::{Block, Geometry, Run};
 use crate::ground::memory::filled;
 use crate::ground::scalar::Scalar;
-use crate::ground::sizes::GROUP;
+use crate::ground::sizes::{BAND, GROUP};
 use crate::ground::slices::Output;
 use crate::kernel::Vectorized;
 use crate::kernel::map::Access;
@@ -340,44 +340,58 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
         }
     }
 
-    /// The states of a block's elements, each as often as its weight says: those without one are not looked at.
+    /// The states of a run's blocks, each element as often as its weight says, merged to the first ones. Those without a weight have
+    /// no part in them.
     fn sum(
         &self,
         task: &mut Task<'_, T>,
         channels: &Range<usize>,
-        block: Run,
+        run: &Run,
         states: &mut [O::State],
     ) -> f64 {
-        let count = self.count_of(&block.first);
-        if count == 0.0 {
+        let width = channels.len();
+        let mut count = self.count_of(&run.first);
+        if run.count == 1 && count == 0.0 {
             states.fill(O::State::default());
             return count;
         }
-        self.operation.sum(task, channels, &block, states);
+        self.operation.sum(task, channels, run, states);
         if self.samples.weights.is_some() {
-            self.operation.weigh(states, self.samples.weight(self.geometry, &block.first));
+            return self.weigh(run, states, width);
         }
-        count
-    }
-
-    /// The states of a run's blocks, merged to the first ones.
-    fn sum_run(
-        &self,
-        task: &mut Task<'_, T>,
-        channels: &Range<usize>,
-        run: Run,
-        states: &mut [O::State],
-    ) -> f64 {
-        let mut count = self.count_of(&run.first);
-        self.operation.sum(task, channels, &run, states);
         let mut half = run.count / 2;
         while half > 0 {
-            let (left, right) = states.split_at_mut(half * channels.len());
+            let (left, right) = states.split_at_mut(half * width);
             let right = &right[..left.len()];
             self.merge((left, count), (right, count));
             (half, count) = (half / 2, 2.0 * count);
         }
         count
+    }
+
+    /// The same where each block has a weight.
+    fn weigh(&self, run: &Run, states: &mut [O::State], width: usize) -> f64 {
+        let mut counts = [0.0; BAND];
+        for index in 0..run.count {
+            let (block, place) = (run.get(index), run.place(index));
+            let states = &mut states[place * width..][..width];
+            counts[place] = self.count_of(&block);
+            match self.samples.weight(self.geometry, &block) {
+                0.0 => states.fill(O::State::default()),
+                weight => self.operation.weigh(states, weight),
+            }
+        }
+        let mut half = run.count / 2;
+        while half > 0 {
+            let (left, right) = states.split_at_mut(half * width);
+            let pairs = left.chunks_exact_mut(width).zip(right.chunks_exact(width));
+            for (place, (left, right)) in pairs.enumerate() {
+                self.merge((left, counts[place]), (right, counts[half + place]));
+                counts[place] += counts[half + place];
+            }
+            half /= 2;
+        }
+        counts[0]
     }
 
     /// The states of a subtree's blocks, merged; those that wait are in `waiting`. Once for both schedules.
@@ -400,8 +414,6 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
             };
             self.merge((left_states, left.count), (&from[..width], right.count));
         };
-        // Each with its weight, one by one.
-        let most = if self.samples.weights.is_some() { 1 } else { self.plan.blocks_at_once };
         let mut tree = Tree::EMPTY;
         let mut next = blocks.start;
         while next < blocks.end {
@@ -413,13 +425,14 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
                 0 => &mut *states,
                 place => &mut before[(place - 1) * width..],
             };
-            let run = self.plan.blocks.run(next..blocks.end, most.min(rest.len() / width));
+            let run =
+                self.plan.blocks.run(next..blocks.end, self.plan.blocks_at_once.min(rest.len() / width));
             next += run.count;
             let count = if run.count == 1 {
-                self.sum(task, channels, run, to)
+                self.sum(task, channels, &run, to)
             } else {
                 let rest = &mut rest[..run.count * width];
-                let count = self.sum_run(task, channels, run, rest);
+                let count = self.sum(task, channels, &run, rest);
                 to.copy_from_slice(&rest[..width]);
                 count
             };

@@ -220,7 +220,9 @@ mod tests {
                 .map(|pattern| Blocks::of(&Geometry::new(geometry.n, geometry.c, geometry.s, pattern)));
             assert_eq!(along, across);
             for machine in MACHINES {
-                assert_eq!(plan(&geometry, BACKWARD, machine).blocks, along);
+                // Chunks are whose work merges first what merges first anyway.
+                let blocks = plan(&geometry, BACKWARD, machine).blocks;
+                assert_eq!(blocks.in_chunks(u32::MAX), along.in_chunks(u32::MAX));
             }
         }
     }
