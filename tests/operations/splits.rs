@@ -130,6 +130,9 @@ where
                     for position in 0..s {
                         let value = noise(((sample * 1_000_003 + channel) * 1_000_003 + position) * 4 + seed);
                         let value = if seed == 0 && channel % 5 == 2 { value + 300.0 } else { value };
+                        // In some blocks, of many that are summed at once.
+                        let far = seed == 0 && channel % 5 == 4 && sample / 256 % 4 == 1;
+                        let value = if far { value + 300.0 } else { value };
                         let value = if channel % 7 == 3 { value * S::TINY } else { value };
                         tensor[shape.offset(sample, channel, position)] = S::of(value);
                     }
@@ -266,7 +269,7 @@ impl Stored for half::bf16 {
     }
 }
 
-const SPLIT: [[usize; 3]; 10] = [
+const SPLIT: [[usize; 3]; 12] = [
     [1, 3, 9],
     [4, 5, 784],
     [9, 70, 49],
@@ -275,6 +278,8 @@ const SPLIT: [[usize; 3]; 10] = [
     [37, 4, 196],
     [700, 6, 1],
     [2600, 1, 1],
+    [4100, 5, 1],
+    [300, 2, 16],
     [600, 3, 2],
     [5, 3, 5000],
 ];
