@@ -7,6 +7,7 @@ use crate::common::fused::{ACTIVATIONS, Form, Share, check_fused, forms, run_fus
 use crate::common::matrix::{
     Bits, Configuration, LAYOUTS, Placement, Problem, THREADS, configurations, few_configurations, levels,
 };
+use crate::exhaustive;
 
 /// Of each element, with gamma and beta and without; the larger, the fewer ways each configuration is tried in.
 fn check_in(dims: &[usize], configurations: &[Configuration]) {
@@ -98,7 +99,8 @@ fn problems_that_are_spread_over_threads() {
         &[1, 100, 1999],
         &[2, 600, 11, 11],
     ] {
-        check_fused(&Problem::<f32>::new(dims, 3), &configurations(), (8, 13));
+        let each = if exhaustive() { configurations() } else { few_configurations() };
+        check_fused(&Problem::<f32>::new(dims, 3), &each, (8, 13));
         check_fused(&Problem::<f64>::new(dims, 4).plain(), &few_configurations(), (8, 13));
     }
 }
