@@ -119,6 +119,12 @@ impl Run {
         Self { first, count: 1, by_samples: true }
     }
 
+    /// The block of this number, and the place of its sums. Once for all kernels, which are many.
+    #[inline(never)]
+    pub fn block_and_place(&self, index: usize) -> (Block, usize) {
+        (self.get(index), self.place(index))
+    }
+
     /// The block of this number.
     pub fn get(&self, index: usize) -> Block {
         let Block { samples, positions } = self.first.clone();

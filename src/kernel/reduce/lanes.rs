@@ -54,13 +54,7 @@ fn sum_few_lanes<const L: usize>(columns: &[f64], sums: &mut [f64]) {
 pub fn sum_lanes_of_rows(columns: &mut [f64], lanes: usize, sums: &mut [f64]) {
     let channels = sums.len();
     if lanes == SAMPLE_LANES {
-        // Of few channels, whose many blocks wait for nothing else.
-        let columns = &columns[..SAMPLE_LANES * channels];
-        let (low, high) = columns.split_at(2 * channels);
-        for (i, sum) in sums.iter_mut().enumerate() {
-            *sum = (low[i] + high[i]) + (low[channels + i] + high[channels + i]);
-        }
-        return;
+        return sum_lanes_of_samples(columns, sums);
     }
     let (first, more) = columns[..lanes * channels].split_at_mut(lanes.min(LANES) * channels);
     for more in more.chunks(first.len()) {
@@ -71,6 +65,16 @@ pub fn sum_lanes_of_rows(columns: &mut [f64], lanes: usize, sums: &mut [f64]) {
         low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
     }
     sums.copy_from_slice(&first[..channels]);
+}
+
+/// The same of samples, whose blocks may be many and small. Once for all kernels, which are many.
+#[inline(never)]
+fn sum_lanes_of_samples(columns: &[f64], sums: &mut [f64]) {
+    let channels = sums.len();
+    let (low, high) = columns[..SAMPLE_LANES * channels].split_at(2 * channels);
+    for (i, sum) in sums.iter_mut().enumerate() {
+        *sum = (low[i] + high[i]) + (low[channels + i] + high[channels + i]);
+    }
 }
 
 /// The same of pairs.

@@ -73,8 +73,8 @@ impl<T: Copy, O: Terms<IN>, R: Read<T, IN>, M: Interleave<T>, const IN: usize> K
     fn run<S: Lanes<T>>(mut self, s: S) {
         for index in 0..self.run.count {
             if index > 0 {
-                self.block = self.run.get(index);
-                self.piece.totals = self.run.place(index) * self.channels.len();
+                let (block, place) = self.run.block_and_place(index);
+                (self.block, self.piece.totals) = (block, place * self.channels.len());
             }
             self.sum_block(s);
         }
