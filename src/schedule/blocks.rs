@@ -149,6 +149,9 @@ impl Blocks {
     /// The blocks from one on and before another, as many as merge with each other first and are all whole, `most` at most.
     pub fn run(&self, blocks: Range<usize>, most: usize) -> Run {
         let first = self.get(blocks.start);
+        if most.min(blocks.len()) < 2 {
+            return Run::of(first);
+        }
         let by_samples = self.segments == 1;
         let left = match by_samples {
             true => (self.first.0 + self.n - first.samples.start) / self.planes,
