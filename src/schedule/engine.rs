@@ -404,6 +404,11 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
         states: &mut [O::State],
         waiting: &mut [O::State],
     ) {
+        if blocks.len() == 1 {
+            // No tree, which takes as long to make as a small block to sum.
+            self.sum(task, channels, &Run::of(self.plan.blocks.get(blocks.start)), states);
+            return;
+        }
         let width = channels.len();
         // The first node's are where all go in the end.
         let merge = |states: &mut [O::State], waiting: &mut [O::State], left: Node, right: Node| {

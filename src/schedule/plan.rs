@@ -220,7 +220,7 @@ mod tests {
                 .map(|pattern| Blocks::of(&Geometry::new(geometry.n, geometry.c, geometry.s, pattern)));
             assert_eq!(along, across);
             for machine in MACHINES {
-                // Chunks are whose work merges first what merges first anyway.
+                // Its chunks may be others: what they hold merges first anyway.
                 let blocks = plan(&geometry, BACKWARD, machine).blocks;
                 assert_eq!(blocks.in_chunks(u32::MAX), along.in_chunks(u32::MAX));
             }
