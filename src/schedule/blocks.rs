@@ -14,7 +14,7 @@ use std::ops::Range;
 use crate::ground::geometry::{Block, Geometry, Run};
 use crate::ground::sizes::{BAND, LANES, fuzzed};
 use crate::kernel::room::WAITING;
-use crate::schedule::tree::Tree;
+use crate::schedule::tree::{Node, Tree};
 
 /// The most elements of a block: 16 KiB of f32 stay in L1 for a second look, and f64 sums over them lose nothing that
 /// f32 results could show (`Element::CONDITION_LIMIT` counts on this size).
@@ -78,7 +78,7 @@ impl Samples<'_> {
     /// Elements per channel of all, likewise.
     pub fn count_all(&self, geometry: &Geometry) -> f64 {
         let blocks = Blocks::of_samples(geometry, self);
-        Tree::count((0..blocks.len()).map(|i| (blocks.leaf(i), self.count(geometry, &blocks.get(i)))))
+        blocks.count(0..blocks.len(), |block| self.count(geometry, block))
     }
 }
 
@@ -159,6 +159,27 @@ impl Blocks {
         };
         let most = most.min(left).min(blocks.len()).max(1).ilog2();
         Run { first, count: 1 << self.leaf(blocks.start).trailing_zeros().min(most), by_samples }
+    }
+
+    /// The count of these blocks, of each of which it is known, added up as their states merge: a sum of weights is rounded.
+    pub fn count(&self, blocks: Range<usize>, of: impl Fn(&Block) -> f64) -> f64 {
+        const AT_ONCE: usize = 64;
+        let mut tree = Tree::EMPTY;
+        let mut next = blocks.start;
+        while next < blocks.end {
+            let (leaf, run) = (self.leaf(next), self.run(next..blocks.end, AT_ONCE));
+            let mut counts = [0.0; AT_ONCE];
+            counts.iter_mut().enumerate().take(run.count).for_each(|(i, count)| *count = of(&run.get(i)));
+            let mut pairs = run.count / 2;
+            while pairs > 0 {
+                (0..pairs).for_each(|i| counts[i] = counts[2 * i] + counts[2 * i + 1]);
+                pairs /= 2;
+            }
+            tree.complete(leaf, &mut |_, _| ());
+            tree.push(Node { leaf, count: counts[0], place: 0 });
+            next += run.count;
+        }
+        tree.finish(&mut |_, _| ())
     }
 
     /// Elements per channel of some blocks of one sample, or of all of some.
@@ -306,6 +327,16 @@ mod tests {
                 let counts = chunk.clone().map(|index| blocks.get(index).count());
                 assert_eq!(blocks.elements(chunk), counts.sum::<usize>());
             }
+            // One by one, of counts whose sums are rounded.
+            let count = |block: &Block| 1.0 / (3 + block.samples.start + block.positions.start) as f64;
+            let some = 0..blocks.len().min(2000);
+            let mut tree = Tree::EMPTY;
+            for index in some.clone() {
+                let leaf = blocks.leaf(index);
+                tree.complete(leaf, &mut |_, _| ());
+                tree.push(Node { leaf, count: count(&blocks.get(index)), place: 0 });
+            }
+            assert_eq!(blocks.count(some, count), tree.finish(&mut |_, _| ()));
         }
     }
 

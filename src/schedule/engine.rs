@@ -312,13 +312,12 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
     fn chunk_nodes(&self) -> Result<Vec<Node>, Error> {
         let blocks = &self.plan.blocks;
         let mut nodes = filled(if blocks.chunks() > 1 { blocks.chunks() } else { 0 }, Node::default())?;
-        let leaf = |index| (blocks.leaf(index), self.count_of(&blocks.get(index)));
         environment::in_default(|| {
             for (place, node) in nodes.iter_mut().enumerate() {
                 let chunk = blocks.chunk(place);
                 let first = blocks.leaf(chunk.start);
                 let count = match self.samples.weights {
-                    Some(_) => Tree::count(chunk.map(leaf)),
+                    Some(_) => blocks.count(chunk, |block| self.count_of(block)),
                     None => blocks.elements(chunk) as f64,
                 };
                 *node = Node { leaf: first, count, place };

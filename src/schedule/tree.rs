@@ -58,16 +58,6 @@ impl Tree {
         self.nodes[0].count
     }
 
-    /// The count of leaves of these numbers and counts, added up as their states merge: a sum of weights is rounded.
-    pub fn count(leaves: impl Iterator<Item = (usize, f64)>) -> f64 {
-        let mut tree = Self::EMPTY;
-        for (leaf, count) in leaves {
-            tree.complete(leaf, &mut |_, _| ());
-            tree.push(Node { leaf, count, place: 0 });
-        }
-        tree.finish(&mut |_, _| ())
-    }
-
     /// Merges the last nodes, those from leaf `first` on.
     fn merge_from(&mut self, first: usize, merge: &mut dyn FnMut(Node, Node)) {
         while self.len >= 2 && self.nodes[self.len - 2].leaf >= first {
