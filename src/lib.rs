@@ -55,8 +55,8 @@
 //! is within 2 ulp of the exact value; the mean within half an ulp plus 2^-22 standard deviations; y within 2^-21 of
 //! |gamma * xhat| + |beta|; dx within 2^-20 of |gamma| * invstd * (|dy| + |mean dy| + |xhat * mean(dy * xhat)|); dbeta and
 //! dgamma within 2^-21 of the sum of absolute values. A channel of equal elements has variance 0 and gives exactly beta.
-//! Where these bounds vanish something is left, too small to be seen elsewhere: the rounding of a result, or of a term of
-//! dx, that is itself subnormal; 2^-40 * |gamma| of y and 2^-40 * sum|dy| of dgamma, next to the mean; 2^-40 * |gamma| *
+//! Where these bounds vanish something is left, too small to be seen elsewhere: the rounding of a result, or, times
+//! max(1, |gamma| * invstd) * (1 + |xhat|), of a term of dx, that is itself subnormal; 2^-40 * |gamma| of y and 2^-40 * sum|dy| of dgamma, next to the mean; 2^-40 * |gamma| *
 //! invstd * (1 + |xhat|) * rms(dy) of dx, where dy sums to nothing or is orthogonal to xhat. They do not hold where |gamma| *
 //! invstd is beyond 2^250 or below 2^-250 (not 0), nor where gamma * xhat alone is out of range.
 //!

@@ -97,6 +97,8 @@ pub struct GradientFactors<'a, T: Precision> {
     /// Of a batch's own statistics, those over `count` elements per channel.
     pub sums: &'a [T::Gradients],
     pub count: f64,
+    /// Whether there may be elements that have no part in these: so far away that only gain brings them back into the range.
+    pub foreign: bool,
     /// The column of the first of them.
     pub at: usize,
     pub scratch: &'a mut Scratch<T>,
@@ -120,7 +122,7 @@ impl<T: Precision> Kernel<T> for GradientFactors<'_, T> {
         for i in 0..GROUP {
             let (mean, along) = (mean_dy[i], slope[i]);
             let usual = (prescale[i] == 1.0) & ordinary(gain[i]) & ordinary(mean) & ordinary(along);
-            let usual = usual & (!T::PAIRS | (unit[i] == 1.0));
+            let usual = usual & (!T::PAIRS | (unit[i] == 1.0)) & !self.foreign;
             others |= u64::from(!usual & (i < *len));
             let unit_half = if T::PAIRS { half_power(unit[i]) } else { 1.0 };
             let half = if usual { 1.0 } else { half_power(gain[i]) * unit_half };

@@ -413,9 +413,11 @@ where
                 let sums = if matches!(self.given, Given::Batch(..)) { states } else { &[] };
                 let weight = if let Sums::Joined(_, weight) = self.sums { weight } else { None };
                 let count = weight.unwrap_or(self.summed(task));
-                T::dispatch(task.level, GradientFactors { sums, count, at, scratch: task.scratch });
                 // Samples of weight 0 are in no sum: there may be a NaN among them, which only other channels' formula looks for.
-                task.scratch.ordinary &= weight.is_none();
+                let foreign = weight.is_some();
+                let scratch = &mut *task.scratch;
+                T::dispatch(task.level, GradientFactors { sums, count, foreign, at, scratch });
+                task.scratch.ordinary &= !foreign;
             }
         });
     }

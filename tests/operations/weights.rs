@@ -311,14 +311,16 @@ fn far_weights_are_taken() {
 /// the formulas.
 #[test]
 fn samples_of_weight_0_far_from_the_others() {
-    fn of<T: Bits>(cases: &[[f64; 3]], eps: f64) {
+    fn of<T: Bits>(cases: &[[f64; 3]], eps: f64, scale: f64) {
         for (x, layout, activation) in
             cases.iter().flat_map(|x| LAYOUTS.map(|layout| (x, layout))).flat_map(|(x, layout)| {
                 [Activation::Identity, Activation::Relu].map(|activation| (x, layout, activation))
             })
         {
             let (shape, weights) = (Shape::new(layout, 3, 1, &[]).unwrap(), [0.0, 1.0, 1.0]);
-            let params = Params::new(eps).activation(activation);
+            let gamma = [T::from_f64(scale)];
+            let params = Params::new(eps).activation(activation).gamma(&gamma);
+            let scale = gamma[0].to_f64();
             let x = x.map(T::from_f64);
             let dy = [1.0, -2.0, 0.5].map(T::from_f64);
             let mut states = [Welford::new()];
@@ -341,8 +343,8 @@ fn samples_of_weight_0_far_from_the_others() {
             let g = [0, 1, 2].map(|i| if passes(xhat[i]) { dy[i].to_f64() } else { 0.0 });
             let (mean_g, along) = ((g[1] + g[2]) / 2.0, (g[1] * xhat[1] + g[2] * xhat[2]) / 2.0);
             for i in 0..3 {
-                let y_by_formula = if passes(xhat[i]) { xhat[i] } else { 0.0 };
-                let dx_by_formula = (g[i] - mean_g - xhat[i] * along) * invstd;
+                let y_by_formula = if passes(xhat[i]) { scale * xhat[i] } else { 0.0 };
+                let dx_by_formula = (g[i] - mean_g - xhat[i] * along) * invstd * scale;
                 let near = |got: T, expected: f64, size: f64| {
                     let difference = (got.to_f64() - expected).abs();
                     assert!(
@@ -350,8 +352,8 @@ fn samples_of_weight_0_far_from_the_others() {
                         "{x:?} {layout:?} {activation:?} {i}: {got:?}, {expected:?}"
                     );
                 };
-                near(y[i], y_by_formula, xhat[i].abs());
-                let size = (g[i].abs() + mean_g.abs() + (xhat[i] * along).abs()) * invstd;
+                near(y[i], y_by_formula, scale * xhat[i].abs());
+                let size = (g[i].abs() + mean_g.abs() + (xhat[i] * along).abs()) * invstd * scale;
                 near(dx[i], dx_by_formula, size);
             }
         }
@@ -359,9 +361,14 @@ fn samples_of_weight_0_far_from_the_others() {
     let alike = [[1.0, 0.0, 0.0], [6.0, 5.0, 5.0], [-3e4, 0.1, 0.1], [1.0, -1e-20, -1e-20]];
     let far = [[1e20, 1e-20, -1e-20], [100.0, 1e-37, -1e-37], [1e10, 3e-30, -1e-30], [1.0, 1e-40, 2e-40]];
     for eps in [1e-5, 1.0] {
-        of::<f32>(&alike, eps);
-        of::<f64>(&alike, eps);
-        of::<f32>(&far, eps);
-        of::<f64>(&far, eps);
+        for scale in [1.0, 1e-3] {
+            of::<f32>(&alike, eps, scale);
+            of::<f64>(&alike, eps, scale);
+            of::<f32>(&far, eps, scale);
+            of::<f64>(&far, eps, scale);
+        }
     }
+    // xhat times the slope leaves the range on the way to a gradient within it.
+    let farthest = [[3e38, -1.0, 1.0], [-3e38, 10.0, -10.0], [3e38, -1e3, 1e3], [1e35, -1e6, 1e6]];
+    of::<f32>(&farthest, 0.0, 1e-3);
 }
