@@ -387,23 +387,18 @@ impl BatchNorm {
             Some(z) => (y + z)?,
             None => y,
         };
-        let zeros = u.zeros_like()?;
+        let all = |value: f64| u.zeros_like()? + value;
         match self.activation {
             Activation::Identity => Ok(u),
-            Activation::Relu => u.le(0.)?.where_cond(&zeros, &u),
+            Activation::Relu => u.le(0.)?.where_cond(&u.zeros_like()?, &u),
             Activation::LeakyRelu { slope } => u.le(0.)?.where_cond(&(&u * slope)?, &u),
             Activation::Clip { lo, hi } => {
                 // An infinite bound is none: the derivative at that infinity is 1.
-                let mut y = u.clone();
-                for (bound, beyond) in [(hi, u.ge(hi)?), (lo, u.le(lo)?)] {
-                    if bound.is_finite() {
-                        y = beyond.where_cond(&(&zeros + bound)?, &y)?;
-                    }
-                }
-                Ok(y)
+                let y = if hi.is_finite() { u.ge(hi)?.where_cond(&all(hi)?, &u)? } else { u.clone() };
+                if lo.is_finite() { u.le(lo)?.where_cond(&all(lo)?, &y) } else { Ok(y) }
             }
             Activation::HardSwish => {
-                let (low, high) = (u.le(-3.)?, u.ge(3.)?);
+                let (low, high, zeros) = (u.le(-3.)?, u.ge(3.)?, u.zeros_like()?);
                 // Elsewhere 0, of which no infinity comes that would make 0 times itself of the gradient.
                 let inner = low.where_cond(&zeros, &high.where_cond(&zeros, &u)?)?;
                 let between = (&inner * ((&inner + 3.)? / 6.)?)?;
