@@ -5,7 +5,7 @@ use batchnorm::Welford;
 use crate::common::exact::{Gradients, Normalization, Statistics};
 use crate::common::matrix::assert_same;
 use crate::operations::forward::{affine, assert_good_same, mended};
-use crate::shared::bounds::{Bound, Contract, assert_value, is_in_range};
+use crate::shared::bounds::{Bound, Contract, assert_value, is_gain_in_range, is_in_range};
 use crate::shared::calls::{Call, Wanted};
 use crate::shared::problem::{self, Run};
 
@@ -106,8 +106,8 @@ fn check<T: Contract>(
             let bound = Bound { relative: T::OF_SUMS, absolute };
             assert_value(format_args!("{what}, {normalization:?}"), vector[c], exact, bound);
         }
-        // Nothing is promised of dx there; a product of 0 of numbers other than 0 is out of range, too.
-        if !is_in_range::<T>(gain) || (gain == 0.0 && gamma != 0.0) {
+        // Nothing is promised of dx there.
+        if !is_gain_in_range::<T>(gamma, invstd) {
             continue;
         }
         // The kernel's coefficients, rounded, by what they are multiplied with: see "Known limits".

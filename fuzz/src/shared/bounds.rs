@@ -47,6 +47,12 @@ pub fn is_in_range<T: Contract>(value: f64) -> bool {
     value == 0.0 || (T::RANGE[0]..=T::RANGE[1]).contains(&value.abs())
 }
 
+/// The same of gamma * invstd: a product of 0 of a gamma other than 0 is out of range, too.
+pub fn is_gain_in_range<T: Contract>(gamma: f64, invstd: f64) -> bool {
+    let gain = gamma * invstd;
+    is_in_range::<T>(gain) && (gain != 0.0 || gamma == 0.0)
+}
+
 /// The documentation's figures, for any finite element.
 impl Contract for f32 {
     const MAX: f64 = f32::MAX as f64;
@@ -113,9 +119,7 @@ impl Contract for f64 {
     }
     fn y_is_promised(normalization: &Normalization) -> bool {
         let Normalization { invstd, gamma, .. } = *normalization;
-        // A product of 0 of numbers other than 0 is out of range, too.
-        let product = gamma * invstd;
-        is_in_range::<Self>(gamma) && is_in_range::<Self>(product) && (product != 0.0 || gamma == 0.0)
+        is_in_range::<Self>(gamma) && is_gain_in_range::<Self>(gamma, invstd)
     }
 }
 
