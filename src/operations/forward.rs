@@ -133,8 +133,9 @@ where
             if run.count > 1 {
                 // Some of the blocks: one by one.
                 for index in 0..run.count {
-                    let of_block = &mut states[run.place(index) * channels.len()..][..channels.len()];
-                    self.sum(task, channels, &Run::of(run.get(index)), of_block);
+                    let (block, place) = run.block_and_place(index);
+                    let of_block = &mut states[place * channels.len()..][..channels.len()];
+                    self.sum(task, channels, &Run::of(block), of_block);
                 }
                 return;
             }

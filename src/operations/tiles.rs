@@ -56,8 +56,9 @@ fn sums<T: Vectorized, const IN: usize>(
     let (level, geometry) = (task.level, task.geometry);
     let Some(tiles) = task.tiles.take() else { return };
     let places = (0..run.count).flat_map(|index| {
-        let totals = run.place(index) * channels.len();
-        sum_pieces(geometry, channels.len(), run.get(index)).map(move |(some, part, piece)| {
+        let (block, place) = run.block_and_place(index);
+        let totals = place * channels.len();
+        sum_pieces(geometry, channels.len(), block).map(move |(some, part, piece)| {
             let some = channels.start + some.start..channels.start + some.end;
             (Place::of(geometry, &some, &part), Piece { totals, ..piece })
         })

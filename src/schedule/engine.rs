@@ -372,7 +372,7 @@ impl<T: Vectorized, O: Operation<T>> Engine<'_, T, O> {
     fn weigh(&self, run: &Run, states: &mut [O::State], width: usize) -> f64 {
         let mut counts = [0.0; BAND];
         for index in 0..run.count {
-            let (block, place) = (run.get(index), run.place(index));
+            let (block, place) = run.block_and_place(index);
             let states = &mut states[place * width..][..width];
             counts[place] = self.count_of(&block);
             match self.samples.weight(self.geometry, &block) {
